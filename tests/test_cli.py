@@ -1,0 +1,188 @@
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainguard import cli
+from trainguard.errors import DataError
+from trainguard.sources import open_data
+
+
+class Outcome:
+    """Stands for any result: it remembers what was asked of it."""
+
+    def __init__(self, verdict="clean"):
+        self.verdict = verdict
+        self.saved = None
+
+    def rows(self):
+        return [("verdict", self.verdict), ("because", "[b]the scores[/b]")]
+
+    def save(self, folder):
+        self.saved = folder
+
+    def report(self, path, dataset=None):
+        return path
+
+
+def stub(monkeypatch, module, **names):
+    """Put functions in the place of a module's own, so that only the command line is under test."""
+    fake = types.ModuleType(module)
+    for name, value in names.items():
+        setattr(fake, name, value)
+    monkeypatch.setitem(sys.modules, module, fake)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("clean", 0), ("poisoned", 3), ("undecided", 4)])
+def test_screen_passes_its_flags_on_and_answers_with_the_verdict(monkeypatch, capsys, folder, tmp_path, verdict, code):
+    calls = []
+    outcome = Outcome(verdict)
+
+    def screen(dataset, model, **options):
+        calls.append((dataset, model, options))
+        return outcome
+
+    monkeypatch.setattr("trainguard.screen", screen, raising=False)
+    out = tmp_path / "out"
+    argv = ["screen", str(folder), "--model", "resnet18", "--out", str(out), "--epochs", "30", "--seed", "7"]
+    assert cli.main([*argv, "--no-progress"]) == code
+    dataset, model, options = calls[0]
+    assert (len(dataset), model, outcome.saved) == (6, "resnet18", out)
+    assert options == {"epochs": 30, "budget": 0.5, "seed": 7, "state_dir": None, "progress": False}
+    shown = capsys.readouterr().out
+    assert verdict in shown and "[b]the scores[/b]" in shown and "report" in shown
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("clean", 0), ("backdoored", 3), ("undecided", 4)])
+def test_audit_answers_with_the_verdict(monkeypatch, folder, verdict, code):
+    stub(monkeypatch, "trainguard.purification", audit_checkpoint=lambda *_, **__: Outcome(verdict))
+    assert cli.main(["audit", "weights.safetensors", "--arch", "resnet18", "--data", str(folder)]) == code
+
+
+def test_purify_passes_its_flags_on(monkeypatch, folder, tmp_path):
+    calls = []
+
+    def purify_checkpoint(checkpoint, **options):
+        calls.append((checkpoint, options.pop("data"), options))
+        return Outcome()
+
+    stub(monkeypatch, "trainguard.purification", purify_checkpoint=purify_checkpoint)
+    out = tmp_path / "pure.safetensors"
+    argv = ["purify", "w.safetensors", "--arch", "vit", "--data", str(folder), "--out", str(out), "--clean"]
+    assert cli.main(argv) == 0
+    checkpoint, data, options = calls[0]
+    assert (checkpoint, len(data)) == ("w.safetensors", 6)
+    assert options == {"arch": "vit", "out": out, "clean": True, "seed": 0, "state_dir": None, "progress": True}
+
+
+def test_report_builds_the_page(monkeypatch, capsys, tmp_path):
+    stub(monkeypatch, "trainguard.report", build=lambda folder, path: f"{folder} -> {path.name}")
+    assert cli.main(["report", "runs/one", "--out", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out == "runs/one -> page.html\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["nonsense"],
+        ["screen"],
+        ["screen", "data", "--model", "resnet18", "--out", "o", "--epochs", "0"],
+        ["screen", "data", "--model", "resnet18", "--out", "o", "--budget", "-1"],
+        ["screen", "/nowhere/at/all", "--model", "resnet18", "--out", "o"],
+        ["drill", "data", "--attacks", ",", "--defenses", "none", "--model", "resnet9", "--out", "o"],
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(capsys, argv):
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("trainguard") and captured.err.count("\n") == 1
+
+
+def test_unusable_input_is_one_line_and_exit_code_2(monkeypatch, capsys, folder, tmp_path):
+    def screen(*_, **__):
+        raise DataError("images outside [0, 1]:\n  row 3 has 7.5")
+
+    monkeypatch.setattr("trainguard.screen", screen, raising=False)
+    assert cli.main(["screen", str(folder), "--model", "resnet18", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "trainguard screen: images outside [0, 1]: row 3 has 7.5\n"
+
+
+def test_interruption_is_said_in_one_line(monkeypatch, capsys, folder, tmp_path):
+    def screen(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainguard.screen", screen, raising=False)
+    assert cli.main(["screen", str(folder), "--model", "resnet18", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "trainguard screen: interrupted\n"
+
+
+def test_python_dash_m_is_the_command_and_help_imports_nothing_heavy():
+    code = (
+        "import sys, runpy\n"
+        "sys.argv = ['trainguard', '--help']\n"
+        "try: runpy.run_module('trainguard', run_name='__main__')\n"
+        "except SystemExit as stop: assert stop.code == 0, stop.code\n"
+        "heavy = {'torch', 'datasets', 'timm', 'accelerate', 'matplotlib', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "screen", "purify", "audit", "drill", "report"):
+        assert command in done.stdout
+
+
+def test_open_data_reads_an_image_folder_with_its_class_names(folder):
+    dataset = open_data(folder)
+    assert len(dataset) == 6
+    assert dataset.features["label"].names == ["cat", "dog"]
+    assert dataset[5]["image"].size == (8, 8)
+
+
+def test_open_data_reads_parquet_and_saved_data_sets_alike(folder, tmp_path):
+    dataset = open_data(folder)
+    dataset.save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "tables").mkdir()
+    dataset.to_parquet(str(tmp_path / "tables" / "train.parquet"))
+    dataset.select(range(2)).to_parquet(str(tmp_path / "tables" / "test.parquet"))
+    for name in ("saved", "tables", "tables/train.parquet"):
+        opened = open_data(tmp_path / name)
+        assert opened["label"][:] == dataset["label"][:]
+        assert opened[4]["image"].tobytes() == dataset[4]["image"].tobytes()
+    assert len(open_data(tmp_path / "tables", split="test")) == 2
+
+
+def test_open_data_keeps_only_the_columns_that_were_named(folder, tmp_path):
+    dataset = open_data(folder)
+    dataset.add_column("mask", dataset["image"][:], feature=dataset.features["image"]).save_to_disk(
+        str(tmp_path / "two")
+    )
+    assert open_data(tmp_path / "two", image_column="image").column_names == ["image", "label"]
+    with pytest.raises(DataError, match="no column 'picture': it has image, label, mask"):
+        open_data(tmp_path / "two", image_column="picture")
+
+
+def test_open_data_says_what_is_wrong(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.txt").write_text("x")
+    with pytest.raises(DataError, match="no folder per class"):
+        open_data(tmp_path / "empty")
+    with pytest.raises(DataError, match="not a parquet file"):
+        open_data(tmp_path / "list.txt")
+    with pytest.raises(DataError, match="does not exist"):
+        open_data(tmp_path / "absent")

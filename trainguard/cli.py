@@ -1,0 +1,305 @@
+"""The `trainguard` command: one subcommand for each public function.
+
+It parses, calls that function, prints, and answers with an exit code: 0 done (and, for `screen` and `audit`, nothing
+found), 3 poison or a backdoor found, 4 undecided, 2 wrong use or unusable input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+DONE, WRONG_USE, FOUND, UNDECIDED, INTERRUPTED = 0, 2, 3, 4, 130
+VERDICT_CODES = {"clean": DONE, "poisoned": FOUND, "backdoored": FOUND, "undecided": UNDECIDED}
+
+
+class WrongUse(ValueError):
+    """The command line itself cannot be understood."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose complaint is one line and an exception, not a page of usage and an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `WrongUse` with the message and where to read more."""
+        raise WrongUse(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Args:
+        argv: the words after `trainguard`; `sys.argv` unless given.
+
+    Returns:
+        The exit code.
+    """
+    command = "trainguard"
+    try:
+        arguments = build_parser().parse_args(argv)
+        command = f"trainguard {arguments.command}"
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if os.environ.get("TRAINGUARD_TRACEBACK"):
+            raise
+        print(f"{command}: {one_line(error)}", file=sys.stderr)
+        return WRONG_USE
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line of text, with its kind where the message alone says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All subcommands; importing nothing of what they run."""
+    parser = OneLineParser(
+        prog="trainguard",
+        description="Train image classifiers on data you did not make: screen for poison, train clean, purify.",
+        epilog="Exit codes: 0 done, nothing found; 3 poison or a backdoor found; 4 undecided; 2 wrong use or unusable "
+        "input. TRAINGUARD_TRACEBACK=1 shows where an error came from.",
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
+    for add in (_add_demo, _add_screen, _add_purify, _add_audit, _add_drill, _add_report):
+        add(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Prints the version, which is looked up only when asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show the version and stop")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from trainguard import __version__
+
+        print(f"trainguard {__version__}")
+        parser.exit()
+
+
+def _subcommand(
+    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int], summary: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.set_defaults(run=run)
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
+    return parser
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", default="train", help="split of a data set that has several (default: %(default)s)")
+    parser.add_argument("--image-column", help="column of the images, where there are several")
+    parser.add_argument("--label-column", help="column of the labels, where there are several")
+
+
+def _open_data(arguments: argparse.Namespace, name: str):
+    import datasets
+
+    from trainguard.sources import open_data
+
+    datasets.disable_progress_bars()  # ours are enough
+    return open_data(
+        name, split=arguments.split, image_column=arguments.image_column, label_column=arguments.label_column
+    )
+
+
+def _show(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """The short summary table at the end of a command, on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, value in rows:
+        table.add_row(Text(what), Text(value))
+    Console().print(table)
+
+
+def _at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError("expected names with commas between them")
+    return names
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    summary = "poison a bundled set of real images, train on it unguarded and guarded, and show the difference"
+    parser = _subcommand(commands, "demo", _demo, summary)
+    parser.add_argument("--out", type=Path, help="also keep the table and the pictures in this folder")
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from trainguard.drill.demo import run_demo
+
+    run_demo(out=arguments.out, seed=arguments.seed, progress=arguments.progress)
+    return DONE
+
+
+DATA_HELP = "image folder, parquet file or folder, Hugging Face data set on disk or by name"
+
+
+def _add_screen(commands: argparse._SubParsersAction) -> None:
+    parser = _subcommand(commands, "screen", _screen, "look for backdoor poison in a set of labelled images")
+    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("--model", required=True, help="the model that will be trained: a timm or torchvision name")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the result and its report")
+    parser.add_argument(
+        "--epochs", type=_at_least_one, help="epochs of that training; they set what screening may cost"
+    )
+    parser.add_argument(
+        "--budget", type=_share, default=0.5, help="share of its cost that screening may spend (default: %(default)s)"
+    )
+    parser.add_argument("--state-dir", type=Path, help="folder to resume from after an interruption")
+    _add_data_options(parser)
+
+
+def _screen(arguments: argparse.Namespace) -> int:
+    import trainguard
+
+    dataset = _open_data(arguments, arguments.data)
+    result = trainguard.screen(
+        dataset,
+        arguments.model,
+        epochs=arguments.epochs,
+        budget=arguments.budget,
+        seed=arguments.seed,
+        state_dir=arguments.state_dir,
+        progress=arguments.progress,
+    )
+    result.save(arguments.out)
+    page = result.report(arguments.out / "report.html", dataset=dataset)
+    _show("Screening", [*result.rows(), ("saved in", str(arguments.out)), ("report", str(page))])
+    return VERDICT_CODES[result.verdict]
+
+
+def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="weights: safetensors, or a state dict without code")
+    parser.add_argument("--arch", required=True, help="what the weights belong to: a timm or torchvision name")
+    parser.add_argument("--data", required=True, help=DATA_HELP)
+    _add_data_options(parser)
+
+
+def _add_purify(commands: argparse._SubParsersAction) -> None:
+    parser = _subcommand(commands, "purify", _purify, "erase a backdoor from a finished model")
+    _add_checkpoint_options(parser)
+    parser.add_argument("--out", type=Path, required=True, help="where to write the purified weights (.safetensors)")
+    parser.add_argument("--clean", action="store_true", help="the data are known to be clean: one round is enough")
+    parser.add_argument("--state-dir", type=Path, help="folder to resume from after an interruption")
+
+
+def _purify(arguments: argparse.Namespace) -> int:
+    from trainguard.purification import purify_checkpoint
+
+    outcome = purify_checkpoint(
+        arguments.checkpoint,
+        arch=arguments.arch,
+        data=_open_data(arguments, arguments.data),
+        out=arguments.out,
+        clean=arguments.clean,
+        seed=arguments.seed,
+        state_dir=arguments.state_dir,
+        progress=arguments.progress,
+    )
+    _show("Purification", [*outcome.rows(), ("saved in", str(arguments.out))])
+    return DONE
+
+
+def _add_audit(commands: argparse._SubParsersAction) -> None:
+    parser = _subcommand(commands, "audit", _audit, "ask whether a finished model has a backdoor")
+    _add_checkpoint_options(parser)
+    parser.add_argument("--out", type=Path, help="folder for the result and its report")
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from trainguard.purification import audit_checkpoint
+
+    result = audit_checkpoint(
+        arguments.checkpoint,
+        arch=arguments.arch,
+        data=_open_data(arguments, arguments.data),
+        seed=arguments.seed,
+        progress=arguments.progress,
+    )
+    rows = list(result.rows())
+    if arguments.out:
+        result.save(arguments.out)
+        rows += [("saved in", str(arguments.out)), ("report", str(result.report(arguments.out / "report.html")))]
+    _show("Audit", rows)
+    return VERDICT_CODES[result.verdict]
+
+
+def _add_drill(commands: argparse._SubParsersAction) -> None:
+    parser = _subcommand(
+        commands, "drill", _drill, "poison copies of a data set and measure what the guard does about it"
+    )
+    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("--attacks", type=_names, required=True, help="names with commas between them, or all")
+    parser.add_argument("--defenses", type=_names, required=True, help="names with commas between them")
+    parser.add_argument("--model", required=True, help="the model to train: a timm, torchvision or drill name")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the cells, the table and the report")
+    parser.add_argument(
+        "--epochs", type=_at_least_one, default=30, help="epochs of each training (default: %(default)s)"
+    )
+    parser.add_argument("--seeds", type=_names, help="several seeds with commas between them, instead of --seed")
+    _add_data_options(parser)
+
+
+def _drill(arguments: argparse.Namespace) -> int:
+    from trainguard.drill import run_drill
+
+    run_drill(
+        _open_data(arguments, arguments.data),
+        attacks=arguments.attacks,
+        defenses=arguments.defenses,
+        model=arguments.model,
+        out=arguments.out,
+        epochs=arguments.epochs,
+        seeds=tuple(map(int, arguments.seeds or (arguments.seed,))),
+        progress=arguments.progress,
+    )
+    return DONE
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "report", help="make the page of a saved result", description="Make the page of a saved result."
+    )
+    parser.set_defaults(run=_report)
+    parser.add_argument("result", metavar="RESULT_DIR", help="folder that screen, audit, purify or drill wrote")
+    parser.add_argument("--out", type=Path, required=True, help="the HTML file to write")
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from trainguard.report import build
+
+    print(build(arguments.result, arguments.out))
+    return DONE

@@ -1,0 +1,73 @@
+"""What a person names on the command line (a folder, a file, a data set) opened as a Hugging Face data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainguard.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def open_data(
+    name: str | Path, *, split: str = "train", image_column: str | None = None, label_column: str | None = None
+) -> Dataset:
+    """Open an image folder, parquet, or a Hugging Face data set; no network unless `name` is not on this disk.
+
+    Args:
+        name: a folder with one folder of images per class; a parquet file or a folder of them; a folder that
+            `Dataset.save_to_disk` wrote; or else the name of a data set on the Hugging Face hub.
+        split: which split to take where there are several.
+        image_column: the column of the images, needed only where there are several. Others are left out.
+        label_column: likewise for the labels.
+
+    Raises:
+        DataError: there is nothing of the kind, or the split or a column is not there.
+    """
+    dataset = _open(str(name), Path(name), split)
+    chosen = [column for column in (image_column, label_column) if column is not None]
+    for column in chosen:
+        if column not in dataset.column_names:
+            raise DataError(f"{name} has no column {column!r}: it has {', '.join(dataset.column_names)}")
+    kinds = [kind for kind, column in (("Image", image_column), ("ClassLabel", label_column)) if column is not None]
+    others = [c for c, feature in dataset.features.items() if c not in chosen and type(feature).__name__ in kinds]
+    return dataset.remove_columns(others)
+
+
+def _open(name: str, path: Path, split: str) -> Dataset:
+    import datasets
+
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise DataError(f"{path} is not a parquet file: pass a .parquet file or a folder")
+        return datasets.load_dataset("parquet", data_files=str(path), split="train")
+    if path.is_dir():
+        return _open_folder(path, split)
+    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise DataError(f"{path} does not exist: pass an image folder, a parquet file or a data set's name")
+    try:
+        return datasets.load_dataset(name, split=split)
+    except Exception as error:  # the hub's client raises many kinds; each means that the name did not open
+        raise DataError(f"{name} is neither on this disk nor could it be opened by name: {error}") from error
+
+
+def _open_folder(folder: Path, split: str) -> Dataset:
+    import datasets
+
+    if (folder / "dataset_dict.json").is_file():
+        splits = datasets.load_from_disk(str(folder))
+        if split not in splits:
+            raise DataError(f"{folder} has no split {split!r}: it has {', '.join(splits)}")
+        return splits[split]
+    if (folder / "state.json").is_file():
+        return datasets.load_from_disk(str(folder))
+    tables = sorted(folder.glob("*.parquet")) or sorted(folder.rglob(f"{split}*.parquet"))
+    if tables:
+        mine = [table for table in tables if table.name.startswith(split)] or tables
+        return datasets.load_dataset("parquet", data_files=[str(table) for table in mine], split="train")
+    root = folder / split if (folder / split).is_dir() else folder
+    if not any(child.is_dir() for child in root.iterdir()):
+        raise DataError(f"{root} has no folder per class and no parquet file: pass the folder above the class folders")
+    return datasets.load_dataset("imagefolder", data_dir=str(root), split="train", drop_labels=False)
