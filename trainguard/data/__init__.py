@@ -1,0 +1,1 @@
+"""Reading data sets, the pixel range of a pipeline, and live views behind a loader."""

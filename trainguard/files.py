@@ -1,0 +1,101 @@
+"""Files that are written whole or not at all."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trainguard.errors import StateError
+
+
+@contextmanager
+def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary file to write to, which becomes `path` when the block ends without an error.
+
+    The temporary file lies beside `path` and has its suffix, is flushed to the disk, and then renamed: whoever looks
+    at `path` sees the old file or the new one, never half of either. If the block raises, `path` is untouched and the
+    temporary file is gone.
+
+    Args:
+        path: the file to write; its folder is made where it does not exist.
+
+    Yields:
+        The temporary path to write to.
+
+    Raises:
+        StateError: the folder cannot be written, or the disk is full; the message names the path and the way out.
+    """
+    target = Path(path)
+    folder = writable_folder(target.parent)
+    with _explained(target):
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=folder)
+        os.close(handle)
+    temporary = Path(name)
+    try:
+        with _explained(target):
+            os.chmod(temporary, 0o666 & ~_umask())
+            yield temporary
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, target)
+            _flush_folder(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def writable_folder(path: str | os.PathLike) -> Path:
+    """Make a folder where there is none, and make sure that files can be put in it.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        The folder as a `Path`.
+
+    Raises:
+        StateError: it cannot be made or written, or something that is not a folder lies there.
+    """
+    folder = Path(path)
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # access() asks about permission bits alone; a real file also finds read-only mounts and quotas.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    return folder
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn the system's errors about a path into one sentence that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            message = f"no permission to write {path}: choose another folder or change its permissions"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"the disk is full, {path} was not written: free some space or choose a folder on another disk"
+        elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+            message = f"expected a folder at {path}, found a file: choose another folder or move the file away"
+        else:
+            raise
+        raise StateError(message) from error
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system can flush a folder."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows cannot open a folder
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

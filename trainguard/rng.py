@@ -1,0 +1,86 @@
+"""Random numbers that leave the user's own streams where they were."""
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+GENERATOR_TYPES = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+def seed_streams(seed: int, generators: Iterable[Generator] = ()) -> None:
+    """Seed torch on the CPU, numpy and python, and the given generators.
+
+    A GPU is left out on purpose: this runs once per sample, and `torch.manual_seed` before CUDA starts formats a stack
+    trace at every call.
+
+    Args:
+        seed: any non-negative integer.
+        generators: further generators, such as those a data set keeps for itself.
+    """
+    seed %= 2**32
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    for generator in generators:
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        elif isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = type(generator.bit_generator)(seed).state
+        else:
+            generator.seed(seed)
+
+
+@contextmanager
+def isolated_rng(seed: int, generators: Iterable[Generator] = ()) -> Iterator[None]:
+    """Run a block on its own random numbers and put every stream back afterwards, also when the block raises.
+
+    Covers torch (CPU and CUDA), numpy, python, and the given generators. If CUDA first starts inside the block, its
+    streams are set on the way out to the state they would have had: the seed that torch was last given.
+
+    Args:
+        seed: what the streams are seeded with inside the block.
+        generators: further generators to seed, save and restore.
+    """
+    generators = list(generators)
+    saved = [_state(generator) for generator in generators]
+    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    initial_seed = torch.initial_seed()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        seed_streams(seed, generators)
+        if cuda_states is not None:
+            torch.cuda.manual_seed_all(seed)
+        yield
+    finally:
+        if cuda_states is not None:
+            torch.cuda.set_rng_state_all(cuda_states)
+        elif torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(initial_seed)
+        # Seeding is what sets torch.initial_seed(), which the data loader's workers of some libraries read.
+        torch.default_generator.manual_seed(initial_seed)
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        for generator, state in zip(generators, saved, strict=True):
+            _restore(generator, state)
+
+
+def _state(generator: Generator) -> object:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.get_state()
+
+
+def _restore(generator: Generator, state: object) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)  # type: ignore[arg-type]
+    else:
+        generator.set_state(state)  # type: ignore[arg-type]
