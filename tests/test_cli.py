@@ -2,6 +2,7 @@ import subprocess
 import sys
 import types
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -56,7 +57,7 @@ def test_screen_passes_its_flags_on_and_answers_with_the_verdict(monkeypatch, ca
         calls.append((dataset, model, options))
         return outcome
 
-    monkeypatch.setattr("trainguard.screen", screen, raising=False)
+    stub(monkeypatch, "trainguard.guard", screen=screen)
     out = tmp_path / "out"
     argv = ["screen", str(folder), "--model", "resnet18", "--out", str(out), "--epochs", "30", "--seed", "7"]
     assert cli.main([*argv, "--no-progress"]) == code
@@ -118,7 +119,7 @@ def test_unusable_input_is_one_line_and_exit_code_2(monkeypatch, capsys, folder,
     def screen(*_, **__):
         raise DataError("images outside [0, 1]:\n  row 3 has 7.5")
 
-    monkeypatch.setattr("trainguard.screen", screen, raising=False)
+    stub(monkeypatch, "trainguard.guard", screen=screen)
     assert cli.main(["screen", str(folder), "--model", "resnet18", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "trainguard screen: images outside [0, 1]: row 3 has 7.5\n"
 
@@ -127,7 +128,7 @@ def test_interruption_is_said_in_one_line(monkeypatch, capsys, folder, tmp_path)
     def screen(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trainguard.screen", screen, raising=False)
+    stub(monkeypatch, "trainguard.guard", screen=screen)
     assert cli.main(["screen", str(folder), "--model", "resnet18", "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "trainguard screen: interrupted\n"
 
@@ -169,9 +170,8 @@ def test_open_data_reads_parquet_and_saved_data_sets_alike(folder, tmp_path):
 
 def test_open_data_keeps_only_the_columns_that_were_named(folder, tmp_path):
     dataset = open_data(folder)
-    dataset.add_column("mask", dataset["image"][:], feature=dataset.features["image"]).save_to_disk(
-        str(tmp_path / "two")
-    )
+    masks = dataset.rename_column("image", "mask").remove_columns("label")
+    datasets.concatenate_datasets([dataset, masks], axis=1).save_to_disk(str(tmp_path / "two"))
     assert open_data(tmp_path / "two", image_column="image").column_names == ["image", "label"]
     with pytest.raises(DataError, match="no column 'picture': it has image, label, mask"):
         open_data(tmp_path / "two", image_column="picture")
