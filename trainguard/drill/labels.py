@@ -1,0 +1,46 @@
+r"""Which label a poisoned sample gets: functions of the (N,) true labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+class LabelRule(Protocol):
+    r"""(N,) int64 true labels to (N,) int64 given labels."""
+
+    def __call__(self, labels: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class to:
+    r"""Every sample gets label `target` (all-to-one)."""
+
+    target: int
+
+    def __call__(self, labels: np.ndarray) -> np.ndarray:
+        return np.full_like(labels, self.target)
+
+
+@dataclass(frozen=True)
+class shift:
+    r"""Label y becomes (y + step) mod `num_classes` (all-to-all)."""
+
+    step: int
+    num_classes: int
+
+    def __call__(self, labels: np.ndarray) -> np.ndarray:
+        return (labels + self.step) % self.num_classes
+
+
+@dataclass(frozen=True)
+class Keep:
+    r"""The label stays: clean-label payloads and cover samples."""
+
+    def __call__(self, labels: np.ndarray) -> np.ndarray:
+        return labels.copy()
+
+
+keep = Keep()

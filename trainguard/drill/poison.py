@@ -1,0 +1,226 @@
+r"""An attack is a list of rules; this applies them, to a map-style data set or to arrays, with the same pixels either way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from trainguard.drill.labels import LabelRule
+from trainguard.drill.select import Select
+from trainguard.drill.triggers import Trigger
+
+_CHUNK = 256  # images that are float64 at a time
+
+
+class Role(IntEnum):
+    r"""What a training sample is to the attacker."""
+
+    CLEAN = 0
+    PAYLOAD = 1  # teaches the backdoor
+    COVER = 2  # holds a trigger under its true label, to hide the payload or to sharpen the trigger
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    r"""Who gets which pixels under which label."""
+
+    select: Select
+    trigger: Trigger
+    label: LabelRule
+    role: Role = Role.PAYLOAD
+
+
+@dataclass(frozen=True, eq=False)
+class Attack:
+    r"""A backdoor attack as data.
+
+    Args:
+        name: short name.
+        train: rules for the training set; they take disjoint samples, in this order.
+        test: rules for the test set, one per backdoor; samples whose label a rule would not change are left out.
+        craft: for attacks that must be fitted to the data first: (images, labels, seed) to the fitted attack. See `fitted`.
+    """
+
+    name: str
+    train: tuple[Rule, ...] = ()
+    test: tuple[Rule, ...] = ()
+    craft: Callable[[Tensor, Tensor, int], Attack] | None = None
+
+
+def fitted(attack: Attack, images: Tensor, labels: Tensor, seed: int = 0) -> Attack:
+    r"""The attack, ready for use: fitted to the data where it has something to fit, else as it is.
+
+    Args:
+        attack: what to fit.
+        images: (N, C, H, W) uint8 clean training images.
+        labels: (N,) int64 true labels.
+        seed: of the fit.
+    """
+    return attack if attack.craft is None else attack.craft(images, labels, seed)
+
+
+@dataclass(frozen=True)
+class Plan:
+    r"""Which sample is poisoned how.
+
+    Attributes:
+        rule: (N,) int16, number of the rule that has the sample, -1 for none.
+        labels: (N,) int64 labels after poisoning.
+        role: (N,) int8, see `Role`.
+    """
+
+    rule: np.ndarray
+    labels: np.ndarray
+    role: np.ndarray
+
+
+def plan(labels: np.ndarray, attack: Attack, seed: int) -> Plan:
+    r"""Choose the samples of each rule.
+
+    Args:
+        labels: (N,) int64 true labels.
+        attack: what to do.
+        seed: seed of the choice.
+
+    Raises:
+        ValueError: a rate that cannot be had, or an attack that must be fitted first.
+    """
+    _check_fitted(attack)
+    labels = np.asarray(labels, dtype=np.int64)
+    out = Plan(np.full(len(labels), -1, np.int16), labels.copy(), np.zeros(len(labels), np.int8))
+    rng = np.random.default_rng(seed)
+    for number, rule in enumerate(attack.train):
+        try:
+            index = rule.select(labels, out.rule < 0, rng)
+        except ValueError as error:
+            raise ValueError(f"attack {attack.name!r}, {rule.role.name.lower()}: {error}") from None
+        out.rule[index] = number
+        out.labels[index] = rule.label(labels[index])
+        out.role[index] = rule.role
+    return out
+
+
+@dataclass(eq=False)
+class Poisoned(Dataset):
+    r"""A map-style data set with an attack in it; poisoned samples are made when they are read.
+
+    Args:
+        dataset: gives (image (C, H, W) float in [0, 1], label).
+        attack: a fitted attack (see `fitted`).
+        seed: chooses the samples and everything random about their triggers.
+        true_labels: (N,) int64, where known; read from the data set otherwise, once.
+
+    Attributes:
+        labels: (N,) int64 labels after poisoning.
+        role: (N,) int8, see `Role`.
+        poisoned_index: indices of the payload samples.
+    """
+
+    dataset: Dataset
+    attack: Attack
+    seed: int = 0
+    true_labels: np.ndarray | None = None
+    labels: np.ndarray = field(init=False)
+    role: np.ndarray = field(init=False)
+    poisoned_index: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        count = len(self.dataset)  # type: ignore[arg-type]
+        if self.true_labels is None:
+            self.true_labels = np.array([int(self.dataset[i][1]) for i in range(count)], dtype=np.int64)
+        self._plan = plan(self.true_labels, self.attack, self.seed)
+        self.labels, self.role = self._plan.labels, self._plan.role
+        self.poisoned_index = np.flatnonzero(self.role == Role.PAYLOAD)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        image = self.dataset[i][0]
+        rule = self._plan.rule[i]
+        if rule >= 0:
+            pixels = _apply(self.attack.train[rule].trigger, image[None], np.array([i % len(self)]), self.seed)
+            image = pixels[0].to(image.dtype) / 255
+        return image, int(self.labels[i])
+
+
+def poison(dataset: Dataset, attack: Attack, seed: int = 0) -> Poisoned:
+    r"""`dataset` with `attack` in it, see `Poisoned`."""
+    return Poisoned(dataset, attack, seed)
+
+
+def poison_arrays(images: Tensor, labels: Tensor, attack: Attack, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The same for a data set in memory.
+
+    Args:
+        images: (N, C, H, W) uint8; not changed.
+        labels: (N,) int64 true labels.
+        attack: a fitted attack.
+        seed: as for `Poisoned`, and with the same outcome.
+
+    Returns:
+        Images (N, C, H, W) uint8, labels (N,) int64, role (N,) int8 (see `Role`).
+    """
+    plot = plan(labels.numpy(), attack, seed)
+    out = images.clone()
+    for number, rule in enumerate(attack.train):
+        _write(out, images, np.flatnonzero(plot.rule == number), rule.trigger, seed)
+    return out, torch.from_numpy(plot.labels), torch.from_numpy(plot.role)
+
+
+def triggered_test(images: Tensor, labels: Tensor, attack: Attack, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    r"""What the attack success rate is measured on: only samples whose label the attack would change.
+
+    Args:
+        images: (N, C, H, W) uint8 clean test images.
+        labels: (N,) int64 true labels.
+        attack: a fitted attack; where it has several test rules, their samples follow one another.
+        seed: of random triggers.
+
+    Returns:
+        Triggered images (M, C, H, W) uint8, true labels (M,) int64, target labels (M,) int64.
+
+    Raises:
+        ValueError: the test set has no sample whose label the attack would change.
+    """
+    _check_fitted(attack)
+    truth = labels.numpy()
+    kept, targets, pixels = [], [], []
+    rng = np.random.default_rng(seed)
+    for rule in attack.test:
+        index = rule.select(truth, np.ones(len(truth), bool), rng)
+        target = rule.label(truth)
+        index = index[target[index] != truth[index]]
+        out = images[index]
+        _write(out, images[index], np.arange(len(index)), rule.trigger, seed, index)
+        kept.append(truth[index])
+        targets.append(target[index])
+        pixels.append(out)
+    if sum(map(len, kept)) == 0:
+        raise ValueError(f"attack {attack.name!r} would change the label of none of the {len(truth)} test images")
+    return torch.cat(pixels), torch.from_numpy(np.concatenate(kept)), torch.from_numpy(np.concatenate(targets))
+
+
+def _check_fitted(attack: Attack) -> None:
+    if attack.craft is not None:
+        raise ValueError(f"attack {attack.name!r} is fitted to its data: first attack = fitted(attack, images, labels)")
+
+
+def _write(
+    out: Tensor, images: Tensor, rows: np.ndarray, trigger: Trigger, seed: int, index: np.ndarray | None = None
+) -> None:
+    index = np.arange(len(images)) if index is None else index
+    for start in range(0, len(rows), _CHUNK):
+        part = rows[start : start + _CHUNK]
+        out[part] = _apply(trigger, images[part].to(torch.float32) / 255, index[part], seed)
+
+
+def _apply(trigger: Trigger, images: Tensor, index: np.ndarray, seed: int) -> Tensor:
+    # float64, so that a batch and a single sample round to the same pixel
+    return (trigger(images.to(torch.float64), index, seed) * 255).round().clamp(0, 255).to(torch.uint8)

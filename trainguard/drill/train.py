@@ -1,0 +1,128 @@
+r"""The user's side of the drill: one plain training loop over images in memory, for every cell alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Recipe:
+    r"""How a victim is trained: SGD with Nesterov momentum under a one-cycle schedule (Page 2018).
+
+    Args:
+        epochs: passes over the data.
+        lr: peak learning rate.
+        batch_size: images per step.
+        weight_decay: of all weights.
+        flip: mirror half of the images (not for digits and traffic signs).
+        pad: random crops out of an image with this many pixels of margin, as a share of the side.
+        warmup: share of the steps before the peak.
+    """
+
+    epochs: int = 30
+    lr: float = 0.2
+    batch_size: int = 128
+    weight_decay: float = 5e-4
+    flip: bool = True
+    pad: float = 0.125
+    warmup: float = 0.25
+
+
+def train_classifier(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> nn.Module:
+    r"""Train `model` in place and return it.
+
+    Args:
+        model: eats (B, C, H, W) float in [0, 1].
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64.
+        recipe: how.
+        seed: order and augmentation; the global generators are left alone.
+        device: where.
+        on_epoch: called with (epoch, mean loss) after each.
+
+    Raises:
+        ValueError: fewer images than one batch of two.
+    """
+    count, size = len(images), min(recipe.batch_size, len(images))
+    if size < 2:
+        raise ValueError(f"training needs at least 2 images, got {count}")
+    steps = max(1, count // size)
+    model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
+    )
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.lr, total_steps=recipe.epochs * steps, pct_start=recipe.warmup
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in range(recipe.epochs):
+        model.train()
+        order = torch.randperm(count, generator=generator)
+        total = torch.zeros((), device=device)
+        for step in range(steps):
+            index = order[step * size : (step + 1) * size]
+            batch = augment(images[index], recipe, generator).to(device)
+            batch = (batch.to(torch.float32) / 255).contiguous(memory_format=torch.channels_last)
+            with autocast(device):
+                loss = F.cross_entropy(model(batch), labels[index].to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            total += loss.detach()
+        if on_epoch is not None:
+            on_epoch(epoch, float(total) / steps)
+    return model
+
+
+def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    r"""Random crop with a zero margin and, if the recipe says so, mirror: (B, C, H, W) to the same, any dtype."""
+    batch, _, height, width = images.shape
+    if recipe.flip:
+        mirrored = torch.rand(batch, generator=generator) < 0.5
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+    pad = round(recipe.pad * min(height, width))
+    if pad == 0:
+        return images
+    images = F.pad(images, (pad,) * 4)
+    top, left = (torch.randint(0, 2 * pad + 1, (batch, 1, 1), generator=generator) for _ in range(2))
+    rows, columns = top + torch.arange(height).view(1, -1, 1), left + torch.arange(width).view(1, 1, -1)
+    picked = images.permute(0, 2, 3, 1)[torch.arange(batch).view(-1, 1, 1), rows, columns]
+    return picked.permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, *, device: torch.device | str = "cpu", batch_size: int = 500) -> Tensor:
+    r"""(N,) int64 predicted classes of (N, C, H, W) uint8 images, in evaluation mode."""
+    model.eval()
+    out = []
+    for start in range(0, len(images), batch_size):
+        batch = (images[start : start + batch_size].to(device).to(torch.float32) / 255).contiguous(
+            memory_format=torch.channels_last
+        )
+        with autocast(device):
+            out.append(model(batch).argmax(1).cpu())
+    return torch.cat(out)
+
+
+def autocast(device: torch.device | str) -> AbstractContextManager:
+    r"""bfloat16 where the processor multiplies it in hardware, else nothing."""
+    kind = torch.device(device).type
+    if kind == "cpu" and not torch.cpu._is_amx_tile_supported():
+        return nullcontext()
+    return torch.autocast(kind, torch.bfloat16)
