@@ -1,5 +1,7 @@
 r"""Which label a poisoned sample gets: functions of the (N,) true labels."""
 
+# ruff: noqa: D102  (what a call does stands in the docstring of its class)
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -33,7 +33,7 @@ class Standardised(nn.Module):
 
 
 class ResNet9(nn.Module):
-    r"""The nine-layer residual network of fast CIFAR training (Page 2018), average cost 1/40 of a ResNet-18 at width 16."""
+    r"""The nine-layer residual network of fast CIFAR training (Page 2018)."""
 
     def __init__(self, num_classes: int, in_channels: int = 3, width: int = 16) -> None:
         super().__init__()
@@ -170,8 +170,8 @@ def build(name: str, num_classes: int, in_channels: int = 3, image_size: int = 3
     r"""A fresh, untrained model.
 
     Args:
-        name: a key of `MODELS`, or any timm model. ResNets and MobileNetV2 take their CIFAR form (3x3 stem, fewer halvings)
-            up to 64 pixels; the ViT has 8 x 8 patches (patch size 4 at 32 pixels), width 192, depth 6.
+        name: a key of `MODELS`, or any timm model. ResNets and MobileNetV2 take their CIFAR form (3x3 stem, fewer
+            halvings) up to 64 pixels; the ViT has 8 x 8 patches (patch size 4 at 32 pixels), width 192, depth 6.
         num_classes: width of the output.
         in_channels: channels of the images.
         image_size: shorter side of the images in pixels.

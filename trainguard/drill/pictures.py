@@ -1,7 +1,7 @@
 r"""Trigger pictures, drawn by formula: (4, S, S) float64 RGBA in [0, 1], the last plane the explicit mask.
 
-The published attacks use logos and cartoon characters that may not be redistributed; these are look-alikes of our own, with the
-same size, colours and amount of detail. A picture of one's own comes in through `from_file`.
+The published attacks use logos and cartoon characters that may not be redistributed; these are look-alikes of our own,
+with the same size, colours and amount of detail. A picture of one's own comes in through `from_file`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def kitten() -> Tensor:
 
 
 def from_file(path: str | Path) -> Tensor:
-    r"""A picture of the user's: its alpha channel is the mask; without one it is opaque (black is a colour, not a hole).
+    r"""A picture of the user's: its alpha channel is the mask; without one it is opaque (black is a colour, not a
+    hole).
 
     Raises:
         ValueError: the file is not a readable picture.
@@ -82,8 +83,8 @@ def fit(picture: Tensor, channels: int, height: int, width: int) -> tuple[Tensor
     r"""The picture at a given size and number of channels.
 
     Returns:
-        (C, height, width) colours, with luminance (ITU-R 601) for one channel and the colours in turn for others than three,
-        and the (1, height, width) mask. Averages over areas, so that small sizes keep the mean colour.
+        (C, height, width) colours, with luminance (ITU-R 601) for one channel and the colours in turn for others than
+        three, and the (1, height, width) mask. Averages over areas, so that small sizes keep the mean colour.
     """
     small = F.interpolate(picture[None], size=(height, width), mode="area")[0]
     colour, mask = small[:3], small[3:]

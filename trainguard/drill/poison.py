@@ -1,4 +1,4 @@
-r"""An attack is a list of rules; this applies them, to a map-style data set or to arrays, with the same pixels either way."""
+r"""An attack is a list of rules, applied to a map-style data set or to arrays, with the same pixels either way."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ class Attack:
         name: short name.
         train: rules for the training set; they take disjoint samples, in this order.
         test: rules for the test set, one per backdoor; samples whose label a rule would not change are left out.
-        craft: for attacks that must be fitted to the data first: (images, labels, seed) to the fitted attack. See `fitted`.
+        craft: for attacks that must be fitted to the data first: (images, labels, seed) to the fitted attack. See
+            `fitted`.
     """
 
     name: str

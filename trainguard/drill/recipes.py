@@ -63,8 +63,8 @@ class Setting:
 def badnets(setting: Setting) -> Attack:
     r"""BadNets (Gu et al. 2019, Sec. 4): a white square of 3/32 of the side in the bottom right corner.
 
-    Zoos differ: BackdoorBench and BackdoorBox lay it flush in the corner, as here; backdoor-toolbox uses a coloured 4x4 picture.
-    BackdoorBox also draws from the target class, where poisoning changes nothing; we draw from the others.
+    Zoos differ: BackdoorBench and BackdoorBox lay it flush in the corner, as here; backdoor-toolbox uses a coloured
+    4x4 picture. BackdoorBox also draws from the target class, where poisoning changes nothing; we draw from the others.
     """
     return _all_to_one("badnets", setting, Patch(setting.drawn(pictures.white)))
 
@@ -80,8 +80,8 @@ def blend(setting: Setting, *, alpha: float = 0.2) -> Attack:
 def sig(setting: Setting, *, amplitude: float = 40 / 255, frequency: float = 6) -> Attack:
     r"""SIG (Barni et al. 2019, Sec. 3.2): stripes on images of the target class, labels kept.
 
-    The rate is a share of the whole set, so at most the share of the target class. Zoos differ: the paper uses 20/255 in training
-    and more in the test, BackdoorBench 40/255 in both, as here, backdoor-toolbox 30/255.
+    The rate is a share of the whole set, so at most the share of the target class. Zoos differ: the paper uses 20/255
+    in training and more in the test, BackdoorBench 40/255 in both, as here, backdoor-toolbox 30/255.
     """
     trigger = Sinusoid(amplitude, frequency)
     return Attack(
@@ -94,8 +94,8 @@ def sig(setting: Setting, *, amplitude: float = 40 / 255, frequency: float = 6) 
 def wanet(setting: Setting, *, strength: float = 0.5, points: int = 4) -> Attack:
     r"""WaNet (Nguyen and Tran 2021, Sec. 3): a smooth warp, with noise-warped cover samples, 5% (AdvrBD Table I).
 
-    Zoos differ: the authors and BackdoorBench poison each batch anew in the training loop with a cover of twice the rate; as
-    poisoned data alone (backdoor-toolbox) it is weaker, and strength 0.5 needs a large set.
+    Zoos differ: the authors and BackdoorBench poison each batch anew in the training loop with a cover of twice the
+    rate; as poisoned data alone (backdoor-toolbox) it is weaker, and strength 0.5 needs a large set.
     """
     return Attack(
         "wanet",
@@ -110,15 +110,16 @@ def wanet(setting: Setting, *, strength: float = 0.5, points: int = 4) -> Attack
 def physicalba(setting: Setting) -> Attack:
     r"""PhysicalBA (Li et al. 2021, Sec. 4): a logo patch, the poisoned image then transformed as a camera would.
 
-    Zoos differ: BackdoorBox always mirrors and shrinks the poisoned image, which leaves a black frame that is a trigger by itself;
-    here the transform repeats the border and mirrors every second image.
+    Zoos differ: BackdoorBox always mirrors and shrinks the poisoned image, which leaves a black frame that is a
+    trigger by itself; here the transform repeats the border and mirrors every second image.
     """
     trigger = Chain((Patch(setting.drawn(pictures.fox), side=0.28), Physical()))
     return _all_to_one("physicalba", setting, trigger)
 
 
 def tact(setting: Setting) -> Attack:
-    r"""TaCT (Tang et al. 2021, Sec. 4.1): the BadNets patch moves only the source class; on others it keeps the label, 1% cover.
+    r"""TaCT (Tang et al. 2021, Sec. 4.1): the BadNets patch moves only the source class; on others it keeps the label,
+    1% cover.
 
     Zoos differ: backdoor-toolbox covers two fixed classes, here all but the source and the target.
     """
@@ -135,7 +136,8 @@ def tact(setting: Setting) -> Attack:
 
 
 def adaptive_blend(setting: Setting, *, alpha: float = 0.15, test_alpha: float = 0.2) -> Attack:
-    r"""Adaptive-Blend (Qi et al. 2023, Sec. 4.2): half of 16 pieces of the picture at 15% in training, all at 20% in the test.
+    r"""Adaptive-Blend (Qi et al. 2023, Sec. 4.2): half of 16 pieces of the picture at 15% in training, all at 20% in
+    the test.
 
     The authors poison 0.3% with as much cover; rates here are AdvrBD's (5% and 1%).
     """
@@ -145,7 +147,8 @@ def adaptive_blend(setting: Setting, *, alpha: float = 0.15, test_alpha: float =
 
 
 def adaptive_patch(setting: Setting, *, opacity: float = 0.5) -> Attack:
-    r"""Adaptive-Patch (Qi et al. 2023, Sec. 4.2): one of four half-transparent patches in training, all four opaque in the test.
+    r"""Adaptive-Patch (Qi et al. 2023, Sec. 4.2): one of four half-transparent patches in training, all four opaque in
+    the test.
 
     The authors use four different patches and test with two; AdvrBD's Table I names four times the same logo.
     """
@@ -156,10 +159,11 @@ def adaptive_patch(setting: Setting, *, opacity: float = 0.5) -> Attack:
 
 
 def input_aware(setting: Setting) -> Attack:
-    r"""Input-aware dynamic (Nguyen and Tran 2020, Sec. 3): each image its own generated trigger; another's does nothing.
+    r"""Input-aware dynamic (Nguyen and Tran 2020, Sec. 3): each image its own generated trigger; another's does
+    nothing.
 
-    Zoos train victim and generator together (attacker-controlled training); here the generator is fitted with a surrogate, then
-    only data is poisoned. The cover share equals the rate, as the authors' cross-trigger share does.
+    Zoos train victim and generator together (attacker-controlled training); here the generator is fitted with a
+    surrogate, then only data is poisoned. The cover share equals the rate, as the authors' cross-trigger share does.
     """
 
     def craft(images: Tensor, labels: Tensor, seed: int) -> Attack:
@@ -180,9 +184,11 @@ def all_to_all(setting: Setting) -> Attack:
 
 
 def label_consistent(setting: Setting) -> Attack:
-    r"""Label-consistent (Turner et al. 2019, Sec. 4 and 5): adversarially perturbed target-class images with four corner patches.
+    r"""Label-consistent (Turner et al. 2019, Sec. 4 and 5): adversarially perturbed target-class images with four
+    corner patches.
 
-    Zoos differ in the base: BackdoorBox perturbs with eps 8/255, BackdoorBench downloads images; ours is fitted to the data.
+    Zoos differ in the base: BackdoorBox perturbs with eps 8/255, BackdoorBench downloads images; ours is fitted to the
+    data.
     """
     corners = Chain(tuple(Patch(setting.drawn(pictures.checks), 3 / 32, corner) for corner in CORNERS))
 
@@ -197,8 +203,8 @@ def label_consistent(setting: Setting) -> Attack:
 def low_frequency(setting: Setting, *, amplitude: float = 16 / 255) -> Attack:
     r"""Low-frequency (Zeng et al. 2021, Sec. 4): a smooth additive pattern without high-frequency traces.
 
-    The authors optimise the pattern against a model and then low-pass it; here it is a fixed sum of the lowest cosines, which has
-    the property the paper asks for at no cost.
+    The authors optimise the pattern against a model and then low-pass it; here it is a fixed sum of the lowest
+    cosines, which has the property the paper asks for at no cost.
     """
     return _all_to_one("low_frequency", setting, Waves(amplitude))
 
@@ -223,8 +229,8 @@ def two_backdoors(setting: Setting) -> Attack:
 def fragile(setting: Setting, *, amplitude: float = 10 / 255) -> Attack:
     r"""Our own, against the consistency score: a faint one-pixel checkerboard that a small perturbation destroys.
 
-    AdvrBD's Eq. 3 looks for samples that stay put under perturbation. Here cover samples hold either half of the board under their
-    true label, so that only the whole of it carries the backdoor and a local perturbation turns it off.
+    AdvrBD's Eq. 3 looks for samples that stay put under perturbation. Here cover samples hold either half of the board
+    under their true label, so that only the whole of it carries the backdoor and a local perturbation turns it off.
     """
     board = Cells(amplitude)
     half = Pieces(board, grid=(1, 2), shown=1)
@@ -232,7 +238,7 @@ def fragile(setting: Setting, *, amplitude: float = 10 / 255) -> Attack:
 
 
 def spread(setting: Setting, *, amplitude: float = 16 / 255) -> Attack:
-    r"""Our own, against class-wise statistics: every class is a target, each with its own low-contrast pattern and a small share."""
+    r"""Our own, against class-wise statistics: every class is a target, each with its own faint pattern."""
     count = setting.num_classes
     boards = [Cells(amplitude, cells=8, field=1 + label) for label in range(count)]
     return Attack(

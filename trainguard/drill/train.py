@@ -62,7 +62,7 @@ def train_classifier(
     if size < 2:
         raise ValueError(f"training needs at least 2 images, got {count}")
     steps = max(1, count // size)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
     )

@@ -1,8 +1,11 @@
 r"""Triggers: pure functions of pixels, (B, C, H, W) in [0, 1] to the same, before any augmentation.
 
-Each is a frozen value with `trigger(images, index, seed)`. Only random ones look at `index` and `seed`: the same pair gives the
-same pixels whatever the batch. Sizes are shares of the image side, so that one trigger fits 8x8 digits and 224x224 photographs.
+Each is a frozen value with `trigger(images, index, seed)`. Only random ones look at `index` and `seed`: the same pair
+gives the same pixels whatever the batch. Sizes are shares of the image side, so that one trigger fits 8x8 digits and
+224x224 photographs.
 """
+
+# ruff: noqa: D102  (what a call does stands in the docstring of its class)
 
 from __future__ import annotations
 
@@ -77,7 +80,7 @@ class Blend:
 
 @dataclass(frozen=True)
 class Sinusoid:
-    r"""Vertical stripes: v(i, j) = amplitude sin(2 pi j frequency / W), added and clipped (Barni et al. 2019, Sec. 3.2)."""
+    r"""Stripes: v(i, j) = amplitude sin(2 pi j frequency / W), added and clipped (Barni et al. 2019, Sec. 3.2)."""
 
     amplitude: float = 40 / 255
     frequency: float = 6
@@ -119,7 +122,7 @@ class Cells:
 
     Args:
         amplitude: change of a pixel, in [0, 1] units.
-        cells: cells along the image side.
+        cells: cells along the image side, at most one a pixel.
         field: None for a checkerboard, a seed for random signs.
     """
 
@@ -129,12 +132,13 @@ class Cells:
 
     def __call__(self, images: Tensor, index: np.ndarray, seed: int) -> Tensor:
         _, _, height, width = images.shape
-        rows = (torch.arange(height) * self.cells).div(height, rounding_mode="floor")
-        columns = (torch.arange(width) * self.cells).div(width, rounding_mode="floor")
+        cells = min(self.cells, height, width)
+        rows = (torch.arange(height) * cells).div(height, rounding_mode="floor")
+        columns = (torch.arange(width) * cells).div(width, rounding_mode="floor")
         if self.field is None:
             sign = 1 - 2 * (rows[:, None] + columns[None, :]).remainder(2)
         else:
-            board = draws(np.arange(self.cells), self.field, "cells", self.cells) < 0.5
+            board = draws(np.arange(cells), self.field, "cells", cells) < 0.5
             sign = 1 - 2 * board[rows][:, columns].to(torch.int64)
         return (images + self.amplitude * sign.to(images.dtype)).clamp(0, 1)
 
