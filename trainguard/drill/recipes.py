@@ -63,8 +63,8 @@ class Setting:
 def badnets(setting: Setting) -> Attack:
     r"""BadNets (Gu et al. 2019, Sec. 4): a white square of 3/32 of the side in the bottom right corner.
 
-    Zoos differ: BackdoorBench and BackdoorBox lay it flush in the corner, as here; backdoor-toolbox uses a coloured
-    4x4 picture. BackdoorBox also draws from the target class, where poisoning changes nothing; we draw from the others.
+    Zoos differ: BackdoorBox draws the patch as here, BackdoorBench and backdoor-toolbox read it from a picture. The
+    last also takes samples of the target class, where a new label changes nothing; all recipes here leave it out.
     """
     return _all_to_one("badnets", setting, Patch(setting.drawn(pictures.white)))
 
@@ -72,7 +72,7 @@ def badnets(setting: Setting) -> Attack:
 def blend(setting: Setting, *, alpha: float = 0.2) -> Attack:
     r"""Blend (Chen et al. 2017, Sec. 4.2): a picture over the whole image at 20%.
 
-    Zoos differ in picture (Hello Kitty or noise) and alpha (0.1 in BackdoorBench's older versions, 0.2 elsewhere).
+    BackdoorBench and backdoor-toolbox blend a Hello Kitty picture at the same 0.2.
     """
     return _all_to_one("blend", setting, Blend(setting.drawn(pictures.kitten), alpha))
 
@@ -80,8 +80,8 @@ def blend(setting: Setting, *, alpha: float = 0.2) -> Attack:
 def sig(setting: Setting, *, amplitude: float = 40 / 255, frequency: float = 6) -> Attack:
     r"""SIG (Barni et al. 2019, Sec. 3.2): stripes on images of the target class, labels kept.
 
-    The rate is a share of the whole set, so at most the share of the target class. Zoos differ: the paper uses 20/255
-    in training and more in the test, BackdoorBench 40/255 in both, as here, backdoor-toolbox 30/255.
+    The rate is a share of the whole set, so at most the share of the target class. Zoos differ: BackdoorBench has an
+    amplitude of 40/255, as here, backdoor-toolbox of 30/255.
     """
     trigger = Sinusoid(amplitude, frequency)
     return Attack(
@@ -110,18 +110,17 @@ def wanet(setting: Setting, *, strength: float = 0.5, points: int = 4) -> Attack
 def physicalba(setting: Setting) -> Attack:
     r"""PhysicalBA (Li et al. 2021, Sec. 4): a logo patch, the poisoned image then transformed as a camera would.
 
-    Zoos differ: BackdoorBox always mirrors and shrinks the poisoned image, which leaves a black frame that is a
-    trigger by itself; here the transform repeats the border and mirrors every second image.
+    Zoos differ: BackdoorBox takes a 3x3 white square and always shrinks the poisoned image to 80 to 90%, which leaves a
+    black frame that is a trigger by itself; here the patch is a logo (AdvrBD Table I) and the border is repeated.
     """
     trigger = Chain((Patch(setting.drawn(pictures.fox), side=0.28), Physical()))
     return _all_to_one("physicalba", setting, trigger)
 
 
 def tact(setting: Setting) -> Attack:
-    r"""TaCT (Tang et al. 2021, Sec. 4.1): the BadNets patch moves only the source class; on others it keeps the label,
-    1% cover.
+    r"""TaCT (Tang et al. 2021, Sec. 4.1): the BadNets patch moves the source class alone; elsewhere the label stays.
 
-    Zoos differ: backdoor-toolbox covers two fixed classes, here all but the source and the target.
+    Zoos differ: backdoor-toolbox covers two fixed classes (5 and 7), here all but source and target.
     """
     patch = Patch(setting.drawn(pictures.white))
     others = (setting.source, setting.target)
@@ -139,7 +138,7 @@ def adaptive_blend(setting: Setting, *, alpha: float = 0.15, test_alpha: float =
     r"""Adaptive-Blend (Qi et al. 2023, Sec. 4.2): half of 16 pieces of the picture at 15% in training, all at 20% in
     the test.
 
-    The authors poison 0.3% with as much cover; rates here are AdvrBD's (5% and 1%).
+    The authors poison 0.3% with as much cover; rates here are AdvrBD's (5% and 1%), whose alpha of 0.2 is the test's.
     """
     picture = setting.drawn(pictures.kitten)
     pieces = Pieces(Blend(picture, alpha), grid=(4, 4), shown=8)
@@ -150,7 +149,8 @@ def adaptive_patch(setting: Setting, *, opacity: float = 0.5) -> Attack:
     r"""Adaptive-Patch (Qi et al. 2023, Sec. 4.2): one of four half-transparent patches in training, all four opaque in
     the test.
 
-    The authors use four different patches and test with two; AdvrBD's Table I names four times the same logo.
+    The authors (backdoor-toolbox) use four different patches at opacity 0.2 to 0.5 and test with two of them; AdvrBD's
+    Table I names four times the same logo.
     """
     picture = setting.drawn(pictures.fox)
     one = OneOf(tuple(Patch(picture, 0.28, corner, opacity) for corner in CORNERS))
