@@ -194,7 +194,7 @@ def _group_moments(store: ImageStore, findings: _Findings, label: int, rng: np.r
 
 
 def _moments(store: ImageStore, index: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    total = square = 0.0
+    total, square = torch.zeros(()), torch.zeros(())
     for part in _parts(store, index):
         images = _at_most(part, AVERAGE_SIDE).double()
         total = total + images.sum(0)

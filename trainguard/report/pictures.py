@@ -97,6 +97,18 @@ def local_box(z: NDArray[np.float32]) -> tuple[float, float, float, float] | Non
     return top / height, left / width, bottom / height, right / width
 
 
+def place(box: tuple[float, float, float, float]) -> str:
+    """Where a frame lies, in words: `at the bottom right, on 0.9% of the picture`."""
+    top, left, bottom, right = box
+    vertical, horizontal = _third((top + bottom) / 2, "top", "bottom"), _third((left + right) / 2, "left", "right")
+    words = " ".join(word for word in (vertical, horizontal) if word)
+    return f"{'at the ' + words if words else 'in the middle'}, on {(bottom - top) * (right - left):.1%} of the picture"
+
+
+def _third(middle: float, low: str, high: str) -> str:
+    return low if middle < 1 / 3 else high if middle > 2 / 3 else ""
+
+
 def _middle(weight: NDArray[np.float32]) -> tuple[int, int]:
     """First and one past the last place that hold all but a twentieth of the weight at either end."""
     filled = np.cumsum(weight) / weight.sum()

@@ -1,0 +1,83 @@
+"""A result, live or saved, as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+import trainguard
+from trainguard.files import write_atomically
+from trainguard.report import screening
+from trainguard.report.evidence import Evidence, collect_evidence
+from trainguard.report.export import write_decisions
+from trainguard.report.parts import Share, shown, sort_key
+from trainguard.results import ScreenResult
+
+
+def build(result: Any, path: str | Path, dataset: Any = None) -> Path:
+    """Write the page of a result; beside that of a screening, the decisions as a table.
+
+    Args:
+        result: a `ScreenResult`, `AuditResult` or `PurifyResult`, or the folder or file that its `save` wrote, or the
+            folder of a drill.
+        path: the HTML file. Next to a screening's `report.html` lie `keep.csv` and `keep.parquet`; next to any other
+            name `X.html`, `X.keep.csv` and `X.keep.parquet`.
+        dataset: the screened data, to show images where the result has kept none.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: `result` is nothing that a page can be made of.
+        StateError: the page cannot be written.
+    """
+    path = Path(path)
+    if isinstance(result, str | Path):
+        result = _load(Path(result))
+    if isinstance(result, ScreenResult):
+        content = screening.context(result, _evidence(result, dataset)) | {"export": write_decisions(result, path)}
+        page = _render("screening.html.j2", content)
+    with write_atomically(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def _evidence(result: ScreenResult, dataset: Any) -> Evidence | None:
+    if result.evidence is not None or dataset is None:
+        return result.evidence
+    from trainguard.data.store import ImageStore, open_images
+
+    store = dataset if isinstance(dataset, ImageStore) else open_images(dataset, on_error="skip")
+    return collect_evidence(
+        store, result.score, result.suspect, result.labels, result.proposed, thresholds=result.thresholds
+    )
+
+
+def _load(place: Path) -> Any:
+    if (place / "result.json").is_file():
+        return ScreenResult.load(place)
+    raise ValueError(f"{place} holds no result: pass a folder that screen, audit, purify or drill wrote")
+
+
+def _render(template: str, content: dict[str, Any]) -> str:
+    own = {"version": trainguard.__version__, "style": _asset("style.css"), "script": _asset("page.js")}
+    return _templates().get_template(template).render(own | content)
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    loader = jinja2.PackageLoader("trainguard.report")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters.update(shown=shown, sort_key=sort_key)
+    environment.tests["share"] = lambda value: isinstance(value, Share)
+    return environment
+
+
+def _asset(name: str) -> Markup:
+    """One of our own files, which needs no escaping."""
+    return Markup(files("trainguard.report").joinpath("templates", name).read_text(encoding="utf-8"))

@@ -1,0 +1,272 @@
+"""What the page of a screening says: every array of the result as words, tables and drawings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from trainguard.report import charts, pictures
+from trainguard.report.evidence import Evidence
+from trainguard.report.parts import Share, Table, costs, flattened, percent
+from trainguard.results import ScreenResult
+
+HISTOGRAMS = 12  # classes drawn; the table has them all
+LISTED = 1000  # flagged samples in the page; keep.csv has them all
+MAPPED = (900, 600)  # most kept and most flagged samples on the map: t-SNE of 1,500 takes a few seconds
+
+HEADLINES = {
+    "clean": "No sign of backdoor poison",
+    "poisoned": "This data set looks poisoned",
+    "undecided": "No decision: look at the evidence",
+}
+ADVICE = {
+    "clean": "Nothing needs to be done. What the verdict assumes, and where it can be wrong, stands at the end.",
+    "poisoned": "Train on the kept samples only, ask whoever supplied the data about the flagged rows, and audit every "
+    "model that was already trained on them.",
+    "undecided": "Read the reason above. More epochs or a larger budget often decide it; until then treat the flagged "
+    "samples as suspect and look at the borderline ones by hand.",
+}
+
+
+def context(result: ScreenResult, evidence: Evidence | None) -> dict[str, Any]:
+    """Everything that the template `screening.html.j2` shows."""
+    names = Names(result.class_names, evidence)
+    return {
+        "title": "Screening report",
+        "verdict": result.verdict,
+        "headline": HEADLINES[result.verdict],
+        "sentence": _sentence(result, names),
+        "advice": ADVICE[result.verdict],
+        "facts": _facts(result, names),
+        "classes": _classes(result, names),
+        "cards": _cards(result, names, evidence),
+        "traces": _traces(result, names, evidence),
+        "histograms": _histograms(result, names),
+        "learning": _learning(result.history),
+        "map": _map(result),
+        "borderline": _borderline(result, names, evidence),
+        "flagged": _flagged(result, names),
+        "flagged_total": int(result.suspect.sum()),
+        "has_images": evidence is not None,
+        "unreadable": [(int(i), names.sample(int(i))) for i in result.unreadable[:LISTED]],
+        "cost": costs(result.timing),
+        "reason": result.reason,
+        "unreadable_total": len(result.unreadable),
+        "settings": list(flattened(result.settings)),
+        "fingerprint": result.fingerprint,
+    }
+
+
+class Names:
+    """How classes and samples are called; all of it comes from the data and is escaped by the template."""
+
+    def __init__(self, class_names: Sequence[str], evidence: Evidence | None = None) -> None:
+        self._classes = class_names
+        named = [] if evidence is None else zip(evidence.named.tolist(), evidence.names.tolist(), strict=True)
+        self._samples = dict(named)
+
+    def label(self, k: int) -> str:
+        """`3 (cat)`, or the number alone where that is the name."""
+        name = self._classes[k] if 0 <= k < len(self._classes) else str(k)
+        return str(k) if name == str(k) else f"{k} ({name})"
+
+    def sample(self, i: int) -> str:
+        """The row, and the path where it is known."""
+        return self._samples.get(i, f"row {i}")
+
+
+def _sentence(result: ScreenResult, names: Names) -> str:
+    flagged, total = int(result.suspect.sum()), len(result.suspect)
+    counted = f"{flagged:,} of {total:,} samples ({percent(flagged, total)})"
+    if result.verdict == "poisoned":
+        targets = ", ".join(names.label(k) for k in result.target_classes[:5])
+        more = f" and {len(result.target_classes) - 5} more" if len(result.target_classes) > 5 else ""
+        return f"{counted} carry what looks like a backdoor trigger" + (f" for {targets}{more}." if targets else ".")
+    if flagged:
+        return f"{counted} were set aside as a precaution."
+    return f"All {total - len(result.unreadable):,} readable samples were kept."
+
+
+def _facts(result: ScreenResult, names: Names) -> list[tuple[str, str]]:
+    total = len(result.suspect)
+    flagged = int(result.suspect.sum())
+    targets = [names.label(k) for k in result.target_classes]
+    shown = ", ".join(targets[:4]) + (f" and {len(targets) - 4} more" if len(targets) > 4 else "")
+    facts = [
+        ("Confidence", f"{result.confidence:.0%}"),
+        ("Flagged", f"{flagged:,} of {total:,} ({percent(flagged, total)})"),
+        ("Suspected target", shown or "none"),
+        ("Kept", f"{len(result.keep):,}"),
+        ("Classes", f"{len(result.thresholds):,}"),
+    ]
+    return [*facts, ("Unreadable", f"{len(result.unreadable):,}")] if result.unreadable else facts
+
+
+def _classes(result: ScreenResult, names: Names) -> Table:
+    k = len(result.thresholds)
+    readable = result.labels >= 0
+    total = np.bincount(result.labels[readable], minlength=k)
+    flagged = np.bincount(result.labels[readable & result.suspect], minlength=k)
+    rows = [
+        (
+            names.label(i),
+            int(total[i]),
+            int(flagged[i]),
+            Share(flagged[i] / total[i] if total[i] else 0.0),
+            float(result.thresholds[i]),
+            i in result.target_classes,
+        )
+        for i in np.argsort(-flagged, kind="stable").tolist()
+    ]
+    columns = ("class", "samples", "flagged", "share flagged", "threshold", "suspected target")
+    return Table("classes", "Flagged samples by given label", columns, rows)
+
+
+def _flagged(result: ScreenResult, names: Names) -> Table:
+    members = np.flatnonzero(result.suspect)
+    members = members[np.argsort(-result.score[members], kind="stable")][:LISTED]
+    rows = [
+        (int(i), names.sample(int(i)), *_labels(result, names, int(i)), float(result.score[i]))
+        for i in members.tolist()
+    ]
+    caption = "Flagged samples, most suspicious first"
+    return Table("flagged", caption, ("index", "sample", "given label", "proposed label", "score"), rows)
+
+
+def _labels(result: ScreenResult, names: Names, i: int) -> tuple[str, str]:
+    given, proposed = int(result.labels[i]), int(result.proposed[i])
+    return names.label(given), names.label(proposed) if proposed != given else "the same"
+
+
+def _cards(result: ScreenResult, names: Names, evidence: Evidence | None) -> list[dict[str, Any]]:
+    """Flagged samples by given label, each with a kept one of the same label and one of the label it would get."""
+    if evidence is None:
+        return []
+    groups: dict[int, list[dict[str, Any]]] = {int(label): [] for label in evidence.groups}
+    for row in evidence.cards.tolist():
+        sample, same, other = (_picture(result, names, evidence, place) for place in row)
+        groups[int(result.labels[evidence.index[row[0]]])].append({"sample": sample, "same": same, "other": other})
+    return [
+        {"label": names.label(label), "count": int((result.suspect & (result.labels == label)).sum()), "cards": cards}
+        for label, cards in groups.items()
+    ]
+
+
+def _picture(result: ScreenResult, names: Names, evidence: Evidence, place: int) -> dict[str, Any] | None:
+    if place < 0:
+        return None
+    i = int(evidence.index[place])
+    given, proposed = _labels(result, names, i)
+    return {
+        "src": pictures.data_uri(evidence.thumbnails[place]),
+        "name": names.sample(i),
+        "given": given,
+        "proposed": proposed,
+        "score": float(result.score[i]),
+        "flagged": bool(result.suspect[i]),
+    }
+
+
+def _borderline(result: ScreenResult, names: Names, evidence: Evidence | None) -> list[dict[str, Any]]:
+    if evidence is None:
+        return []
+    shown = [_picture(result, names, evidence, place) for place in evidence.borderline.tolist()]
+    return [picture for picture in shown if picture is not None]
+
+
+def _traces(result: ScreenResult, names: Names, evidence: Evidence | None) -> list[dict[str, Any]]:
+    if evidence is None:
+        return []
+    drawn = []
+    for g, label in enumerate(evidence.groups.tolist()):
+        count = int(evidence.counts[g])
+        if count < 2:  # the difference of one image is that image
+            continue
+        moments = (evidence.flagged_mean[g], evidence.flagged_var[g], evidence.kept_mean[g], evidence.kept_var[g])
+        seen = pictures.trace(*moments, count)
+        stretched = f"difference, {seen.gain:.0f} times" if seen.gain > 1.5 else "difference"
+        views = [
+            ("average of the flagged", seen.flagged, "what they share stays sharp, the rest blurs", seen.box),
+            ("average they should have", seen.kept, "kept samples with the labels these would get", None),
+            (stretched, seen.difference, "grey is none", seen.box),
+            ("where it differs", seen.where, "bright pixels are moved beyond chance", None),
+            ("spectrum of the difference", seen.spectrum, "slow changes in the middle; dots are stripes", None),
+        ]
+        shown = [
+            {"name": name, "src": pictures.data_uri(pixels), "note": note, "box": box}
+            for name, pixels, note, box in views
+        ]
+        place = pictures.place(seen.box) if seen.box else ""
+        drawn.append({"label": names.label(label), "count": count, "views": shown, "place": place})
+    return drawn
+
+
+def _histograms(result: ScreenResult, names: Names) -> list[Markup]:
+    """The whole set, then the classes that a reader asks about first: targets, most flagged, largest."""
+    known = np.isfinite(result.score) & (result.labels >= 0)
+    score, suspect, labels = result.score[known], result.suspect[known], result.labels[known]
+    k = len(result.thresholds)
+    flagged, total = np.bincount(labels[suspect], minlength=k), np.bincount(labels, minlength=k)
+    target = np.isin(np.arange(k), result.target_classes)
+    order = np.lexsort((-total, -flagged, ~target))
+    whole = charts.histogram(score[~suspect], score[suspect], np.inf, "all classes")
+    drawn = [whole]
+    for i in order[:HISTOGRAMS]:
+        if total[i]:
+            mine = labels == i
+            threshold = float(result.thresholds[i])
+            name = f"class {names.label(int(i))}"
+            drawn.append(charts.histogram(score[mine & ~suspect], score[mine & suspect], threshold, name))
+    return drawn
+
+
+def _learning(history: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Accuracy and every other share in the history, over the probe's epochs."""
+    if len(history) < 2:
+        return None
+    names = list(dict.fromkeys(name for row in history for name in row if name not in ("stage", "epoch", "loss")))
+    lines = {name: [_share(row.get(name)) for row in history] for name in names}
+    lines = {name: values for name, values in lines.items() if np.isfinite(values).any()}
+    if not lines:
+        return None
+    stages = [str(row.get("stage", "")) for row in history]
+    title = "The probe, epoch by epoch"
+    return charts.curves(range(1, len(history) + 1), lines, xlabel="probe epoch", title=title, stages=stages)
+
+
+def _share(value: object) -> float:
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+    return number if 0 <= number <= 1 else float("nan")
+
+
+def _map(result: ScreenResult) -> Markup | None:
+    """The probe's features in the plane, a sample of them, coloured by decision."""
+    if result.embedding is None:
+        return None
+    rng = np.random.default_rng(0)
+    usable = np.isfinite(result.embedding).all(1)
+    chosen = []
+    for members, most in zip((usable & ~result.suspect, usable & result.suspect), MAPPED, strict=True):
+        index = np.flatnonzero(members)
+        chosen.append(np.sort(rng.choice(index, size=min(len(index), most), replace=False)))
+    index = np.concatenate(chosen)
+    if len(index) < 10:
+        return None
+    return charts.scatter(plane(result.embedding[index]), result.suspect[index], "Samples as the probe sees them")
+
+
+def plane(features: NDArray) -> NDArray:
+    """(M, D) features as (M, 2) points: t-SNE of the main components; features that are plane stay as they are."""
+    points = features.astype(np.float64)
+    if points.shape[1] == 2:
+        return points
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    points = PCA(min(30, *points.shape), random_state=0).fit_transform(points)
+    perplexity = min(30.0, (len(points) - 1) / 3)
+    return TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(points)
