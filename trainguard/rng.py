@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ def isolated_rng(seed: int, generators: Iterable[Generator] = ()) -> Iterator[No
             _restore(generator, state)
 
 
-def _state(generator: Generator) -> object:
+def _state(generator: Generator) -> Any:
     if isinstance(generator, np.random.Generator):
         return generator.bit_generator.state
     if isinstance(generator, random.Random):
@@ -77,10 +78,10 @@ def _state(generator: Generator) -> object:
     return generator.get_state()
 
 
-def _restore(generator: Generator, state: object) -> None:
+def _restore(generator: Generator, state: Any) -> None:
     if isinstance(generator, np.random.Generator):
         generator.bit_generator.state = state
     elif isinstance(generator, random.Random):
-        generator.setstate(state)  # type: ignore[arg-type]
+        generator.setstate(state)
     else:
-        generator.set_state(state)  # type: ignore[arg-type]
+        generator.set_state(state)

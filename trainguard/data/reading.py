@@ -1,0 +1,227 @@
+"""Samples of a data set by index, as bytes and class numbers, and what must be known before the first is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader, Dataset
+
+from trainguard.data.pixels import PixelRange, data_range, most_trusted, probe_range, transform_range
+from trainguard.data.samples import as_bytes, as_floats, as_label, channels_of
+from trainguard.data.sources import Source
+from trainguard.errors import DataError
+from trainguard.rng import Generator, seed_streams
+
+FIRST_ROWS = 32  # rows looked at to learn size and channels
+BOUND_ROWS = 10_000  # rows whose smallest and largest values stand for all, where the range must be estimated
+TRUSTED_SIZES = 8  # differing sizes for which the transform is asked whether it evens them out
+CHUNK = 64  # rows that a reading process hands over at once
+
+Transform = Callable[[Any], Any]
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What reading one sample gave: an image and a label, or a problem.
+
+    Attributes:
+        index: of the sample.
+        image: (C, H, W) uint8, None where there is a problem.
+        label: class number.
+        problem: the rest of a sentence that begins with the sample's name.
+        fatal: the problem lies in the form of the data set, so that leaving the sample out would not help.
+    """
+
+    index: int
+    image: Tensor | None = None
+    label: int = -1
+    problem: str = ""
+    fatal: bool = False
+
+
+class Rows(Dataset):
+    """Every sample as a `Row`; problems are given back and not raised, so that they cross processes.
+
+    Args:
+        source: the data set.
+        shape: (C, H, W) of all images.
+        pixel_range: of floating-point images.
+        transform: applied to images as read, in place of scaling them to `shape`.
+        generators: random generators that the data set keeps, seeded by index before each read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        shape: Shape,
+        pixel_range: PixelRange,
+        transform: Transform | None,
+        generators: list[Generator],
+    ) -> None:
+        self.source = source
+        self.shape = shape
+        self.pixel_range = pixel_range
+        self.generators = generators
+        self._transform = transform
+        self._evened: set[tuple[int, int]] = set()
+
+    def __len__(self) -> int:
+        return self.source.size
+
+    def __getitem__(self, index: int) -> Row:
+        seed_streams(index, self.generators)
+        try:
+            image, label = self.source.read(index)
+            image = self._transform(image) if self._transform else self._scaled(image, index)
+        except DataError as error:
+            return Row(index, problem=str(error), fatal=True)
+        except Exception as error:  # a broken file, or a stranger's code that meets it, may raise anything
+            return Row(index, problem=f"cannot be read: {shown(error)}")
+        try:
+            return Row(index, as_bytes(image, self.shape, self.pixel_range), as_label(label))
+        except FloatingPointError as error:
+            return Row(index, problem=str(error))
+        except DataError as error:
+            return Row(index, problem=str(error), fatal=True)
+
+    def name(self, index: int) -> str:
+        """`row 17 (cats/3.png)`, or `row 17` where the image is in no file."""
+        path = self.source.path(index)
+        return f"row {index} ({path})" if path else f"row {index}"
+
+    def in_order(self, workers: int) -> Iterator[Row]:
+        """All rows, first to last, read by `workers` processes (0: this one)."""
+        loader: DataLoader = DataLoader(self, batch_size=CHUNK, num_workers=workers, collate_fn=list)
+        for chunk in loader:
+            yield from chunk
+
+    def _scaled(self, image: Any, index: int) -> Any:
+        """An image from before the training transform at the size that the transform makes; others as they are."""
+        if not self.source.raw:
+            return image
+        size = _size(image)
+        if size == self.shape[1:]:
+            return image
+        if size not in self._evened and len(self._evened) < TRUSTED_SIZES:
+            if _size(self.source.seen(index)) != self.shape[1:]:
+                return (
+                    image  # the transform leaves sizes as they are: reported as what it is, images that differ in size
+                )
+            self._evened.add(size)
+        return resized(image, self.shape)
+
+
+def learn_rows(
+    source: Source, given: PixelRange | None, transform: Transform | None, generators: list[Generator]
+) -> Rows:
+    """Find out size, channels and pixel range from a few samples.
+
+    Args:
+        source: the data set.
+        given: the pixel range where it is known.
+        transform: applied to images as read; None scales them to what training sees.
+        generators: random generators that the data set keeps.
+
+    Raises:
+        DataError: none of the rows looked at can be read, or their form is not usable.
+    """
+    stored, seen = _first_images(source, transform)
+    shape: Shape = (_channels(source, seen), *_size(seen))
+    run = transform or source.probe
+    probed = (
+        probe_range(run, *_size(stored), channels_of(stored)) if transform or source.transform is not None else None
+    )
+    found = most_trusted([given, transform_range(transform or source.transform), probed], shape[0])
+    if found is None and _is_float(seen):
+        found = data_range(*_bounds(source, transform, shape[0]))
+    return Rows(
+        source, shape, found or PixelRange((0.0,) * shape[0], (1.0,) * shape[0], "assumed"), transform, generators
+    )
+
+
+def resized(image: Any, shape: Shape) -> Any:
+    """An image at another height and width, whole: cropping would lose a trigger that sits in a corner.
+
+    Args:
+        image: PIL image, array or tensor.
+        shape: (C, H, W) wanted; PIL images also get the channels.
+    """
+    channels, height, width = shape
+    if isinstance(image, Image.Image):
+        return image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
+    values = as_floats(image)
+    scaled = interpolate(values[None].float(), (height, width), mode="bilinear", antialias=True)[0]
+    return scaled if values.is_floating_point() else scaled.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def shown(error: Exception) -> str:
+    """An exception in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _first_images(source: Source, transform: Transform | None) -> tuple[Any, Any]:
+    """One image as read and as training (or `transform`) makes it."""
+    problem = ""
+    for index in _spread(source.size, FIRST_ROWS):
+        seed_streams(index)
+        try:
+            stored = source.read(index)[0]
+            seen = transform(stored) if transform else source.seen(index)
+            as_floats(seen)
+            return stored, seen
+        except DataError:
+            raise
+        except Exception as error:  # the next row may be readable
+            problem = problem or f"row {index} cannot be read: {shown(error)}"
+    raise DataError(f"none of {min(FIRST_ROWS, source.size)} rows looked at can be read; the first: {problem}")
+
+
+def _channels(source: Source, seen: Any) -> int:
+    """Channels of the images; PIL images are grey only where none of the rows looked at has colour."""
+    most = channels_of(seen)
+    if not isinstance(seen, Image.Image):
+        return most
+    for index in _spread(source.size, FIRST_ROWS):
+        try:
+            most = max(most, channels_of(source.seen(index)))
+        except Exception:  # unreadable rows are reported when all rows are read
+            continue
+    return most
+
+
+def _bounds(source: Source, transform: Transform | None, channels: int) -> tuple[list[float], list[float]]:
+    """Smallest and largest finite value per channel over at most 10,000 rows."""
+    low, high = torch.full((channels,), float("inf")), torch.full((channels,), float("-inf"))
+    for index in _spread(source.size, BOUND_ROWS):
+        seed_streams(index)
+        try:
+            values = as_floats(transform(source.read(index)[0]) if transform else source.seen(index)).flatten(1).float()
+        except Exception:  # unreadable rows are reported when all rows are read
+            continue
+        if values.shape[0] == channels and bool(torch.isfinite(values).all()):
+            low, high = torch.minimum(low, values.amin(1)), torch.maximum(high, values.amax(1))
+    return low.tolist(), high.tolist()
+
+
+def _spread(size: int, count: int) -> list[int]:
+    """At most `count` positions, evenly over 0 to size - 1, the first one included."""
+    return np.unique(np.linspace(0, size - 1, min(size, count)).astype(int)).tolist()
+
+
+def _size(image: Any) -> tuple[int, int]:
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    return tuple(as_floats(image).shape[1:])  # type: ignore[return-value]
+
+
+def _is_float(image: Any) -> bool:
+    return not isinstance(image, Image.Image) and torch.as_tensor(image).is_floating_point()

@@ -1,0 +1,227 @@
+"""One sample taken apart: which part is the image, which the label, and both in the form the store keeps."""
+
+from __future__ import annotations
+
+import copy
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trainguard.data.pixels import PixelRange
+from trainguard.errors import DataError
+
+Key = str | int
+LABEL_NAMES = ("label", "labels", "target", "targets", "y")
+HARD_LABELS = (
+    "screening needs one class number per sample; mix labels after the data set, in collate_fn or on the batch"
+)
+DECLARED_SLACK = 0.02  # 5 grey levels: what an interpolation overshoots
+DETECTED_SLACK = 0.5  # random erasing with normal noise leaves a range that was found in the transform by this much
+
+
+def find_keys(sample: Any, image_column: Key | None = None, label_column: Key | None = None) -> tuple[Key, Key]:
+    """Where image and label are in a sample.
+
+    Args:
+        sample: a tuple or list (image first, label second unless named) or a dict.
+        image_column: position or key of the image, where it is known.
+        label_column: likewise of the label.
+
+    Returns:
+        (image key, label key).
+
+    Raises:
+        DataError: a part is missing, or more than one could be meant.
+    """
+    if isinstance(sample, Mapping):
+        image = _named(sample, image_column, "image")
+        return image, _named(sample, label_column, "label", other=image)
+    if not isinstance(sample, (tuple, list)) or len(sample) < 2:
+        shown = (
+            f"{type(sample).__name__} of {len(sample)}" if isinstance(sample, (tuple, list)) else type(sample).__name__
+        )
+        raise DataError(f"expected samples (image, label) or a dict with both, got {shown}: wrap the data set")
+    image, label = (_position(sample, column, usual) for column, usual in ((image_column, 0), (label_column, 1)))
+    if not is_image(sample[image]):
+        raise DataError(
+            f"expected an image as part {image} of a sample, got {type(sample[image]).__name__}: "
+            "pass image_column= and label_column= with the positions"
+        )
+    return image, label
+
+
+def is_image(value: Any) -> bool:
+    """Whether a value can be an image: PIL, or an array or tensor of numbers with 2 or 3 dimensions."""
+    if isinstance(value, Image.Image):
+        return True
+    return isinstance(value, (Tensor, np.ndarray)) and value.ndim in (2, 3)
+
+
+def as_label(value: Any) -> int:
+    """A sample's label as a class number.
+
+    Args:
+        value: what the data set gives.
+
+    Raises:
+        DataError: the label is soft (a vector), not an integer, or negative.
+    """
+    if isinstance(value, (Tensor, np.ndarray)):
+        if (value.size if isinstance(value, np.ndarray) else value.numel()) != 1:
+            raise DataError(f"has a soft label of shape {tuple(value.shape)}: {HARD_LABELS}")
+        value = value.item()
+    if isinstance(value, (list, tuple)):
+        raise DataError(f"has a soft label of {len(value)} values: {HARD_LABELS}")
+    if not isinstance(value, (numbers.Integral, np.bool_)):
+        came = "no label" if value is None else f"the label {value!r} ({type(value).__name__})"
+        raise DataError(f"has {came}: expected a class number, an integer from 0")
+    if value < 0:
+        raise DataError(f"has the label {value}, out of range: expected a class number from 0")
+    return int(value)
+
+
+def channels_of(image: Any) -> int:
+    """Number of channels that an image will have in the store: 1 for grey and two-level, 3 for other PIL images."""
+    if isinstance(image, Image.Image):
+        return 1 if image.mode in ("1", "L", "LA") else 3
+    return _channels_first(torch.as_tensor(image)).shape[0]
+
+
+def as_floats(image: Any, channels: int | None = None) -> Tensor:
+    """An image as a tensor (C, H, W) of the values it came with: 0 to 255 where they are whole numbers.
+
+    Args:
+        image: PIL image, array (H, W), (H, W, C) or (C, H, W), or tensor likewise.
+        channels: converts PIL images to grey (1) or RGB (3).
+
+    Raises:
+        DataError: not an image, or one with 16 or 32 bits per value in a PIL image.
+    """
+    if isinstance(image, Image.Image):
+        if image.mode.startswith(("I", "F")):
+            raise DataError(
+                f"expected an image of 8 bits per value, got PIL mode {image.mode!r}: convert it to 'L' or 'RGB'"
+            )
+        image = np.array(image.convert("L" if (channels or channels_of(image)) == 1 else "RGB"))
+    if not is_image(image):
+        raise DataError(f"expected an image, got {'nothing' if image is None else type(image).__name__}")
+    return _channels_first(torch.as_tensor(image))
+
+
+def as_bytes(image: Any, shape: tuple[int, int, int], pixel_range: PixelRange) -> Tensor:
+    """An image as the store keeps it: uint8 (C, H, W), 0 black and 255 white.
+
+    Whole numbers are taken as 0 to 255; floats are mapped by `pixel_range` and rounded to the nearest of 256 levels.
+
+    Args:
+        image: what the data set gave.
+        shape: (C, H, W) that it must have.
+        pixel_range: of floating-point images.
+
+    Raises:
+        DataError: another shape, or values outside the range.
+        FloatingPointError: NaN or infinite values.
+    """
+    values = as_floats(image, shape[0])
+    if tuple(values.shape) != shape:
+        raise DataError(
+            f"has the shape {_shape(values.shape)}, the first image {_shape(shape)}: images must have one size; "
+            "resize them in the data set's transform"
+        )
+    if values.dtype == torch.uint8:
+        return values.contiguous()
+    if not values.is_floating_point():
+        least, most = int(values.min()), int(values.max())
+        if least < 0 or most > 255:
+            raise DataError(f"has values from {least} to {most}: expected whole numbers from 0 to 255")
+        return values.to(torch.uint8).contiguous()
+    values = values.float()
+    if not bool(torch.isfinite(values).all()):
+        bad = "NaN" if bool(torch.isnan(values).any()) else "infinite"
+        raise FloatingPointError(f"has {bad} pixels ({int((~torch.isfinite(values)).sum())} of {values.numel()})")
+    unit = pixel_range.to_unit(values[None])[0]
+    slack = DECLARED_SLACK if pixel_range.source == "given" else DETECTED_SLACK
+    if float(unit.min()) < -slack or float(unit.max()) > 1 + slack:
+        raise DataError(
+            f"has values from {float(values.min()):.3g} to {float(values.max()):.3g}, outside the pixel range "
+            f"{pixel_range}: pass mean= and std=, or bounds=, as the pipeline has them"
+        )
+    return unit.clamp_(0, 1).mul_(255).round_().to(torch.uint8).contiguous()
+
+
+def relabelled(sample: Any, key: Key, label: int) -> Any:
+    """A copy of a sample with another label, of the type the old one had.
+
+    Args:
+        sample: tuple, list, named tuple or dict; not changed.
+        key: where the label is.
+        label: the new one.
+    """
+    old = sample[key]
+    new: Any = label
+    if isinstance(old, Tensor):
+        new = torch.full_like(old, label)
+    elif isinstance(old, np.ndarray):
+        new = np.full_like(old, label)
+    elif isinstance(old, np.generic):
+        new = old.dtype.type(label)
+    if isinstance(sample, Mapping):
+        changed: Any = copy.copy(sample)
+        changed[key] = new
+        return changed
+    parts: list[Any] = list(sample)
+    parts[key] = new  # type: ignore[index]
+    if hasattr(sample, "_fields"):
+        return type(sample)(*parts)
+    return type(sample)(parts)
+
+
+def _named(sample: Mapping[Key, Any], column: Key | None, what: str, other: Key | None = None) -> Key:
+    if column is not None:
+        if column not in sample:
+            raise DataError(f"a sample has no {what} {column!r}: it has {', '.join(map(repr, sample))}")
+        return column
+    if what == "image":
+        found = [key for key, value in sample.items() if is_image(value)]
+    else:
+        found = [key for key in sample if key in LABEL_NAMES and key != other]
+        found = found or [key for key, value in sample.items() if key != other and _is_number(value)]
+    if len(found) != 1:
+        count = (
+            f"{len(found)} could be it: {', '.join(map(repr, found))}"
+            if found
+            else f"it has {', '.join(map(repr, sample))}"
+        )
+        raise DataError(f"expected one {what} in a sample, but {count}; pass {what}_column=")
+    return found[0]
+
+
+def _position(sample: tuple | list, column: Key | None, usual: int) -> int:
+    if column is None:
+        return usual
+    if not isinstance(column, int) or not -len(sample) <= column < len(sample):
+        raise DataError(f"a sample is a {type(sample).__name__} of {len(sample)}, it has no part {column!r}")
+    return column
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.ndim == 0
+    return isinstance(value, numbers.Integral)
+
+
+def _channels_first(image: Tensor) -> Tensor:
+    if image.ndim == 2:
+        return image[None]
+    if image.shape[-1] in (1, 3, 4) and image.shape[0] not in (1, 3, 4):
+        return image.permute(2, 0, 1)
+    return image
+
+
+def _shape(shape: Any) -> str:
+    return "x".join(str(int(side)) for side in shape)

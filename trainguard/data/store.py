@@ -1,0 +1,221 @@
+"""Every image of a data set, read once, as pixels in [0, 1]."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainguard.data.pixels import PixelRange
+from trainguard.data.reading import Rows, Transform, learn_rows
+from trainguard.data.samples import Key
+from trainguard.data.sources import open_source
+from trainguard.data.walk import find_generators
+from trainguard.errors import DataError
+from trainguard.progress import Progress
+from trainguard.rng import isolated_rng
+
+CACHE_BYTES = 4 << 30  # 1.3 million 32x32 colour images, or 28,000 of 224x224
+
+OnError = Literal["raise", "skip"]
+
+
+class ImageStore:
+    """The images and labels of a data set, in the data set's own index space; made by `open_images`.
+
+    Same index, same pixels, whatever the order. Images are kept as 8 bits per value up to a stated number of bytes;
+    those beyond are read from the data set again when asked for.
+
+    Attributes:
+        labels: (N,) int64 as given; -1 where a sample could not be read.
+        num_classes: number of class names where the data set knows them, else the largest label plus one.
+        class_names: names; the numbers as text where unknown.
+        pixel_range: how the training pipeline feeds these pixels to a model.
+        shape: (C, H, W).
+        unreadable: indices that could not be read (only with `on_error="skip"`), ascending.
+        readable: (M,) int64 indices that can be used, ascending.
+        fingerprint: of all labels and all pixels.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        labels: np.ndarray,
+        class_names: tuple[str, ...],
+        fingerprint: str,
+        cache: Tensor,
+        slots: np.ndarray,
+    ) -> None:
+        self.labels = labels
+        self.num_classes = len(class_names)
+        self.class_names = class_names
+        self.pixel_range: PixelRange = rows.pixel_range
+        self.shape: tuple[int, int, int] = rows.shape
+        self.readable = np.flatnonzero(labels >= 0)
+        self.unreadable: tuple[int, ...] = tuple(np.flatnonzero(labels < 0).tolist())
+        self.fingerprint = fingerprint
+        self._rows = rows
+        self._cache = cache  # (cached, C, H, W) uint8
+        self._slots = slots  # (N,) where each image lies in the cache, -1 where it does not
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory that decoded images take."""
+        return self._cache.numel()
+
+    def batch(self, index: Any, device: torch.device | str | None = None) -> Tensor:
+        """Some images.
+
+        Args:
+            index: sequence, array or tensor of B positions, in any order, repeats allowed.
+            device: where to put them; they travel as bytes.
+
+        Returns:
+            (B, C, H, W) float32 in [0, 1].
+
+        Raises:
+            DataError: one of them is unreadable.
+        """
+        index = np.asarray(index, dtype=np.int64).reshape(-1)
+        slots = self._slots[index]
+        missing = np.flatnonzero(slots < 0)
+        images = torch.empty((len(index), *self.shape), dtype=torch.uint8)
+        if len(missing) < len(index):
+            held = np.flatnonzero(slots >= 0)
+            images[torch.from_numpy(held)] = self._cache[torch.from_numpy(slots[held])]
+        if len(missing):
+            with isolated_rng(0, self._rows.generators):
+                for position in missing.tolist():
+                    images[position] = self._read(int(index[position]))
+        return images.to(device, non_blocking=True).float().div_(255)
+
+    def name(self, index: int) -> str:
+        """A sample for a person: `row 17 (cats/3.png)`, or `row 17` where the image is in no file."""
+        return self._rows.name(int(index))
+
+    def only(self, index: Any) -> ImageStore:
+        """The same store with only some images held in memory; the rest is read from the data set when asked for.
+
+        Args:
+            index: positions to hold.
+        """
+        held = np.asarray(index, dtype=np.int64).reshape(-1)
+        held = held[self._slots[held] >= 0]
+        smaller = copy.copy(self)
+        smaller._cache = self._cache[torch.from_numpy(self._slots[held])]
+        smaller._slots = np.full(len(self), -1, dtype=np.int64)
+        smaller._slots[held] = np.arange(len(held))
+        return smaller
+
+    def _read(self, index: int) -> Tensor:
+        row = self._rows[index]
+        if row.image is None:
+            raise DataError(f"{self.name(index)} {row.problem}")
+        return row.image
+
+
+def open_images(
+    dataset: Any,
+    *,
+    pixel_range: PixelRange | None = None,
+    image_column: Key | None = None,
+    label_column: Key | None = None,
+    transform: Transform | None = None,
+    on_error: OnError = "raise",
+    cache_bytes: int = CACHE_BYTES,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> ImageStore:
+    """Read every sample of a data set once, check it, and keep it decoded.
+
+    The images are those that training starts from, before its augmentation, where the data set lets that be seen
+    (torchvision's own data sets, Hugging Face data sets, data sets with a method `read_raw(index)`), at the size that
+    training uses. Otherwise they are what the data set gives, its random augmentation fixed by the sample's index. No
+    random stream of the user's is moved, nor one that the data set keeps for itself.
+
+    Args:
+        dataset: map-style torch data set giving (image, label) or a dict, subset of one, or Hugging Face `Dataset`.
+        pixel_range: where it is known; otherwise found out, see `trainguard.data.pixels`.
+        image_column: key or position of the image, needed only where several could be meant.
+        label_column: likewise of the label.
+        transform: makes the picture to screen out of an image as read (an evaluation transform).
+        on_error: `"raise"`, or `"skip"` to list unreadable samples in `unreadable`; an index never shifts.
+        cache_bytes: how much memory decoded images may take; 0 keeps none. CIFAR-10 takes 150 MB.
+        workers: processes that read, as in a `DataLoader`.
+        progress: shows how far it is.
+
+    Raises:
+        DataError: the data set cannot be used; the message names the row or the column and what to do.
+    """
+    if on_error not in ("raise", "skip"):
+        raise DataError(f"expected on_error='raise' or 'skip', got {on_error!r}")
+    source = open_source(dataset, image_column, label_column)
+    generators = find_generators(dataset)
+    with isolated_rng(0, generators):
+        rows = learn_rows(source, pixel_range, transform, generators)
+        labels, slots = np.full((2, source.size), -1, dtype=np.int64)
+        cache = torch.empty((min(source.size, cache_bytes // math.prod(rows.shape)), *rows.shape), dtype=torch.uint8)
+        digest = hashlib.blake2b(repr((source.size, rows.shape)).encode(), digest_size=16)
+        used, first_problem = 0, ""
+        with progress.stage("reading images", source.size) if progress else nullcontext() as stage:
+            for row in rows.in_order(workers):
+                if row.image is None:
+                    problem = f"{rows.name(row.index)} {row.problem}"
+                    if row.fatal:
+                        raise DataError(problem)
+                    if on_error == "raise":
+                        raise DataError(f"{problem}; repair it, leave it out, or pass on_error='skip'")
+                    first_problem = first_problem or problem
+                    continue
+                labels[row.index] = row.label
+                digest.update(row.image.numpy().data)
+                if used < len(cache):
+                    cache[used], slots[row.index], used = row.image, used, used + 1
+                if stage:
+                    stage.advance(1)
+    if (labels < 0).all():
+        raise DataError(f"none of the {source.size} images can be read; the first: {first_problem}")
+    class_names = _checked_classes(labels, source.class_names, rows)
+    digest.update(labels.data)
+    return ImageStore(rows, labels, class_names, digest.hexdigest(), cache[:used], slots)
+
+
+def _checked_classes(labels: np.ndarray, class_names: tuple[str, ...] | None, rows: Rows) -> tuple[str, ...]:
+    """The names of the classes, after a check that the labels can be screened."""
+    largest = int(labels.max())
+    where = rows.name(int(labels.argmax()))
+    if class_names is None:
+        if largest >= max(2, len(labels)):
+            raise DataError(
+                f"{where} has the label {largest}, out of range: expected class numbers from 0 without large gaps"
+            )
+        class_names = tuple(map(str, range(largest + 1)))
+    if largest >= len(class_names):
+        raise DataError(
+            f"{where} has the label {largest}, out of range: the data set names {len(class_names)} classes, 0 to "
+            f"{len(class_names) - 1}"
+        )
+    counts = np.bincount(labels[labels >= 0])
+    present = np.flatnonzero(counts)
+    if len(present) == 1:
+        only = class_names[present[0]]
+        raise DataError(
+            f"all {counts.sum()} samples have the label {present[0]} ({only!r}): screening needs at least two classes"
+        )
+    if (counts == 1).any():
+        single = int(np.flatnonzero(counts == 1)[0])
+        row = rows.name(int(np.flatnonzero(labels == single)[0]))
+        raise DataError(
+            f"class {single} ({class_names[single]!r}) has a single sample, {row}: screening compares the samples of "
+            "a class with each other; add samples or leave the class out"
+        )
+    return class_names

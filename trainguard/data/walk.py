@@ -1,0 +1,90 @@
+"""A look into a user's pipeline: every object that a data set or a transform is built of."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainguard.rng import GENERATOR_TYPES, Generator
+
+LONGEST = 64  # a longer list is a list of samples, not of transforms
+MOST = 2000  # objects looked at; pipelines have tens
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "PIL", "datasets", "transformers", "albumentations", "builtins")
+LEAVES = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, np.ndarray, torch.Tensor)
+
+
+def walk(*roots: Any) -> Iterator[Any]:
+    """Everything that can be reached from `roots`, nearest first, each object once.
+
+    Goes through lists, tuples, dicts, attributes, `functools.partial`, bound methods, closures, and the globals that a
+    function outside the known libraries names. Does not call anything. Arrays and lists longer than 64 are left out.
+
+    Args:
+        *roots: where to start; they are given back too.
+    """
+    queue, seen = list(roots), set()
+    for _ in range(MOST):
+        if not queue:
+            return
+        found = queue.pop(0)
+        if id(found) in seen or isinstance(found, LEAVES):
+            continue
+        seen.add(id(found))
+        yield found
+        queue.extend(_parts(found))
+
+
+def find_generators(dataset: Any) -> list[Generator]:
+    """The random generators that a data set, or the transforms in it, keep for themselves."""
+    return [found for found in walk(dataset) if isinstance(found, GENERATOR_TYPES)]
+
+
+def _parts(found: Any) -> list[Any]:
+    if isinstance(found, (list, tuple, set, frozenset)):
+        return list(found) if len(found) <= LONGEST else []
+    if isinstance(found, dict):
+        return list(found.values()) if len(found) <= LONGEST else []
+    if isinstance(found, partial):
+        return [found.func, found.args, found.keywords]
+    if isinstance(found, types.MethodType):
+        return [found.__self__, found.__func__]
+    if isinstance(found, types.FunctionType):
+        return _parts_of_function(found)
+    if isinstance(found, GENERATOR_TYPES):
+        return []
+    parts = list(getattr(found, "__dict__", {}).values())
+    for method in ("__getitem__", "__call__"):
+        code = getattr(type(found), method, None)
+        if isinstance(code, types.FunctionType) and not _from_library(code):
+            parts.append(code)
+    return parts
+
+
+def _parts_of_function(function: types.FunctionType) -> list[Any]:
+    if _from_library(function):
+        return []
+    parts = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
+    parts += function.__defaults__ or ()
+    return parts + [function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__]
+
+
+def _names(code: types.CodeType) -> list[str]:
+    """Global names that a function uses, those in its comprehensions and inner functions included."""
+    inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _names(constant)]
+    return [*code.co_names, *inner]
+
+
+def _from_library(function: types.FunctionType) -> bool:
+    return (function.__module__ or "").split(".")[0] in LIBRARIES
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # a closure variable that was not assigned yet
+        return False
