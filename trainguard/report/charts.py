@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 # Stand-ins that `_svg` exchanges for the page's own variables.
@@ -92,7 +93,7 @@ def curves(
         axes.set_ylim(-0.02, 1.02)
         axes.set(xlabel=xlabel)
         axes.set_title(_title(title), pad=16 if len(stages) else 6)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
         last = "; ".join(f"{name} ends at {_last(values):.3g}" for name, values in lines.items())
         return _svg(figure, f"{title}: {last}")
@@ -102,12 +103,11 @@ def scatter(points: NDArray, flagged: NDArray[np.bool_], title: str) -> Markup:
     """A map of samples in the plane, (M, 2), flagged ones drawn as crosses over kept ones."""
     with rc_context(STYLE):
         figure, axes = _axes((4.6, 3.6))
-        axes.scatter(
-            *points[~flagged].T, s=7, color=KEPT, alpha=0.45, linewidths=0, label=f"kept ({(~flagged).sum():,})"
-        )
+        kept = points[~flagged]
+        axes.scatter(kept[:, 0], kept[:, 1], s=7, color=KEPT, alpha=0.45, linewidths=0, label=f"kept ({len(kept):,})")
         if flagged.any():
-            label = f"flagged ({flagged.sum():,})"
-            axes.scatter(*points[flagged].T, s=16, color=FLAGGED, marker="x", linewidths=0.9, label=label)
+            x, y, label = points[flagged, 0], points[flagged, 1], f"flagged ({flagged.sum():,})"
+            axes.scatter(x, y, s=16, color=FLAGGED, marker="x", linewidths=0.9, label=label)
         axes.set(xticks=[], yticks=[], title=_title(title))
         figure.legend(loc="outside lower center", ncols=2, fontsize=8)
         return _svg(figure, f"{title}: {(~flagged).sum():,} kept and {flagged.sum():,} flagged samples")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -12,10 +14,10 @@ from markupsafe import Markup
 
 import trainguard
 from trainguard.files import write_atomically
-from trainguard.report import screening
+from trainguard.report import audit, purification, screening
 from trainguard.report.evidence import Evidence, collect_evidence
 from trainguard.report.export import write_decisions
-from trainguard.report.parts import Share, shown, sort_key
+from trainguard.report.parts import Share, percentage, shown, sort_key
 from trainguard.results import ScreenResult
 
 
@@ -37,14 +39,28 @@ def build(result: Any, path: str | Path, dataset: Any = None) -> Path:
         StateError: the page cannot be written.
     """
     path = Path(path)
-    if isinstance(result, str | Path):
-        result = _load(Path(result))
-    if isinstance(result, ScreenResult):
-        content = screening.context(result, _evidence(result, dataset)) | {"export": write_decisions(result, path)}
-        page = _render("screening.html.j2", content)
+    kind, content = _content(_load(Path(result)) if isinstance(result, str | Path) else result, dataset)
+    if kind == "screening":
+        content["export"] = write_decisions(content["result"], path)
+    page = _render(f"{kind}.html.j2", content)
     with write_atomically(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
+
+
+def _content(result: Any, dataset: Any) -> tuple[str, dict[str, Any]]:
+    """Which template, and what it shows."""
+    if isinstance(result, ScreenResult):
+        return "screening", screening.context(result, _evidence(result, dataset)) | {"result": result}
+    from trainguard.purification.results import AuditResult, PurifyResult
+
+    if isinstance(result, AuditResult):
+        return "audit", audit.context(result)
+    if isinstance(result, PurifyResult):
+        return "purification", purification.context(result.to_dict())
+    if isinstance(result, Mapping) and result.get("kind") == "purify":
+        return "purification", purification.context(result)
+    raise TypeError(f"expected a ScreenResult, AuditResult, PurifyResult or a saved one, got {type(result).__name__}")
 
 
 def _evidence(result: ScreenResult, dataset: Any) -> Evidence | None:
@@ -59,9 +75,18 @@ def _evidence(result: ScreenResult, dataset: Any) -> Evidence | None:
 
 
 def _load(place: Path) -> Any:
+    """What lies in a folder, or in a file that `PurifyResult.save` wrote."""
     if (place / "result.json").is_file():
         return ScreenResult.load(place)
-    raise ValueError(f"{place} holds no result: pass a folder that screen, audit, purify or drill wrote")
+    if (place / "audit.json").is_file():
+        from trainguard.purification.results import AuditResult
+
+        return AuditResult.load(place)
+    records = sorted(place.glob("*.json")) if place.is_dir() else [place.with_suffix(".json")]
+    for record in records:
+        if record.is_file() and (found := json.loads(record.read_text())).get("kind") == "purify":
+            return found
+    raise ValueError(f"{place} holds no result: pass what screen, audit, purify or drill wrote")
 
 
 def _render(template: str, content: dict[str, Any]) -> str:
@@ -73,7 +98,7 @@ def _render(template: str, content: dict[str, Any]) -> str:
 def _templates() -> jinja2.Environment:
     loader = jinja2.PackageLoader("trainguard.report")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters.update(shown=shown, sort_key=sort_key)
+    environment.filters.update(shown=shown, sort_key=sort_key, percentage=percentage)
     environment.tests["share"] = lambda value: isinstance(value, Share)
     return environment
 

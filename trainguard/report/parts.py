@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,18 +60,20 @@ class Matrix:
     notes: Mapping[tuple[int, int], str]
 
 
-def shown(value: object) -> str:
+def shown(value: Any) -> str:
     """A value as a person reads it: `1,204`, `0.0312`, `4.9%`, `yes`."""
     if isinstance(value, Share):
         return f"{value.value:.1%}" if math.isfinite(value.value) else "\N{EN DASH}"
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
-    if isinstance(value, int | np.integer):
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, int):
         return f"{value:,}"
-    if isinstance(value, float | np.floating):
+    if isinstance(value, float):
         if not math.isfinite(value):
             return "\N{EN DASH}"
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     if value is None:
         return "\N{EN DASH}"
     if isinstance(value, list | tuple):
@@ -78,7 +81,7 @@ def shown(value: object) -> str:
     return str(value)
 
 
-def sort_key(value: object) -> str:
+def sort_key(value: Any) -> str:
     """What a table sorts a cell by: a number as text, or nothing for words."""
     number = value.value if isinstance(value, Share) else value
     if not isinstance(number, int | float | np.number | np.bool_):
@@ -92,15 +95,20 @@ def flattened(settings: Mapping[str, object], prefix: str = "") -> Iterator[tupl
         if isinstance(value, Mapping):
             yield from flattened(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", str(value) if isinstance(value, int) else shown(value)
+            yield f"{prefix}{name}", shown(value) if isinstance(value, list | tuple) or value is None else str(value)
 
 
-def costs(timing: Mapping[str, object], name: str = "cost") -> Table:
+def costs(timing: Mapping[str, Any], name: str = "cost") -> Table:
     """Wall seconds by stage, with each stage's share of the whole."""
     seconds = {stage: value for stage, value in timing.items() if isinstance(value, int | float)}
     total = seconds.pop("total", sum(seconds.values()))
     rows = [(stage, value, Share(value / total if total else 0.0)) for stage, value in seconds.items()]
     return Table(name, "Wall time by stage", ("stage", "seconds", "share"), [*rows, ("total", total, Share(1.0))])
+
+
+def percentage(value: float) -> str:
+    """A share in a matrix: `63%`, `0.4%`; nothing where there is no number."""
+    return "" if not math.isfinite(value) else f"{value:.0%}" if value >= 0.1 or value == 0 else f"{value:.1%}"
 
 
 def percent(part: float, whole: float) -> str:

@@ -15,15 +15,18 @@ CLEAR_Z = 4.0  # a pixel moved by 4 standard errors is not chance in a few thous
 LOCAL_SHARE = 0.15  # a trigger on less of the picture than this is called local and framed
 
 
-def data_uri(pixels: NDArray[np.uint8]) -> str:
-    """An image (H, W, C) uint8, one or three channels, as text that fits into `src`."""
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3])
+def data_uri(pixels: NDArray[np.uint8], lossless: bool = False) -> str:
+    """An image as text that fits into `src`.
+
+    Args:
+        pixels: (H, W, C) uint8; with one or two channels the first is shown as grey, else the first three as colours.
+        lossless: keep every pixel exactly, whatever the size; small images are always kept so.
+    """
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] < 3 else pixels[..., :3])
     buffer = io.BytesIO()
-    if max(image.size) <= LOSSLESS_SIDE:
-        image.save(buffer, "PNG", optimize=True)
-    else:
-        image.save(buffer, "JPEG", quality=88, subsampling=0)
-    kind = "png" if max(image.size) <= LOSSLESS_SIDE else "jpeg"
+    kind = "png" if lossless or max(image.size) <= LOSSLESS_SIDE else "jpeg"
+    options = {"optimize": True} if kind == "png" else {"quality": 88, "subsampling": 0}
+    image.save(buffer, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

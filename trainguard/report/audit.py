@@ -1,0 +1,74 @@
+"""What the page of an audit says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainguard.report import pictures
+from trainguard.report.parts import Matrix, Share, Table, costs, flattened
+
+if TYPE_CHECKING:
+    from trainguard.purification.results import AuditResult
+
+WRITTEN_OUT = 20  # classes whose matrix is a table of numbers; with more it is a picture
+
+HEADLINES = {
+    "clean": "No sign of a backdoor in this model",
+    "backdoored": "This model looks backdoored",
+    "undecided": "No decision: look at the evidence",
+}
+ADVICE = {
+    "clean": "Nothing needs to be done. What the verdict assumes, and where it can be wrong, stands at the end.",
+    "backdoored": "Do not deploy the model. Purify it, or train it again; and screen the data that it was trained on.",
+    "undecided": "Attack more images, or purify the model to be safe: it costs a clean model little accuracy.",
+}
+
+
+def context(result: AuditResult) -> dict[str, Any]:
+    """Everything that the template `audit.html.j2` shows."""
+    k = len(result.pull)
+    names = [result.name_of(i) for i in range(k)]
+    targets = ", ".join(names[i] for i in result.target_classes) or "none"
+    found = f"Small perturbations push images of every class towards {targets}." if result.target_classes else ""
+    return {
+        "title": "Audit report",
+        "verdict": result.verdict,
+        "headline": HEADLINES[result.verdict],
+        "sentence": found or f"{result.images:,} images were attacked to see which classes they turn into.",
+        "reason": result.reason,
+        "advice": ADVICE[result.verdict],
+        "facts": [
+            ("Confidence", f"{result.confidence:.0%}"),
+            ("Suspected target", targets),
+            ("Images attacked", f"{result.images:,}"),
+            ("Classes", f"{k:,}"),
+        ],
+        "classes": _classes(result, names),
+        "matrix": _matrix(result, names) if k <= WRITTEN_OUT else None,
+        "picture": _picture(result) if k > WRITTEN_OUT else None,
+        "cost": costs(result.timing),
+        "settings": list(flattened(result.settings)),
+        "fingerprint": result.fingerprint,
+    }
+
+
+def _classes(result: AuditResult, names: list[str]) -> Table:
+    order = np.argsort(-result.pull, kind="stable").tolist()
+    rows = [
+        (names[i], Share(float(result.pull[i])), float(result.movement[i]), i in result.target_classes) for i in order
+    ]
+    columns = ("class", "share of other classes' images that become it", "movement of features", "suspected target")
+    return Table("classes", "Where adversarial examples end, by class", columns, rows)
+
+
+def _matrix(result: AuditResult, names: list[str]) -> Matrix:
+    caption = "Share of each class's adversarial examples (rows) by the class that they become (columns)"
+    return Matrix("transitions", caption, names, names, result.transitions.astype(float).tolist(), {})
+
+
+def _picture(result: AuditResult) -> str:
+    """The matrix as an image of one pixel per cell, dark where the share is high."""
+    grey = 255 - (np.clip(result.transitions, 0, 1) * 255).round().astype(np.uint8)
+    return pictures.data_uri(grey[..., None], lossless=True)

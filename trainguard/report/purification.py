@@ -1,0 +1,61 @@
+"""What the page of a purification says; made from its record, so that the weights are not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainguard.report import charts
+from trainguard.report.parts import Table, costs, flattened
+
+
+def context(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the template `purification.html.j2` shows.
+
+    Args:
+        record: `PurifyResult.to_dict()`, or the JSON that `save` wrote beside the weights.
+    """
+    history = record["history"]
+    before, after = record["accuracy_before"], record["accuracy_after"]
+    rounds = 1 + max((row["round"] for row in history), default=-1)
+    return {
+        "title": "Purification report",
+        "verdict": "done" if record["changed"] else "undecided",
+        "headline": "The model was purified" if record["changed"] else "The model came back as it was",
+        "sentence": f"Accuracy on held-out images: {before:.1%} before, {after:.1%} after.",
+        "stopped": record["stopped"],
+        "facts": [
+            ("Rounds", str(rounds)),
+            ("Accuracy before", f"{before:.2%}"),
+            ("Accuracy after", f"{after:.2%}"),
+            ("Last extra set", f"{len(record['keep']):,} images"),
+        ],
+        "progress": _progress(history, before),
+        "history": _table(history),
+        "cost": costs(record["timing"]),
+        "settings": list(flattened(record["settings"])),
+        "fingerprint": record["fingerprint"],
+    }
+
+
+def _progress(history: list[Mapping[str, Any]], before: float) -> Any:
+    """Held-out accuracy and the overlap of extra sets, over the steps of all rounds."""
+    if not history:
+        return None
+    steps = [f"{row['round']}" for row in history]
+    names = [name for name in ("accuracy", "overlap") if any(isinstance(row.get(name), float) for row in history)]
+    lines = {name: [float("nan"), *(_number(row.get(name)) for row in history)] for name in names}
+    if "accuracy" in lines:
+        lines["accuracy"][0] = before
+    stages = ["", *(f"round {int(step) + 1}" for step in steps)]
+    return charts.curves(range(len(history) + 1), lines, xlabel="step", title="Step by step", stages=stages)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _table(history: list[Mapping[str, Any]]) -> Table:
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    rows = [tuple(row.get(name) for name in columns) for row in history]
+    return Table("history", "Every round and step", columns, rows)
