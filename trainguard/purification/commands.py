@@ -1,0 +1,108 @@
+"""Purify and audit a checkpoint in a file: what the command line calls, and scripts may."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from trainguard.checkpoints import Checkpoint, load_weights, read_checkpoint
+from trainguard.errors import ModelError
+from trainguard.purification.audit import audit
+from trainguard.purification.progressive import purify
+from trainguard.purification.results import AuditResult, PurifyResult
+from trainguard.purification.state import open_store
+
+
+def purify_checkpoint(
+    checkpoint: str | Path, *, arch: str, data: Any, out: str | Path, clean: bool = False, **options: Any
+) -> PurifyResult:
+    """Purify the model in a file and write the result as safetensors, with a JSON beside it.
+
+    Args:
+        checkpoint: safetensors, or a state dict without code.
+        arch: the architecture: a timm or torchvision name.
+        data: what `purify` takes; its number of classes is the model's.
+        out: where to write; `.safetensors` is added where it is missing. The JSON has the same name with `.json`:
+            settings, history, and the hashes of input and output.
+        clean: whether `data` are known to be clean.
+        **options: further arguments of `purify`.
+
+    Returns:
+        What `purify` returned, after it was written.
+
+    Raises:
+        UnsafeCheckpoint: unpickling the file would run code; nothing was run.
+        ModelError: the file is damaged or does not fit the architecture.
+        DataError: the data cannot be used.
+    """
+    found = read_checkpoint(checkpoint)
+    store = open_store(data, options.pop("pixel_range", None))
+    model = model_of(arch, found, store.num_classes, store.shape)
+    outcome = purify(model, store, clean=clean, **options)
+    origin = {"path": str(found.path), "sha256": found.sha256, "weights under": found.where, "arch": arch}
+    outcome.save(out, input=origin)
+    return outcome
+
+
+def audit_checkpoint(checkpoint: str | Path, *, arch: str, data: Any, **options: Any) -> AuditResult:
+    """Audit the model in a file.
+
+    Args:
+        checkpoint: safetensors, or a state dict without code.
+        arch: the architecture: a timm or torchvision name.
+        data: what `audit` takes; its number of classes is the model's.
+        **options: further arguments of `audit`.
+
+    Raises:
+        UnsafeCheckpoint: unpickling the file would run code; nothing was run.
+        ModelError: the file is damaged or does not fit the architecture.
+        DataError: the data cannot be used.
+    """
+    found = read_checkpoint(checkpoint)
+    store = open_store(data, options.pop("pixel_range", None))
+    return audit(model_of(arch, found, store.num_classes, store.shape), store, **options)
+
+
+def model_of(arch: str, checkpoint: Checkpoint, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """The architecture by name, with the checkpoint's weights.
+
+    Args:
+        arch: a timm name, or a torchvision name (of those that both have, timm's is tried first).
+        checkpoint: from `read_checkpoint`.
+        num_classes: K.
+        shape: C, H, W of the images.
+
+    Raises:
+        ModelError: nobody knows the name, or the weights do not fit; the first of several reasons is given.
+    """
+    made = _candidates(arch, num_classes, shape)
+    if not made:
+        raise ModelError(f"{arch!r} is neither a timm nor a torchvision classification model: see timm.list_models()")
+    first: ModelError | None = None
+    for model in made:
+        try:
+            load_weights(model, checkpoint)
+        except ModelError as error:
+            first = first or error
+        else:
+            return model.eval()
+    assert first is not None
+    raise first
+
+
+def _candidates(arch: str, num_classes: int, shape: tuple[int, int, int]) -> list[nn.Module]:
+    import timm
+    import torchvision
+
+    made: list[nn.Module] = []
+    if timm.is_model(arch):
+        options: dict[str, Any] = {"pretrained": False, "num_classes": num_classes, "in_chans": shape[0]}
+        try:
+            made.append(timm.create_model(arch, img_size=shape[1:], **options))
+        except TypeError:  # convolutional models take any size and no img_size
+            made.append(timm.create_model(arch, **options))
+    if arch in torchvision.models.list_models(module=torchvision.models):
+        made.append(torchvision.models.get_model(arch, weights=None, num_classes=num_classes))
+    return made

@@ -1,0 +1,170 @@
+r"""PBE steps 1a, 1b and 2: fine-tune on adversarial examples of the extra set, or on the extra set itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainguard.perturbation import Norm, frozen, untargeted
+from trainguard.purification.augmentation import random_view
+from trainguard.purification.network import UnitPixels
+from trainguard.training import autocast
+
+if TYPE_CHECKING:
+    from trainguard.data.store import ImageStore
+    from trainguard.distributed import Processes
+    from trainguard.progress import Stage
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    r"""How each step fine-tunes. The values of PBE's authors' code, for every attack alike.
+
+    Attributes:
+        lr: learning rate of SGD, without a schedule.
+        momentum: of SGD; it starts anew with every step.
+        weight_decay: of all weights.
+        batch_size: images per batch.
+        eps: radius of the adversarial perturbation, in unit pixel space.
+        norm: `"linf"` or `"l2"`.
+        attack_steps: gradient steps per adversarial example, each of `eps / 5`.
+        flip: mirror images at random.
+    """
+
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 128
+    eps: float = 6 / 255
+    norm: Norm = "linf"
+    attack_steps: int = 7
+    flip: bool = True
+
+
+def fine_tune(
+    network: UnitPixels,
+    store: ImageStore,
+    extra: NDArray[np.int64],
+    *,
+    batches: int,
+    adversarial: bool,
+    how: FineTuning,
+    generator: torch.Generator,
+    processes: Processes,
+    accelerator: Any = None,
+    stage: Stage,
+) -> float:
+    r"""Fine-tune in place, with adversarial images (Eq. 8) or plain ones (step 2).
+
+    .. math:: \theta \leftarrow \arg\min_\theta \mathbb{E}_{(x, y) \in D_{ext}} [L(\tilde x, y; \theta)]
+
+    Args:
+        network: in unit pixels; trained in place, and in the mode in which it came when the call returns.
+        store: where the images are.
+        extra: (n,) the extra set, as indices of the store.
+        batches: how many optimizer steps; the set is shuffled anew whenever it has been gone through.
+        adversarial: make untargeted adversarial examples of each batch, in eval mode (Eq. 6), and train on these.
+        how: rates, batch size, perturbation.
+        generator: order and augmentation, on the CPU.
+        processes: ranks that share the work. The adversarial examples, three quarters or more of the cost, are made in
+            parts; the optimizer step is repeated on every rank, so that BatchNorm sees the whole batch.
+        accelerator: gathers these parts; needed with more than one process.
+        stage: progress, counted in images.
+
+    Returns:
+        The mean loss over all images; infinite as soon as a batch's loss is not finite, and training stops there.
+
+    Deviation from the paper: adversarial examples are made batch by batch against the current model, as in the authors'
+    code, where Algorithm 1 reads as if they were all made at once; each step has its own optimizer.
+    """
+    device = next(network.parameters()).device
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay, foreach=True
+    )
+    training = network.training
+    network.train()
+    total, seen = 0.0, 0
+    for index in shuffled_batches(extra, batches, how.batch_size, generator):
+        x = random_view(store.batch(index, device), generator, flip=how.flip)
+        y = torch.from_numpy(store.labels[index]).to(device)
+        if adversarial:
+            x = attacked(network, x, y, how, processes, accelerator)
+        with autocast(device):
+            loss = F.cross_entropy(network(x).float(), y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        value = float(loss.detach())
+        total, seen = total + value * len(index), seen + len(index)
+        stage.advance(len(index), loss=value)
+        if not math.isfinite(value):
+            break
+    network.train(training)
+    return total / seen if math.isfinite(total) else math.inf
+
+
+def attacked(
+    network: UnitPixels, x: Tensor, y: Tensor, how: FineTuning, processes: Processes, accelerator: Any = None
+) -> Tensor:
+    r"""Untargeted adversarial examples of one batch (Eq. 6), made in parts where there are several processes.
+
+    Args:
+        network: in any mode; attacked in eval mode, and as before when the call returns.
+        x: (B, C, H, W) in [0, 1], the same on every rank.
+        y: (B,) labels.
+        how: the perturbation.
+        processes: rank r makes images r, r + world, ...
+        accelerator: adds the parts up.
+
+    Returns:
+        (B, C, H, W) in [0, 1], the same on every rank.
+    """
+    part = slice(processes.rank, None, processes.world)
+    result = torch.zeros_like(x)
+    if len(x[part]):
+        with frozen(network), autocast(x.device):
+            result[part] = untargeted(network, x[part], y[part], eps=how.eps, norm=how.norm, steps=how.attack_steps)
+    return accelerator.reduce(result, reduction="sum") if processes.world > 1 else result
+
+
+def shuffled_batches(
+    index: NDArray[np.int64], batches: int, batch_size: int, generator: torch.Generator
+) -> Iterator[NDArray[np.int64]]:
+    """Exactly `batches` batches, going through the shuffled indices again and again.
+
+    The parts of one pass are of equal size up to one image: a last batch of a single image would break BatchNorm.
+    """
+    parts = max(1, math.ceil(len(index) / batch_size))
+    done = 0
+    while done < batches:
+        order = torch.randperm(len(index), generator=generator).numpy()
+        for part in np.array_split(index[order], parts)[: batches - done]:
+            yield part
+            done += 1
+
+
+@torch.no_grad()
+def logits_of(
+    network: UnitPixels, store: ImageStore, index: NDArray[np.int64], batch_size: int = 512
+) -> Iterator[Tensor]:
+    """Logits in eval mode, batch by batch: (b, K) float32 for consecutive parts of `index`."""
+    device = next(network.parameters()).device
+    for start in range(0, len(index), batch_size):
+        x = store.batch(index[start : start + batch_size], device)
+        with frozen(network), autocast(device):
+            logits = network(x).float()
+        yield logits
+
+
+def accuracy(network: UnitPixels, store: ImageStore, index: NDArray[np.int64]) -> float:
+    """Share of the indexed images that the network gives their label, in [0, 1]."""
+    predicted = [logits.argmax(1).cpu() for logits in logits_of(network, store, index)]
+    return float((torch.cat(predicted).numpy() == store.labels[index]).mean())

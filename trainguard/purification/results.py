@@ -1,0 +1,232 @@
+"""What purification and audit found: frozen values that can be saved, loaded, and shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from trainguard.checkpoints import load_weights, read_checkpoint, write_weights
+from trainguard.files import write_atomically
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class PurifyResult:
+    """A purified model and how it came about.
+
+    Attributes:
+        model: the purified model; its class, device, precision, mode and flags are those of the argument.
+        history: one row per round and step: round, step, images, batches, loss, accuracy on the judging images,
+            seconds; after step 2 whether the round is within the bound, after step 3 how much the next extra set
+            overlaps.
+        keep: (n,) int64, the last extra set: the images that look clean, as indices of the data.
+        accuracy_before: of the model as it came, on the images that judge; in [0, 1].
+        accuracy_after: of `model`, on the same.
+        changed: False where no round stayed within the bound and the model came back as it was.
+        stopped: why it ended, in words.
+        fingerprint: of the data set.
+        settings: everything that made this result, with seed and versions; plain JSON values.
+        timing: wall seconds: total, and by step.
+    """
+
+    model: nn.Module
+    history: list[dict[str, Any]]
+    keep: NDArray[np.int64]
+    accuracy_before: float
+    accuracy_after: float
+    changed: bool
+    stopped: str
+    fingerprint: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the model, as plain JSON values."""
+        names = (
+            "history",
+            "accuracy_before",
+            "accuracy_after",
+            "changed",
+            "stopped",
+            "fingerprint",
+            "settings",
+            "timing",
+        )
+        plain = {name: getattr(self, name) for name in names}
+        return {"format": _FORMAT, "kind": "purify", **plain, "keep": self.keep.tolist()}
+
+    def save(self, path: str | Path, **about: Any) -> Path:
+        """Write the weights to `path` as safetensors, and the rest beside them as JSON; each whole or not at all.
+
+        Args:
+            path: of the weights; `.safetensors` is added where it is missing.
+            **about: further JSON values for the record, such as the input's hash.
+        """
+        return write_weights(path, self.model, {**about, **self.to_dict()})
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module) -> PurifyResult:
+        """Read what `save` wrote.
+
+        Args:
+            path: of the weights.
+            model: of the same architecture; gets the weights.
+
+        Raises:
+            ModelError: the weights do not fit `model`.
+            ValueError: the JSON beside them is missing or of another kind.
+        """
+        path = Path(path)
+        record = _read_record(path.with_suffix(".json"), "purify")
+        load_weights(model, read_checkpoint(path))
+        names = cls.__dataclass_fields__.keys() & record.keys()
+        values = {name: record[name] for name in names} | {"keep": np.asarray(record["keep"], dtype=np.int64)}
+        return cls(model=model, **values)
+
+    def report(self, path: str | Path) -> Path:
+        """Write one self-contained HTML page."""
+        from trainguard.report import build
+
+        return build(self, path)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The short table behind `repr`: (what, value)."""
+        rounds = 1 + max((row["round"] for row in self.history), default=-1)
+        return [
+            ("model", "purified" if self.changed else "as it came"),
+            ("because", self.stopped),
+            ("rounds", str(rounds)),
+            ("held-out accuracy", f"{self.accuracy_before:.4f} before, {self.accuracy_after:.4f} after"),
+            ("last extra set", f"{len(self.keep)} images"),
+            ("seconds", f"{self.timing.get('total', float('nan')):.1f}"),
+        ]
+
+    def __repr__(self) -> str:
+        return as_text("PurifyResult", self.rows())
+
+    def _repr_html_(self) -> str:
+        return as_html("PurifyResult", self.rows())
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class AuditResult:
+    """Whether a model of K classes has a backdoor, and what says so.
+
+    Attributes:
+        verdict: `"clean"`, `"backdoored"` or `"undecided"`.
+        confidence: how sure the verdict is, in [0, 1].
+        reason: one sentence: what the verdict rests on.
+        target_classes: suspected targets, strongest first; empty unless the verdict is `"backdoored"`.
+        transitions: (K, K) float32, the share of class i's adversarial examples that are predicted as j (PBE Figs.
+            1, 4); a row sums to one, or to zero for a class without images.
+        pull: (K,) float32, how much of the adversarial examples of the other classes ends in each class, in [0, 1].
+        movement: (K,) float32, how much nearer the features of the other classes' adversarial examples are to the
+            features of each class than before the attack, as a share of the distance (after PBE Table 5).
+        images: how many images were attacked.
+        class_names: K names.
+        fingerprint: of the data set.
+        settings: everything that made this result, with seed and versions; plain JSON values.
+        timing: wall seconds.
+    """
+
+    verdict: Literal["clean", "backdoored", "undecided"]
+    confidence: float
+    reason: str
+    target_classes: tuple[int, ...]
+    transitions: NDArray[np.float32]
+    pull: NDArray[np.float32]
+    movement: NDArray[np.float32]
+    images: int
+    class_names: tuple[str, ...] = ()
+    fingerprint: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole result as plain JSON values."""
+        names = ("verdict", "confidence", "reason", "images", "fingerprint", "settings", "timing")
+        arrays = {name: getattr(self, name).astype(float).tolist() for name in ("transitions", "pull", "movement")}
+        lists = {"target_classes": list(self.target_classes), "class_names": list(self.class_names)}
+        return {"format": _FORMAT, "kind": "audit", **{n: getattr(self, n) for n in names}, **arrays, **lists}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `audit.json` into `folder`, whole or not at all."""
+        folder = Path(folder)
+        with write_atomically(folder / "audit.json") as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> AuditResult:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: `folder` holds no audit, or one of another format.
+        """
+        record = _read_record(Path(folder) / "audit.json", "audit")
+        values = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
+        for name in ("transitions", "pull", "movement"):
+            values[name] = np.asarray(values[name], dtype=np.float32)
+        for name in ("target_classes", "class_names"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+    def report(self, path: str | Path) -> Path:
+        """Write one self-contained HTML page, with the matrix of transitions."""
+        from trainguard.report import build
+
+        return build(self, path)
+
+    def name_of(self, k: int) -> str:
+        """A class for a person: `3 (cat)`."""
+        named = k < len(self.class_names) and self.class_names[k] != str(k)
+        return f"{k} ({self.class_names[k]})" if named else str(k)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The short table behind `repr`: (what, value)."""
+        strongest = int(np.argmax(self.pull)) if len(self.pull) else 0
+        return [
+            ("verdict", f"{self.verdict} (confidence {self.confidence:.2f})"),
+            ("because", self.reason),
+            ("target classes", ", ".join(self.name_of(k) for k in self.target_classes) or "none"),
+            ("strongest pull", f"{self.pull[strongest]:.3f}, class {self.name_of(strongest)}"),
+            ("images", str(self.images)),
+            ("seconds", f"{self.timing.get('total', float('nan')):.1f}"),
+        ]
+
+    def __repr__(self) -> str:
+        return as_text("AuditResult", self.rows())
+
+    def _repr_html_(self) -> str:
+        return as_html("AuditResult", self.rows())
+
+
+def as_text(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    """A two-column table for a terminal."""
+    rows = list(rows)
+    width = max(len(what) for what, _ in rows)
+    return title + "\n" + "\n".join(f"  {what:<{width}}  {value}" for what, value in rows)
+
+
+def as_html(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    """A two-column table for a notebook."""
+    cells = "".join(f"<tr><th align=left>{escape(what)}</th><td>{escape(value)}</td></tr>" for what, value in rows)
+    return f"<table><caption>{escape(title)}</caption>{cells}</table>"
+
+
+def _read_record(path: Path, kind: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: pass what save() was given")
+    record = json.loads(path.read_text())
+    if record.get("kind") != kind or record.get("format") != _FORMAT:
+        raise ValueError(f'{path} holds no result of kind "{kind}" in format {_FORMAT}')
+    return record
