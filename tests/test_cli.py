@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from trainguard import cli
+from trainguard.data.store import open_images
 from trainguard.errors import DataError
 from trainguard.sources import open_data
 
@@ -175,6 +176,27 @@ def test_open_data_keeps_only_the_columns_that_were_named(folder, tmp_path):
     assert open_data(tmp_path / "two", image_column="image").column_names == ["image", "label"]
     with pytest.raises(DataError, match="no column 'picture': it has image, label, mask"):
         open_data(tmp_path / "two", image_column="picture")
+
+
+def test_open_data_scales_images_of_several_sizes(folder):
+    Image.new("RGB", (20, 9)).save(folder / "cat" / "wide.png")
+    assert {image.size for image in open_data(folder, size=16)["image"]} == {(16, 16)}
+    assert open_images(open_data(folder, size=16)).shape == (3, 16, 16)
+    with pytest.raises(DataError, match="images must have one size"):
+        open_images(open_data(folder))
+
+
+def test_drill_passes_its_flags_on_and_makes_the_page(monkeypatch, capsys, tmp_path):
+    calls = []
+    stub(monkeypatch, "trainguard.drill.runner", run_drill=lambda data, **options: calls.append((data, options)))
+    stub(monkeypatch, "trainguard.report", build=lambda folder, path: path)
+    argv = ["drill", "digits", "--attacks", "badnets,blend", "--defenses", "none,guard", "--out", str(tmp_path)]
+    assert cli.main([*argv, "--seeds", "0,1", "--rows", "500"]) == 0
+    data, options = calls[0]
+    assert data == "digits"
+    assert options["attacks"] == ("badnets", "blend") and options["defenses"] == ("none", "guard")
+    assert options["seeds"] == (0, 1) and options["rows"] == 500 and options["model"] == "resnet9"
+    assert capsys.readouterr().out == f"report: {tmp_path / 'report.html'}\n"
 
 
 def test_open_data_says_what_is_wrong(tmp_path):

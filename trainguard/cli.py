@@ -103,6 +103,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="split of a data set that has several (default: %(default)s)")
     parser.add_argument("--image-column", help="column of the images, where there are several")
     parser.add_argument("--label-column", help="column of the labels, where there are several")
+    parser.add_argument("--size", type=_at_least_one, help="scale images to SIZE x SIZE pixels; needed if sizes differ")
 
 
 def _open_data(arguments: argparse.Namespace, name: str):
@@ -112,7 +113,11 @@ def _open_data(arguments: argparse.Namespace, name: str):
 
     datasets.disable_progress_bars()  # ours are enough
     return open_data(
-        name, split=arguments.split, image_column=arguments.image_column, label_column=arguments.label_column
+        name,
+        split=arguments.split,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        size=arguments.size,
     )
 
 
@@ -142,6 +147,10 @@ def _share(text: str) -> float:
     if not 0 < value:
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
     return value
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(name) for name in _names(text))
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -258,34 +267,46 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 
 def _add_drill(commands: argparse._SubParsersAction) -> None:
-    parser = _subcommand(
-        commands, "drill", _drill, "poison copies of a data set and measure what the guard does about it"
-    )
-    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+    summary = "poison copies of a data set in known ways and measure what the guard does about it"
+    parser = _subcommand(commands, "drill", _drill, summary)
+    parser.add_argument("data", metavar="DATA", help=DATA_HELP + "; or digits")
     parser.add_argument("--attacks", type=_names, required=True, help="names with commas between them, or all")
-    parser.add_argument("--defenses", type=_names, required=True, help="names with commas between them")
-    parser.add_argument("--model", required=True, help="the model to train: a timm, torchvision or drill name")
+    parser.add_argument("--defenses", type=_names, required=True, help="names with commas between them, or all")
+    parser.add_argument("--model", default="resnet9", help="the model to train (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the cells, the table and the report")
-    parser.add_argument(
-        "--epochs", type=_at_least_one, default=30, help="epochs of each training (default: %(default)s)"
-    )
-    parser.add_argument("--seeds", type=_names, help="several seeds with commas between them, instead of --seed")
-    _add_data_options(parser)
+    parser.add_argument("--epochs", type=_at_least_one, default=30, help="of each training (default: %(default)s)")
+    parser.add_argument("--budget", type=_share, default=0.5, help="as for screen (default: %(default)s)")
+    parser.add_argument("--seeds", type=_numbers, help="repetitions, with commas between them, instead of --seed")
+    parser.add_argument("--rows", type=_at_least_one, help="use the first so many training images")
+    parser.add_argument("--test", help="test set, where DATA has none beside it")
+    parser.add_argument("--test-rows", type=_at_least_one, help="use the first so many test images")
+    parser.add_argument("--rate", type=_share, default=0.05, help="share of poisoned samples (default: %(default)s)")
+    parser.add_argument("--target", type=int, default=1, help="label that the poison gets (default: %(default)s)")
+    parser.add_argument("--trigger-file", type=Path, help="picture to use as the trigger, where an attack has one")
 
 
 def _drill(arguments: argparse.Namespace) -> int:
-    from trainguard.drill import run_drill
+    from trainguard.drill.runner import run_drill
+    from trainguard.report import build
 
     run_drill(
-        _open_data(arguments, arguments.data),
+        arguments.data,
         attacks=arguments.attacks,
         defenses=arguments.defenses,
         model=arguments.model,
         out=arguments.out,
         epochs=arguments.epochs,
-        seeds=tuple(map(int, arguments.seeds or (arguments.seed,))),
+        budget=arguments.budget,
+        seeds=arguments.seeds or (arguments.seed,),
+        rows=arguments.rows,
+        test=arguments.test,
+        test_rows=arguments.test_rows,
+        rate=arguments.rate,
+        target=arguments.target,
+        trigger_file=arguments.trigger_file,
         progress=arguments.progress,
     )
+    print(f"report: {build(arguments.out, arguments.out / 'report.html')}")
     return DONE
 
 

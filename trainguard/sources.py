@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from PIL.Image import Image as PILImage
+from PIL.Image import Resampling
 
 from trainguard.errors import DataError
 
@@ -12,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def open_data(
-    name: str | Path, *, split: str = "train", image_column: str | None = None, label_column: str | None = None
+    name: str | Path,
+    *,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    size: int | None = None,
 ) -> Dataset:
     """Open an image folder, parquet, or a Hugging Face data set; no network unless `name` is not on this disk.
 
@@ -22,6 +30,7 @@ def open_data(
         split: which split to take where there are several.
         image_column: the column of the images, needed only where there are several. Others are left out.
         label_column: likewise for the labels.
+        size: side in pixels that images are scaled to, without cropping: a trigger may sit in a corner.
 
     Raises:
         DataError: there is nothing of the kind, or the split or a column is not there.
@@ -33,7 +42,22 @@ def open_data(
             raise DataError(f"{name} has no column {column!r}: it has {', '.join(dataset.column_names)}")
     kinds = [kind for kind, column in (("Image", image_column), ("ClassLabel", label_column)) if column is not None]
     others = [c for c, feature in dataset.features.items() if c not in chosen and type(feature).__name__ in kinds]
-    return dataset.remove_columns(others)
+    dataset = dataset.remove_columns(others)
+    return dataset.with_transform(Resize(size)) if size else dataset
+
+
+class Resize:
+    """A transform for a Hugging Face data set that makes all its images one size."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Scale every image in a batch of columns; leave the rest."""
+        return {name: [self._scaled(value) for value in values] for name, values in batch.items()}
+
+    def _scaled(self, value: Any) -> Any:
+        return value.resize((self.size, self.size), Resampling.BILINEAR) if isinstance(value, PILImage) else value
 
 
 def _open(name: str, path: Path, split: str) -> Dataset:

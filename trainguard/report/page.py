@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +15,7 @@ from markupsafe import Markup
 
 import trainguard
 from trainguard.files import write_atomically
-from trainguard.report import audit, purification, screening
+from trainguard.report import audit, drill, purification, screening
 from trainguard.report.evidence import Evidence, collect_evidence
 from trainguard.report.export import write_decisions
 from trainguard.report.parts import Share, percentage, shown, sort_key
@@ -60,6 +61,10 @@ def _content(result: Any, dataset: Any) -> tuple[str, dict[str, Any]]:
         return "purification", purification.context(result.to_dict())
     if isinstance(result, Mapping) and result.get("kind") == "purify":
         return "purification", purification.context(result)
+    if is_dataclass(result) and not isinstance(result, type) and hasattr(result, "cells"):
+        result = asdict(result)  # a drill; the report stands below it and knows only its record
+    if isinstance(result, Mapping) and "cells" in result:
+        return "drill", drill.context(result)
     raise TypeError(f"expected a ScreenResult, AuditResult, PurifyResult or a saved one, got {type(result).__name__}")
 
 
@@ -82,6 +87,8 @@ def _load(place: Path) -> Any:
         from trainguard.purification.results import AuditResult
 
         return AuditResult.load(place)
+    if (place / "drill.json").is_file():
+        return json.loads((place / "drill.json").read_text())
     records = sorted(place.glob("*.json")) if place.is_dir() else [place.with_suffix(".json")]
     for record in records:
         if record.is_file() and (found := json.loads(record.read_text())).get("kind") == "purify":

@@ -1,0 +1,125 @@
+"""What the page of a fire drill says; made from its record, `drill.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from trainguard.report import charts
+from trainguard.report.parts import Matrix, Table, flattened
+
+IMPLANTED = 0.5  # an attack that succeeds less often without a defence says nothing about one
+NOTE = "did not implant"
+FIGURES = {
+    "attack": "attack",
+    "defense": "defence",
+    "seed": "seed",
+    "acc": "ACC",
+    "asr": "ASR",
+    "tpr": "TPR",
+    "fpr": "FPR",
+    "auroc": "AUROC",
+    "verdict": "verdict",
+    "flagged": "flagged",
+    "screen_seconds": "screening s",
+    "train_seconds": "training s",
+    "peak_mb": "peak MiB",
+}
+
+
+def context(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the template `drill.html.j2` shows.
+
+    Args:
+        record: settings, cells, versions and machine, as the drill saves them.
+    """
+    cells = record["cells"]
+    attacks, defenses = _names(cells, "attack"), _names(cells, "defense")
+    attacking = [a for a in attacks if any(c["payload"] for c in cells if c["attack"] == a)]
+    unsuccessful = [a for a in attacking if not _implanted(cells, a)]
+    counted = [a for a in attacking if a not in unsuccessful]
+    settings = record["settings"]
+    images = f"{settings['train_images']:,} images" if "train_images" in settings else "the data"
+    return {
+        "title": "Fire drill",
+        "verdict": "done",
+        "headline": f"{len(attacks)} attacks against {len(defenses)} defences",
+        "sentence": f"Poisoned copies of {images} were trained on, with and without a defence.",
+        "facts": _facts(cells, counted, defenses),
+        "success": _matrix(cells, "asr", "Attack success rate: lower is better", attacking, defenses, unsuccessful),
+        "accuracy": _matrix(cells, "acc", "Accuracy on clean test images: higher is better", attacks, defenses, ()),
+        "found": _matrix(cells, "tpr", "Share of the poison that was flagged", attacking, defenses, unsuccessful),
+        "lost": _matrix(cells, "fpr", "Share of clean samples that were flagged", attacks, defenses, ()),
+        "unsuccessful": unsuccessful,
+        "trade": _trade(cells, counted),
+        "cost": _cost(cells, defenses),
+        "cells": Table(
+            "cells",
+            "Every cell",
+            tuple(FIGURES.values()),
+            [tuple(cell.get(name) for name in FIGURES) for cell in cells],
+        ),
+        "settings": list(flattened({**settings, "versions": record["versions"], "machine": record["machine"]})),
+        "fingerprint": settings.get("data", ""),
+    }
+
+
+def _names(cells: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    return list(dict.fromkeys(cell[key] for cell in cells))
+
+
+def _mean(cells: Sequence[Mapping[str, Any]], key: str, **where: str) -> float:
+    """Mean over the cells where attack and defence are as given; NaN where nothing was measured."""
+    values = [c[key] for c in cells if all(c[name] == value for name, value in where.items()) and c[key] is not None]
+    return fmean(values) if values else float("nan")
+
+
+def _implanted(cells: Sequence[Mapping[str, Any]], attack: str) -> bool:
+    return not _mean(cells, "asr", attack=attack, defense="none") < IMPLANTED
+
+
+def _facts(
+    cells: Sequence[Mapping[str, Any]], counted: Sequence[str], defenses: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Mean success rate of each defence over the attacks that implanted."""
+    mine = [cell for cell in cells if cell["attack"] in counted]
+    rates = [(defense, _mean(mine, "asr", defense=defense)) for defense in defenses]
+    return [(f"ASR, {defense}", f"{rate:.1%}") for defense, rate in rates if rate == rate]
+
+
+def _matrix(cells, key: str, caption: str, attacks: Sequence[str], defenses: Sequence[str], noted) -> Matrix | None:
+    values = [[_mean(cells, key, attack=a, defense=d) for d in defenses] for a in attacks]
+    shown = [j for j in range(len(defenses)) if any(row[j] == row[j] for row in values)]
+    if not shown:
+        return None
+    notes = {
+        (i, place): f"{NOTE} ({values[i][j]:.0%})"
+        for i, attack in enumerate(attacks)
+        for place, j in enumerate(shown)
+        if attack in noted and values[i][j] == values[i][j]
+    }
+    return Matrix(
+        key, caption, attacks, [defenses[j] for j in shown], [[row[j] for j in shown] for row in values], notes
+    )
+
+
+def _trade(cells: Sequence[Mapping[str, Any]], counted: Sequence[str]):
+    points = [(c["defense"], c["asr"], c["acc"]) for c in cells if c["attack"] in counted and c["asr"] is not None]
+    if not points:
+        return None
+    title = "Each point is one attack: the top left is best"
+    return charts.trade(points, xlabel="attack success rate", ylabel="accuracy", title=title)
+
+
+def _cost(cells: Sequence[Mapping[str, Any]], defenses: Sequence[str]) -> Table:
+    """Mean seconds of each defence, and over the undefended training."""
+    plain = _mean(cells, "screen_seconds", defense="none") + _mean(cells, "train_seconds", defense="none")
+    rows = []
+    for defense in defenses:
+        screening, training = (_mean(cells, key, defense=defense) for key in ("screen_seconds", "train_seconds"))
+        times = (screening + training) / plain if plain else float("nan")
+        rows.append((defense, screening, training, times, _mean(cells, "peak_mb", defense=defense)))
+    return Table(
+        "cost-table", "Means over attacks", ("defence", "screening s", "training s", "x unguarded", "peak MiB"), rows
+    )
