@@ -2,10 +2,12 @@ r"""The fire drill: poison a copy of the data in a known way and measure what a 
 
 from trainguard.drill.poison import Attack, Poisoned, Role, Rule, fitted, poison, poison_arrays, triggered_test
 from trainguard.drill.recipes import RECIPES, Setting, attack
+from trainguard.drill.runner import Drill, run_drill
 
 __all__ = [
     "RECIPES",
     "Attack",
+    "Drill",
     "Poisoned",
     "Role",
     "Rule",
@@ -14,5 +16,6 @@ __all__ = [
     "fitted",
     "poison",
     "poison_arrays",
+    "run_drill",
     "triggered_test",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trainguard.drill.draws import draws
 from trainguard.drill.models import ResNet9, Standardised
-from trainguard.drill.train import Recipe, augment, autocast, train_classifier
+from trainguard.drill.train import Recipe, augment, autocast, train_classifier, triangle
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +41,8 @@ def adversarial_base(
     target: int,
     *,
     eps: float = 16 / 255,
-    steps: int = 20,
-    epochs: int = 6,
+    steps: int = 10,
+    epochs: int = 5,
     seed: int = 0,
 ) -> Added:
     r"""Make the target class hard to recognise, so that its trigger becomes worth learning (Turner et al. 2019, Sec.
@@ -55,7 +55,7 @@ def adversarial_base(
         labels: (N,) int64 true labels.
         target: the class to perturb; all of its samples get an entry.
         eps: radius in [0, 1] units. Turner et al. try 8, 16 and 32/255 and find the larger the stronger.
-        steps: PGD steps of eps / 8.
+        steps: PGD steps of eps / 4.
         epochs: training length of the surrogate.
         seed: of the surrogate.
     """
@@ -73,7 +73,7 @@ def adversarial_base(
             with autocast("cpu"):
                 loss = F.cross_entropy(surrogate(adversarial), wanted)
             (gradient,) = torch.autograd.grad(loss, adversarial)
-            stepped = adversarial.detach() + eps / 8 * gradient.sign()
+            stepped = adversarial.detach() + eps / 4 * gradient.sign()
             adversarial = torch.clamp(stepped, clean - eps, clean + eps).clamp(0, 1)
         change[start : start + 250] = ((adversarial - clean) * 255).round().to(torch.int8)
     row = np.full(len(images), -1, dtype=np.int64)
@@ -164,7 +164,7 @@ def trigger_generator(
     order = torch.Generator().manual_seed(seed)
     models = torch.optim.SGD(surrogate.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     triggers = torch.optim.Adam(generator.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(models, 0.1, total_steps=steps, pct_start=0.25)
+    schedule = triangle(models, steps, warmup=0.25)
     part = 32
     for _ in range(steps):
         index = torch.randint(len(images), (96,), generator=order)

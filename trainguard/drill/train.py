@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Recipe:
-    r"""How a victim is trained: SGD with Nesterov momentum under a one-cycle schedule (Page 2018).
+    r"""How a victim is trained: SGD with Nesterov momentum, or AdamW, up and down a triangle (Page 2018).
 
     Args:
         epochs: passes over the data.
         lr: peak learning rate.
+        optimizer: `"sgd"` for convolutional networks, `"adamw"` for transformers.
         batch_size: images per step.
         weight_decay: of all weights.
         flip: mirror half of the images (not for digits and traffic signs).
@@ -27,11 +29,26 @@ class Recipe:
 
     epochs: int = 30
     lr: float = 0.2
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     batch_size: int = 128
     weight_decay: float = 5e-4
     flip: bool = True
     pad: float = 0.125
     warmup: float = 0.25
+
+    @classmethod
+    def for_model(cls, name: str, epochs: int, *, flip: bool = True) -> Recipe:
+        r"""The drill's recipe for a model: AdamW for transformers, a higher peak for the small ResNet-9."""
+        if "vit" in name or "deit" in name or "swin" in name:
+            return cls(epochs, lr=1e-3, optimizer="adamw", weight_decay=0.05, flip=flip)
+        return cls(epochs, lr=0.2 if name.startswith("resnet9") else 0.1, flip=flip)
+
+    def tuning(self) -> Recipe:
+        r"""The recipe for going on with a trained model: a fifth of the epochs at a tenth of the peak, no warm-up.
+
+        The text of AdvrBD gives no figures for its relearning; these keep its cost at a fifth of a training.
+        """
+        return replace(self, epochs=max(1, self.epochs // 5), lr=self.lr / 10, warmup=0.05)
 
 
 def train_classifier(
@@ -52,7 +69,7 @@ def train_classifier(
         labels: (N,) int64.
         recipe: how.
         seed: order and augmentation; the global generators are left alone.
-        device: where.
+        device: where; the images are moved there as a whole, as uint8.
         on_epoch: called with (epoch, mean loss) after each.
 
     Raises:
@@ -63,23 +80,19 @@ def train_classifier(
         raise ValueError(f"training needs at least 2 images, got {count}")
     steps = max(1, count // size)
     model.to(device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
-    )
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.lr, total_steps=recipe.epochs * steps, pct_start=recipe.warmup
-    )
+    optimizer = _optimizer(model, recipe)
+    scheduler = triangle(optimizer, recipe.epochs * steps, recipe.warmup)
     generator = torch.Generator().manual_seed(seed)
+    images, labels = images.to(device), labels.to(device)
     for epoch in range(recipe.epochs):
         model.train()
         order = torch.randperm(count, generator=generator)
         total = torch.zeros((), device=device)
         for step in range(steps):
-            index = order[step * size : (step + 1) * size]
-            batch = augment(images[index], recipe, generator).to(device)
-            batch = (batch.to(torch.float32) / 255).contiguous(memory_format=torch.channels_last)
+            index = order[step * size : (step + 1) * size].to(device)
+            batch = augment(images[index], recipe, generator).to(torch.float32) / 255
             with autocast(device):
-                loss = F.cross_entropy(model(batch), labels[index].to(device))
+                loss = F.cross_entropy(model(batch.contiguous(memory_format=torch.channels_last)), labels[index])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -90,19 +103,36 @@ def train_classifier(
     return model
 
 
+def triangle(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> torch.optim.lr_scheduler.LambdaLR:
+    r"""A learning rate that rises linearly to its peak over the share `warmup` of `steps`, then falls to zero."""
+    rise, fall = max(1.0, warmup * steps), max(1.0, (1 - warmup) * steps)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: max(0.0, min((step + 1) / rise, (steps - step) / fall))
+    )
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    weights = model.parameters()
+    return torch.optim.SGD(weights, recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True)
+
+
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
     r"""Random crop with a zero margin and, if the recipe says so, mirror: (B, C, H, W) to the same, any dtype."""
     batch, _, height, width = images.shape
+    device = images.device
     if recipe.flip:
-        mirrored = torch.rand(batch, generator=generator) < 0.5
+        mirrored = (torch.rand(batch, generator=generator) < 0.5).to(device)
         images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
     pad = round(recipe.pad * min(height, width))
     if pad == 0:
         return images
     images = F.pad(images, (pad,) * 4)
-    top, left = (torch.randint(0, 2 * pad + 1, (batch, 1, 1), generator=generator) for _ in range(2))
-    rows, columns = top + torch.arange(height).view(1, -1, 1), left + torch.arange(width).view(1, 1, -1)
-    picked = images.permute(0, 2, 3, 1)[torch.arange(batch).view(-1, 1, 1), rows, columns]
+    top, left = torch.randint(0, 2 * pad + 1, (2, batch, 1, 1), generator=generator).to(device)
+    rows = top + torch.arange(height, device=device).view(1, -1, 1)
+    columns = left + torch.arange(width, device=device).view(1, 1, -1)
+    picked = images.permute(0, 2, 3, 1)[torch.arange(batch, device=device).view(-1, 1, 1), rows, columns]
     return picked.permute(0, 3, 1, 2)
 
 

@@ -1,0 +1,289 @@
+"""The runner on tiny data: what is measured, shown and resumed. A stand-in that knows the truth plays the screening."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from trainguard.drill import cells, defenses, runner, tables
+from trainguard.drill.images import Images, load_images
+from trainguard.drill.machine import machine, peak_memory, reset_peak_memory, versions
+from trainguard.drill.models import MODELS, Standardised, build
+from trainguard.drill.poison import Role
+from trainguard.drill.runner import run_drill
+from trainguard.drill.train import Recipe, augment, predict, train_classifier, triangle
+from trainguard.errors import DataError, StateError
+from trainguard.results import ScreenResult
+
+
+def tiny(count=60, classes=3):
+    """Classes that differ in brightness."""
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % classes
+    images = (torch.rand(count, 1, 8, 8, generator=random) * 60 + 70 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+    names = tuple(map(str, range(classes)))
+    return Images(images, labels, images[:30].clone(), labels[:30].clone(), names, flip=False)
+
+
+def all_but_one(scene, defense, state_dir):
+    """Flags the payload but for one sample, and one clean sample."""
+    payload, clean = np.flatnonzero(scene.role == Role.PAYLOAD), np.flatnonzero(scene.role == Role.CLEAN)
+    suspect = np.zeros(len(scene.labels), bool)
+    suspect[payload[1:]] = suspect[clean[0]] = len(payload) > 0
+    labels = scene.labels.numpy()
+    return ScreenResult(
+        score=suspect.astype(np.float32),
+        consistency=np.zeros(len(labels), np.float32),
+        suspect=suspect,
+        keep=np.flatnonzero(~suspect),
+        verdict="poisoned" if suspect.any() else "clean",
+        confidence=0.9,
+        reason="the stand-in knows",
+        target_classes=tuple(np.unique(labels[payload]).tolist()),
+        labels=labels,
+        proposed=labels,
+        thresholds=np.full(3, 0.5, np.float32),
+        timing={"probe": 0.1},
+    )
+
+
+@pytest.fixture
+def screened(monkeypatch):
+    monkeypatch.setattr(defenses, "screen", all_but_one)
+
+
+def drill(tmp_path, **options):
+    settings = {
+        "attacks": ["badnets", "clean"],
+        "defenses": ["none", "oracle", "guard+relabel"],
+        "epochs": 2,
+        "rate": 0.1,
+    }
+    return run_drill(tiny(), out=tmp_path / "out", progress=False, **(settings | options))
+
+
+def test_a_drill_measures_every_cell(screened, tmp_path):
+    done = drill(tmp_path)
+    found = {(c.attack, c.defense): c for c in done.cells}
+    assert list(found) == [(a, d) for a in ("badnets", "clean") for d in ("none", "oracle", "guard", "guard+relabel")]
+    guard = found["badnets", "guard"]
+    assert (guard.payload, guard.cover, guard.flagged) == (6, 0, 6)
+    assert guard.tpr == pytest.approx(5 / 6) and guard.fpr == pytest.approx(1 / 54)
+    assert guard.auroc == pytest.approx((5 / 6) * (53 / 54) + 0.5 * (1 / 6 * 53 / 54 + 5 / 6 * 1 / 54), abs=1e-6)
+    assert guard.worst_class_loss == pytest.approx(1 / 18, abs=0.02)
+    assert guard.verdict == "poisoned" and guard.target_classes == guard.true_targets == (1,)
+    assert guard.screening == {"probe": 0.1}
+    again = found["badnets", "guard+relabel"]
+    assert again.flagged == 6 and again.train_seconds > guard.train_seconds
+    assert found["badnets", "oracle"].flagged == 6 and found["badnets", "oracle"].tpr is None
+    clean = found["clean", "guard"]
+    assert clean.asr is None and clean.flagged == 0 and clean.verdict == "clean" and clean.tpr is None
+    assert clean.acc == found["clean", "none"].acc  # nothing flagged, nothing changed
+    assert found["clean", "guard+relabel"].acc == clean.acc
+    saved = json.loads((tmp_path / "out" / "drill.json").read_text())
+    assert saved["settings"]["recipe"]["epochs"] == 2 and saved["versions"]["torch"] == torch.__version__
+    assert saved["machine"]["threads"] == torch.get_num_threads() and len(saved["cells"]) == 8
+    assert "| badnets | guard+relabel |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_killed_drill_goes_on_after_the_last_finished_cell(screened, tmp_path, monkeypatch):
+    whole = drill(tmp_path / "whole")
+    train, calls = train_classifier, []
+
+    def dies(*arguments, **options):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append("before")
+        return train(*arguments, **options)
+
+    monkeypatch.setattr("trainguard.drill.scene.train_classifier", dies)
+    with pytest.raises(KeyboardInterrupt):
+        drill(tmp_path)
+    assert len(list(tmp_path.glob("out/cells/*/cell.json"))) == 2
+    assert not (tmp_path / "out" / "drill.json").exists()
+    calls = ["counted"] * 3
+
+    def counts(*arguments, **options):
+        calls.append("after")
+        return train(*arguments, **options)
+
+    monkeypatch.setattr("trainguard.drill.scene.train_classifier", counts)
+    resumed = drill(tmp_path)
+    assert calls.count("after") == 5  # of 7 trainings; the clean set's relabelling trains nothing
+
+    def figures(done):
+        timeless = {"screen_seconds": 0, "train_seconds": 0, "peak_mb": 0}
+        return [replace(cell, **timeless) for cell in done.cells]
+
+    assert figures(resumed) == figures(whole)
+
+
+def test_another_data_set_or_setting_is_refused(screened, tmp_path):
+    drill(tmp_path, attacks=["clean"], defenses=["none"])
+    with pytest.raises(StateError, match=r"rate 0\.1 against 0\.2"):
+        drill(tmp_path, rate=0.2)
+    with pytest.raises(StateError, match=r"data [0-9a-f]{16} against [0-9a-f]{16}"):
+        run_drill(tiny(90), attacks=["clean"], defenses=["none"], epochs=2, rate=0.1, out=tmp_path / "out")
+
+
+def test_unknown_names_are_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(ValueError, match="no defence gard: choose from none, oracle, guard"):
+        drill(tmp_path, defenses=["gard"])
+    with pytest.raises(ValueError, match="no attack 'badnet'"):
+        drill(tmp_path, attacks=["badnet"])
+    assert not (tmp_path / "out").exists()
+
+
+def cell(attack, defense, asr, acc=0.9, seed=0, **figures):
+    base = dict.fromkeys(cells.Cell.__dataclass_fields__)
+    guard = defense.startswith("guard")
+    base |= {"attack": attack, "defense": defense, "seed": seed, "acc": acc, "asr": asr, "payload": 5, "cover": 0}
+    base |= {
+        "flagged": 5 if guard else 0,
+        "target_classes": (1,),
+        "true_targets": (1,),
+        "peak_mb": 100,
+        "screening": {},
+    }
+    base |= {"screen_seconds": 5.0 if guard else 0.0, "train_seconds": 10.0, "verdict": "poisoned" if guard else None}
+    return cells.Cell(**(base | figures))
+
+
+def test_an_attack_that_did_not_implant_is_shown_and_not_counted():
+    weak = [cell("weak", "none", 0.49), cell("weak", "guard", 0.0)]
+    strong = [cell("strong", "none", 0.5), cell("strong", "oracle", 0.02, acc=0.95), cell("strong", "guard", 0.04)]
+    rows = {(r[0], r[1]): r for r in tables.cell_rows(weak + strong)}
+    assert rows["weak", "guard"][3] == "did not implant (0.00)" and rows["weak", "none"][3] == "did not implant (49.00)"
+    assert rows["strong", "guard"][3] == "4.00" and rows["strong", "guard"][12] == "1.50"
+    summary = {r[0]: dict(zip(tables.SUMMARY_COLUMNS, r, strict=True)) for r in tables.summary_rows(weak + strong)}
+    assert summary["guard"]["attacks"] == "1 of 2"
+    assert summary["guard"]["ASR mean"] == "4.00" and summary["guard"]["ACC below oracle"] == "5.00"
+    assert summary["guard"]["verdict right"] == "1/1" and summary["guard"]["x unguarded"] == "1.50"
+    text = tables.markdown(weak + strong)
+    assert text.count("did not implant") == 3 and "| strong | guard | 90.00 | 4.00 |" in text
+
+
+def test_figures_are_means_over_seeds():
+    several = [
+        cell("a", "none", 0.9),
+        cell("a", "none", 1.0, seed=1),
+        cell("a", "guard", 0.0),
+        cell("a", "guard", 0.1, seed=1),
+    ]
+    rows = tables.cell_rows([*several, cell("a", "guard", 0.2, seed=2, verdict="clean")])
+    assert (
+        rows[0][3] == "95.00" and rows[1][3] == "10.00" and rows[1][7] == "poisoned 2, clean 1" and rows[1][8] == "3/3"
+    )
+
+
+def test_tables_are_shown_on_the_terminal(capsys):
+    tables.show([cell("adaptive_patch", "none", 0.49), cell("adaptive_patch", "guard+relabel", 0.01)])
+    shown = capsys.readouterr().out
+    assert shown.startswith("Fire drill") and "adaptive_patch" in shown and "did not" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_training_learns_and_leaves_global_random_numbers_alone():
+    data, recipe, runs = tiny(), Recipe(epochs=12, lr=0.05, batch_size=20, flip=False), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = Standardised(build("resnet9", 3, 1, 8), torch.tensor([0.5]), torch.tensor([0.25]))
+        state, history = torch.get_rng_state(), []
+        train_classifier(model, data.train, data.train_labels, recipe, on_epoch=lambda *row, to=history: to.append(row))
+        assert torch.equal(torch.get_rng_state(), state)
+        runs.append((history, predict(model, data.test)))
+    (history, guessed), (again, _) = runs
+    assert history == again and [epoch for epoch, _ in history] == list(range(12))
+    assert history[-1][1] < history[0][1] and (guessed == data.test_labels).float().mean() > 0.9
+
+
+def test_augmentation_crops_out_of_a_zero_margin():
+    images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).repeat(50, 1, 1, 1)
+    out = augment(images, Recipe(flip=False), torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images[0, 0], (1, 1, 1, 1))
+    windows = {tuple(padded[i : i + 8, j : j + 8].flatten().tolist()) for i in range(3) for j in range(3)}
+    seen = {tuple(x.flatten().tolist()) for x in out}
+    assert seen <= windows and len(seen) > 5
+    same = augment(images, Recipe(flip=False, pad=0), torch.Generator())
+    assert torch.equal(same, images)
+    mirrored = augment(images, Recipe(pad=0), torch.Generator().manual_seed(0))
+    sides = {tuple(x.flatten().tolist()) for x in mirrored}
+    assert sides == {tuple(images[0].flatten().tolist()), tuple(images[0].flip(2).flatten().tolist())}
+
+
+def test_the_learning_rate_is_a_triangle():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule, rates = triangle(optimizer, 8, 0.5), []
+    for _ in range(8):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_takes_small_and_grey_images(name):
+    torch.manual_seed(0)
+    for channels, size in ((3, 32), (1, 8)):
+        model = build(name, 7, channels, size).eval()
+        with torch.no_grad():
+            assert model(torch.rand(2, channels, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2", "preact_resnet18"])
+def test_cifar_forms_end_in_four_by_four(name):
+    model, sides = build(name, 10).eval(), []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.in_channels > 1:
+            module.register_forward_hook(lambda _, __, out: sides.append(out.shape[-1]))
+    with torch.no_grad():
+        model(torch.rand(1, 3, 32, 32))
+    assert max(sides) == 32 and min(sides) == 4
+
+
+def test_an_unknown_model_is_named():
+    with pytest.raises(ValueError, match="model 'resnet10000' is neither one of mobilenetv2"):
+        build("resnet10000", 10)
+
+
+def test_digits_are_split_without_overlap():
+    data = load_images("digits")
+    assert data.train.shape == (1438, 1, 16, 16) and data.test.shape == (359, 1, 16, 16)
+    assert data.num_classes == 10 and not data.flip and data.train.max() == 255
+    assert data.fingerprint() == load_images("digits").fingerprint() != load_images("digits", rows=100).fingerprint()
+
+
+def test_pictures_in_a_folder_are_read_with_their_split_and_one_size(tmp_path):
+    from PIL import Image
+
+    for split, count in (("train", 4), ("test", 2)):
+        for number, name in enumerate(("cat", "dog")):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (10 + i, 9), (40 * number, 10 * i, 200)).save(folder / f"{i}.png")
+    data = load_images(str(tmp_path), size=8)
+    assert data.train.shape == (8, 3, 8, 8) and data.test.shape == (4, 3, 8, 8) and data.class_names == ("cat", "dog")
+    assert data.train[5, :, 0, 0].tolist() == [40, 10, 200] and data.train_labels.tolist() == [0] * 4 + [1] * 4
+    alone = load_images(str(tmp_path / "train"), size=8)
+    assert len(alone.train) == 7 and len(alone.test) == 1 and torch.equal(alone.test[0], data.train[4])
+    with pytest.raises(DataError, match="one of the two is empty"):
+        load_images(str(tmp_path), rows=0)
+
+
+def test_peak_memory_sees_a_large_array():
+    reset_peak_memory()
+    before = peak_memory()
+    large = np.ones(64 << 20, np.uint8)
+    assert peak_memory() >= before + 50
+    del large
+    reset_peak_memory()
+    assert peak_memory() < before + 50
+    assert machine()["cores"] >= 1 and versions()["numpy"] == np.__version__
+
+
+def test_all_means_all():
+    assert runner._defenses(["all"]) == defenses.DEFENSES
+    assert runner._defenses(["paper+relabel"]) == ("none", "paper", "paper+relabel")

@@ -1,0 +1,149 @@
+r"""What one cell of the drill measured: an attack, a defence and a seed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from trainguard.drill.defenses import Outcome
+from trainguard.drill.poison import Role, triggered_test
+from trainguard.drill.scene import Scene
+from trainguard.drill.train import predict
+from trainguard.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Cell:
+    r"""The figures. Shares are in [0, 1], times in seconds of the wall clock.
+
+    Attributes:
+        attack: name of the attack, `"clean"` for none.
+        defense: name of the defence.
+        seed: seed of poison, initial weights, order and augmentation.
+        acc: accuracy on the clean test set.
+        asr: share of triggered test images that get the attack's label; None for the clean set.
+        payload: payload samples in the training set.
+        cover: cover samples in the training set.
+        flagged: samples that were left out or relabelled.
+        tpr: share of the payload that was flagged. Cover samples count neither here nor in `fpr`.
+        fpr: share of the untouched samples that were flagged.
+        auroc: of the score, payload against untouched samples.
+        worst_class_loss: largest share of a class's untouched samples that was flagged.
+        verdict: of the screening.
+        confidence: of the verdict.
+        reason: what the verdict rests on.
+        target_classes: as screening named them.
+        true_targets: labels of the payload.
+        screen_seconds: of the screening.
+        train_seconds: of the training, fine-tuning included.
+        peak_mb: largest memory in MiB, see `machine.peak_memory`.
+        screening: seconds of the screening's stages.
+    """
+
+    attack: str
+    defense: str
+    seed: int
+    acc: float
+    asr: float | None
+    payload: int
+    cover: int
+    flagged: int
+    tpr: float | None
+    fpr: float | None
+    auroc: float | None
+    worst_class_loss: float | None
+    verdict: str | None
+    confidence: float | None
+    reason: str | None
+    target_classes: tuple[int, ...]
+    true_targets: tuple[int, ...]
+    screen_seconds: float
+    train_seconds: float
+    peak_mb: int
+    screening: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        r"""Wall seconds of screening and training."""
+        return self.screen_seconds + self.train_seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        r"""Plain JSON values."""
+        return asdict(self)
+
+    def save(self, folder: Path) -> None:
+        r"""Write `cell.json`, whole or not at all: its presence says that the cell is finished."""
+        with write_atomically(folder / "cell.json") as path:
+            path.write_text(json.dumps(self.to_dict(), indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> Cell | None:
+        r"""The finished cell in a folder, or None."""
+        path = folder / "cell.json"
+        if not path.is_file():
+            return None
+        values = json.loads(path.read_text())
+        tuples = {name: tuple(values[name]) for name in ("target_classes", "true_targets")}
+        return cls(**(values | tuples))
+
+
+def measure(scene: Scene, defense: str, outcome: Outcome, peak_mb: int) -> Cell:
+    r"""Every figure of a finished cell.
+
+    Args:
+        scene: the poisoned data.
+        defense: its name.
+        outcome: what it made.
+        peak_mb: largest memory while it did, in MiB.
+    """
+    data, result, flagged = scene.data, outcome.result, outcome.flagged
+    payload, untouched = scene.role == Role.PAYLOAD, scene.role == Role.CLEAN
+    truth = data.train_labels.numpy()
+    guessed = predict(outcome.model, data.test, device=scene.victim.device)
+    return Cell(
+        attack=scene.attack.name,
+        defense=defense,
+        seed=scene.seed,
+        acc=_share(guessed.numpy() == data.test_labels.numpy()),
+        asr=_success_rate(scene, outcome),
+        payload=int(payload.sum()),
+        cover=int((scene.role == Role.COVER).sum()),
+        flagged=int(flagged.sum()),
+        tpr=_share(flagged[payload]) if result and payload.any() else None,
+        fpr=_share(flagged[untouched]) if result else None,
+        auroc=_auroc(result.score, payload, untouched) if result and payload.any() else None,
+        worst_class_loss=max(_share(flagged[untouched & (truth == k)]) for k in np.unique(truth[untouched]))
+        if result
+        else None,
+        verdict=result.verdict if result else None,
+        confidence=float(result.confidence) if result else None,
+        reason=result.reason if result else None,
+        target_classes=tuple(map(int, result.target_classes)) if result else (),
+        true_targets=tuple(map(int, np.unique(scene.labels.numpy()[payload]))),
+        screen_seconds=outcome.screen_seconds,
+        train_seconds=outcome.train_seconds,
+        peak_mb=peak_mb,
+        screening=dict(result.timing) if result else {},
+    )
+
+
+def _success_rate(scene: Scene, outcome: Outcome) -> float | None:
+    if not scene.attack.test:
+        return None
+    images, _, targets = triggered_test(scene.data.test, scene.data.test_labels, scene.attack, scene.seed)
+    guessed = predict(outcome.model, images, device=scene.victim.device)
+    return _share(guessed.numpy() == targets.numpy())
+
+
+def _auroc(score: np.ndarray, payload: np.ndarray, untouched: np.ndarray) -> float:
+    judged = (payload | untouched) & np.isfinite(score)  # an unreadable sample has no score
+    return float(roc_auc_score(payload[judged], score[judged]))
+
+
+def _share(hits: np.ndarray) -> float:
+    return float(np.mean(hits))

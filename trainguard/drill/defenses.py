@@ -1,0 +1,121 @@
+r"""What can be done about a poisoned set: nothing, the guard, the paper's variant, relabelling, what an oracle does."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+
+from trainguard.drill.poison import Role
+from trainguard.drill.scene import Scene, Tick, UnitImages
+from trainguard.drill.train import predict
+from trainguard.files import write_atomically
+from trainguard.results import ScreenResult
+
+DEFENSES = ("none", "oracle", "guard", "guard+relabel", "paper", "paper+relabel")
+RELABEL = "+relabel"
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    r"""What a defence made.
+
+    Attributes:
+        model: trained.
+        flagged: (N,) bool, left out of training, or relabelled.
+        result: of the screening; None where there was none.
+        screen_seconds: wall seconds of the screening.
+        train_seconds: wall seconds of the training, fine-tuning included.
+    """
+
+    model: nn.Module
+    flagged: np.ndarray
+    result: ScreenResult | None
+    screen_seconds: float
+    train_seconds: float
+
+    def save(self, folder: Path) -> None:
+        r"""Write the model, and the screening's result where there is one."""
+        state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+        with write_atomically(folder / "model.safetensors") as path:
+            safetensors.torch.save_file(state, path)
+        if self.result is not None:
+            self.result.save(folder / "result")
+
+
+def defend(scene: Scene, defense: str, state_dir: Path, tick: Tick) -> Outcome:
+    r"""Choose what to keep, then train on it from the scene's initial weights.
+
+    Args:
+        scene: the poisoned data.
+        defense: `"none"`, `"oracle"` (the payload is known and removed), `"guard"` or `"paper"`.
+        state_dir: folder that an interrupted screening resumes from.
+        tick: see `scene.Tick`.
+    """
+    result: ScreenResult | None = None
+    start = time.perf_counter()
+    if defense in ("guard", "paper"):
+        result = screen(scene, defense, state_dir)
+        keep = result.keep
+    elif defense == "oracle":
+        keep = np.flatnonzero(scene.role != Role.PAYLOAD)
+    else:
+        keep = np.arange(len(scene.labels))
+    screen_seconds = time.perf_counter() - start if result else 0.0
+    model = scene.fresh_model()
+    train_seconds = scene.train(model, keep, scene.labels, scene.victim.recipe, tick)
+    return Outcome(model, ~np.isin(np.arange(len(scene.labels)), keep), result, screen_seconds, train_seconds)
+
+
+def screen(scene: Scene, defense: str, state_dir: Path) -> ScreenResult:
+    r"""Screen the poisoned set: `"guard"` through the public function, `"paper"` with the paper's preset."""
+    dataset, model = UnitImages(scene.images, scene.labels), scene.fresh_model()
+    epochs, budget, seed = scene.victim.recipe.epochs, scene.victim.budget, scene.seed
+    if defense == "guard":
+        import trainguard
+
+        return trainguard.screen(
+            dataset, model, epochs=epochs, budget=budget, seed=seed, state_dir=state_dir, progress=False
+        )
+    from trainguard.data.store import open_images
+    from trainguard.screening.pipeline import screen_images
+    from trainguard.screening.settings import Settings
+
+    return screen_images(
+        open_images(dataset),
+        model,
+        settings=Settings.paper(),
+        epochs=epochs,
+        budget=budget,
+        seed=seed,
+        state_dir=state_dir,
+        progress=False,
+    )
+
+
+def relabel(scene: Scene, folder: Path, seconds: tuple[float, float], tick: Tick) -> Outcome:
+    r"""AdvrBD Eq. 5: the model trained on what was kept labels what was flagged, then learns a little more from all.
+
+    Args:
+        scene: the poisoned data.
+        folder: where the outcome of the defence without relabelling was saved.
+        seconds: wall seconds of its screening and of its training.
+        tick: see `scene.Tick`.
+    """
+    result = ScreenResult.load(folder / "result")
+    model = scene.fresh_model()
+    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    everything = np.arange(len(scene.labels))
+    flagged = ~np.isin(everything, result.keep)
+    start = time.perf_counter()
+    if flagged.any():
+        rows = torch.from_numpy(np.flatnonzero(flagged))
+        labels = scene.labels.clone()
+        labels[rows] = predict(model, scene.images[rows], device=scene.victim.device)
+        scene.train(model, everything, labels, scene.victim.recipe.tuning(), tick)
+    return Outcome(model, flagged, result, seconds[0], seconds[1] + time.perf_counter() - start)

@@ -1,0 +1,69 @@
+r"""What a measurement ran on, and how much memory it took."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def versions() -> dict[str, str]:
+    r"""Versions of Python and of the packages that figures depend on."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("trainguard", "torchvision", "timm", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def machine(device: torch.device | str = "cpu") -> dict[str, str | int]:
+    r"""Processor, cores, threads, memory and accelerator."""
+    found: dict[str, str | int] = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
+    if torch.device(device).type == "cuda":
+        found["accelerator"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def reset_peak_memory(device: torch.device | str = "cpu") -> None:
+    r"""Start a new measurement of peak memory, where the system can (Linux; CUDA)."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        _CLEAR.write_text("5")  # proc(5): resets the high-water mark of the resident set
+    except OSError:
+        pass  # elsewhere the mark is that of the whole process
+
+
+def peak_memory(device: torch.device | str = "cpu") -> int:
+    r"""Largest memory since the last reset in MiB: of the accelerator if there is one, else of the process."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) >> 20
+    try:
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) >> 10
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak >> (20 if sys.platform == "darwin" else 10)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"

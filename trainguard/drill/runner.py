@@ -1,0 +1,211 @@
+r"""The drill itself: every attack against every defence, one saved cell after the other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainguard.drill import pictures, tables
+from trainguard.drill.cells import Cell, measure
+from trainguard.drill.defenses import DEFENSES, RELABEL, defend, relabel
+from trainguard.drill.images import Images, load_images
+from trainguard.drill.machine import machine, peak_memory, reset_peak_memory, versions
+from trainguard.drill.poison import Attack
+from trainguard.drill.recipes import RECIPES, Setting, attack
+from trainguard.drill.scene import Scene, Victim
+from trainguard.drill.train import Recipe
+from trainguard.errors import StateError
+from trainguard.files import writable_folder, write_atomically
+from trainguard.progress import Progress
+
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Drill:
+    r"""The outcome of a fire drill.
+
+    Attributes:
+        settings: what was asked for, with the fingerprint of the data.
+        cells: one for each attack, defence and seed.
+        versions: of Python and the packages.
+        machine: what it ran on.
+    """
+
+    settings: dict[str, Any]
+    cells: tuple[Cell, ...]
+    versions: dict[str, str]
+    machine: dict[str, str | int]
+
+    def markdown(self) -> str:
+        r"""The tables as Markdown: every cell, then a line for each defence."""
+        return tables.markdown(self.cells)
+
+    def save(self, folder: Path) -> None:
+        r"""Write `drill.json` and `table.md`."""
+        with write_atomically(folder / "drill.json") as path:
+            path.write_text(json.dumps(asdict(self), indent=1))
+        with write_atomically(folder / "table.md") as path:
+            path.write_text(self.markdown() + "\n")
+
+
+def run_drill(
+    data: Any,
+    *,
+    attacks: Sequence[str],
+    defenses: Sequence[str],
+    out: str | Path,
+    model: str = "resnet9",
+    epochs: int = 30,
+    seeds: Sequence[int] = (0,),
+    rows: int | None = None,
+    test: Any = None,
+    test_rows: int | None = None,
+    rate: float = 0.05,
+    target: int = 1,
+    source: int = 0,
+    cover_rate: float | None = None,
+    trigger_file: str | Path | None = None,
+    budget: float = 0.5,
+    flip: bool | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> Drill:
+    r"""Poison copies of a data set in known ways, train with and without a defence, and measure.
+
+    An interrupted drill, started again with the same settings, goes on after the last finished cell.
+
+    Args:
+        data: what `images.load_images` reads, or `images.Images`.
+        attacks: names of `recipes.RECIPES`, `"clean"` for the set as it is, or `"all"` for all of these.
+        defenses: names of `defenses.DEFENSES`, or `"all"`. `"none"` is always run: without the undefended success rate
+            the defended one says nothing. `"guard+relabel"` needs, and so brings, `"guard"`.
+        out: folder for one file per cell, `drill.json` and `table.md`.
+        model: name for `models.build`.
+        epochs: of each training.
+        seeds: each is a whole repetition: poison, initial weights and order.
+        rows: the first so many training images; None for all.
+        test: test set, where `data` has none beside it.
+        test_rows: the first so many test images; None for all.
+        rate: payload as a share of the training set.
+        target: label of the payload.
+        source: source class of source-specific attacks.
+        cover_rate: cover samples as a share of the training set; None for each attack's own.
+        trigger_file: a picture to use as trigger by the attacks that have one.
+        budget: share of the training's cost that screening may spend.
+        flip: whether training may mirror images; None for yes, but not for digits.
+        device: where to train; None for the accelerator if there is one.
+        progress: show a bar, and the table at the end.
+
+    Raises:
+        ValueError: an unknown name, or a rate that the data cannot give.
+        StateError: `out` holds cells of another data set or of other settings.
+    """
+    images = (
+        data if isinstance(data, Images) else load_images(data, test=test, rows=rows, test_rows=test_rows, flip=flip)
+    )
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    picture = pictures.from_file(trigger_file) if trigger_file else None
+    setting = Setting(images.num_classes, rate, target, source, cover_rate, picture)
+    victim = Victim(model, Recipe.for_model(model, epochs, flip=images.flip), place, budget)
+    chosen = _attacks(attacks, setting)
+    wanted = _defenses(defenses)
+    settings = {
+        "data": images.fingerprint(),
+        "train_images": len(images.train),
+        "test_images": len(images.test),
+        "model": model,
+        "recipe": asdict(victim.recipe),
+        "budget": budget,
+        "rate": rate,
+        "target": target,
+        "source": source,
+        "cover_rate": cover_rate,
+        "trigger_file": hashlib.sha256(Path(trigger_file).read_bytes()).hexdigest()[:16] if trigger_file else None,
+    }
+    folder = writable_folder(out)
+    _same_settings(folder, settings)
+    plan = [(name, seed) for name in chosen for seed in seeds]
+    cells = []
+    with Progress(progress).stage("drill", len(plan) * len(wanted) * epochs * len(images.train)) as stage:
+        for name, seed in plan:
+            cells += _scene_cells(images, chosen[name], victim, seed, wanted, folder / "cells", stage)
+    drill = Drill(settings, tuple(cells), versions(), machine(place))
+    drill.save(folder)
+    if progress:
+        tables.show(drill.cells)
+    return drill
+
+
+def _scene_cells(
+    images: Images, chosen: Attack, victim: Victim, seed: int, wanted: Sequence[str], folder: Path, stage: Any
+) -> list[Cell]:
+    whole = victim.recipe.epochs * len(images.train)
+    cells: list[Cell] = []
+    scene = None  # poisoning may have to fit something first: not for cells that are finished
+    for defense in wanted:
+        place = folder / f"{chosen.name}-{defense}-seed{seed}"
+        cell, done = Cell.load(place), 0
+        if cell is None:
+            scene = scene or Scene.make(images, chosen, victim, seed)
+            figures = {"attack": chosen.name, "defense": defense}
+
+            def tick(count: int, figures: dict = figures) -> None:
+                nonlocal done
+                done += count
+                stage.advance(count, **figures)
+
+            stage.advance(0, **figures)
+            cell = _run(scene, defense, place, tick)
+        stage.advance(whole - done)
+        cells.append(cell)
+    return cells
+
+
+def _run(scene: Scene, defense: str, place: Path, tick: Any) -> Cell:
+    reset_peak_memory(scene.victim.device)
+    if defense.endswith(RELABEL):
+        base = place.with_name(place.name.replace(RELABEL, ""))
+        before = Cell.load(base)
+        assert before is not None  # the plan puts it first
+        outcome = relabel(scene, base, (before.screen_seconds, before.train_seconds), tick)
+    else:
+        outcome = defend(scene, defense, place / "state", tick)
+    cell = measure(scene, defense, outcome, peak_memory(scene.victim.device))
+    outcome.save(place)
+    cell.save(place)
+    shutil.rmtree(place / "state", ignore_errors=True)
+    return cell
+
+
+def _attacks(names: Sequence[str], setting: Setting) -> dict[str, Attack]:
+    listed = (*RECIPES, CLEAN) if "all" in names else tuple(dict.fromkeys(names))
+    return {name: Attack(CLEAN) if name == CLEAN else attack(name, setting) for name in listed}
+
+
+def _defenses(names: Sequence[str]) -> tuple[str, ...]:
+    unknown = sorted(set(names) - {*DEFENSES, "all"})
+    if unknown:
+        raise ValueError(f"no defence {', '.join(unknown)}: choose from {', '.join(DEFENSES)}")
+    needed = set(DEFENSES if "all" in names else names) | {"none"}
+    needed |= {name.removesuffix(RELABEL) for name in needed}
+    return tuple(name for name in DEFENSES if name in needed)
+
+
+def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
+    path = folder / "settings.json"
+    if path.is_file():
+        before = json.loads(path.read_text())
+        different = [key for key in settings if before.get(key) != settings[key]]
+        if different:
+            shown = ", ".join(f"{key} {before.get(key)} against {settings[key]}" for key in different)
+            raise StateError(f"{folder} holds a drill of other settings ({shown}): choose another folder or remove it")
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=1))

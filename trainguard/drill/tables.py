@@ -1,0 +1,182 @@
+r"""The drill's figures as tables, in Markdown and on the terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from trainguard.drill.cells import Cell
+
+IMPLANTED = 0.5  # an attack that succeeds less often without a defence proves nothing about one
+NOT_IMPLANTED = "did not implant"
+
+CELL_COLUMNS = (
+    "attack",
+    "defence",
+    "ACC",
+    "ASR",
+    "TPR",
+    "FPR",
+    "AUROC",
+    "verdict",
+    "targets right",
+    "flagged",
+    "screening s",
+    "training s",
+    "x unguarded",
+    "peak MiB",
+)
+SHOWN_COLUMNS = ("attack", "defence", "ACC", "ASR", "TPR", "FPR", "verdict", "x unguarded")
+SUMMARY_COLUMNS = (
+    "defence",
+    "attacks",
+    "ASR mean",
+    "ASR worst",
+    "ACC mean",
+    "ACC below oracle",
+    "TPR",
+    "FPR",
+    "verdict right",
+    "targets right",
+    "x unguarded",
+)
+
+
+def cell_rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
+    r"""One row for each attack and defence, means over the seeds, in `CELL_COLUMNS`."""
+    rows: list[tuple[str, ...]] = []
+    for attack, defense in dict.fromkeys((c.attack, c.defense) for c in cells):
+        group = _of(cells, attack, defense)
+        asr = _percent(c.asr for c in group)
+        if not implanted(cells, attack):
+            asr = f"{NOT_IMPLANTED} ({asr})"
+        rows.append(
+            (
+                attack,
+                defense,
+                _percent(c.acc for c in group),
+                asr,
+                _percent(c.tpr for c in group),
+                _percent(c.fpr for c in group),
+                _number((c.auroc for c in group), ".3f"),
+                ", ".join(f"{name} {count}" if count < len(group) else name for name, count in _verdicts(group)),
+                _right(group, targets_right),
+                _number((c.flagged for c in group), ".0f"),
+                _number((c.screen_seconds for c in group), ".1f"),
+                _number((c.train_seconds for c in group), ".1f"),
+                _number((ratio(cells, c) for c in group), ".2f"),
+                _number((c.peak_mb for c in group), ".0f"),
+            )
+        )
+    return rows
+
+
+def summary_rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
+    r"""One row for each defence over the attacks that implanted, in `SUMMARY_COLUMNS`; the clean set is left out."""
+    rows: list[tuple[str, ...]] = []
+    names = [name for name in dict.fromkeys(c.attack for c in cells) if any(c.payload for c in _of(cells, name))]
+    counted = [name for name in names if implanted(cells, name)]
+    for defense in dict.fromkeys(c.defense for c in cells):
+        group = [c for c in cells if c.defense == defense and c.attack in counted]
+        if not group:
+            continue
+        gaps = [_mean(o.acc for o in _of(cells, c.attack, "oracle", c.seed)) for c in group]
+        rows.append(
+            (
+                defense,
+                str(len(counted)) if len(counted) == len(names) else f"{len(counted)} of {len(names)}",
+                _percent(c.asr for c in group),
+                _percent([max(c.asr or 0.0 for c in group)]),
+                _percent(c.acc for c in group),
+                _percent(gap - c.acc for gap, c in zip(gaps, group, strict=True) if gap is not None),
+                _percent(c.tpr for c in group),
+                _percent(c.fpr for c in group),
+                _right(group, lambda c: c.verdict == "poisoned"),
+                _right(group, targets_right),
+                _number((ratio(cells, c) for c in group), ".2f"),
+            )
+        )
+    return rows
+
+
+def implanted(cells: Sequence[Cell], attack: str) -> bool:
+    r"""Whether the attack succeeds on at least half of the samples when nothing is done; True where nothing attacks."""
+    undefended = _mean(c.asr for c in _of(cells, attack, "none"))
+    return undefended is None or undefended >= IMPLANTED
+
+
+def ratio(cells: Sequence[Cell], cell: Cell) -> float | None:
+    r"""Wall time over that of the undefended training of the same attack and seed."""
+    plain = _mean(c.seconds for c in _of(cells, cell.attack, "none", cell.seed))
+    return cell.seconds / plain if plain else None
+
+
+def targets_right(cell: Cell) -> bool:
+    r"""Whether screening named every label of the payload, and for a clean set none."""
+    return set(cell.true_targets) <= set(cell.target_classes) if cell.true_targets else not cell.target_classes
+
+
+def markdown(cells: Sequence[Cell]) -> str:
+    r"""Both tables."""
+    note = (
+        f"Figures in percent unless said otherwise; means over seeds. '{NOT_IMPLANTED}': without a defence the attack "
+        f"succeeds on less than {IMPLANTED:.0%} of the samples, so it says nothing about one; left out of the summary."
+    )
+    parts = [_table(CELL_COLUMNS, cell_rows(cells)), note]
+    summary = summary_rows(cells)
+    return "\n\n".join([*parts, _table(SUMMARY_COLUMNS, summary)] if summary else parts)
+
+
+def show(cells: Sequence[Cell]) -> None:
+    r"""Both tables on the terminal, the first without the columns that make it wider than one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for title, columns, shown, rows in (
+        ("Fire drill", CELL_COLUMNS, SHOWN_COLUMNS, cell_rows(cells)),
+        ("Over the attacks that implanted", SUMMARY_COLUMNS, SUMMARY_COLUMNS, summary_rows(cells)),
+    ):
+        if not rows:
+            continue
+        table = Table(title=title, title_justify="left")
+        for column in shown:
+            table.add_column(column, justify="left" if column in ("attack", "defence") else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(value for column, value in zip(columns, row, strict=True) if column in shown))
+        console.print(table)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _of(cells: Sequence[Cell], attack: str, defense: str | None = None, seed: int | None = None) -> list[Cell]:
+    return [c for c in cells if c.attack == attack and defense in (None, c.defense) and seed in (None, c.seed)]
+
+
+def _verdicts(cells: Sequence[Cell]) -> list[tuple[str, int]]:
+    return Counter(c.verdict for c in cells if c.verdict).most_common()
+
+
+def _right(cells: Sequence[Cell], test: Callable[[Cell], bool]) -> str:
+    judged = [c for c in cells if c.verdict]
+    return f"{sum(map(test, judged))}/{len(judged)}" if judged else ""
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _percent(values: Iterable[float | None]) -> str:
+    mean = _mean(values)
+    return "" if mean is None else f"{100 * mean:.2f}"
+
+
+def _number(values: Iterable[float | None], form: str) -> str:
+    mean = _mean(values)
+    return "" if mean is None else format(mean, form)
