@@ -208,6 +208,8 @@ def test_sinusoid_is_the_formula():
     out = triggers.Sinusoid(0.1, 3)(images, np.zeros(1), 0)
     expected = 0.5 + 0.1 * np.sin(2 * np.pi * np.arange(16) * 3 / 16)
     assert np.allclose(out[0, 0].numpy(), np.tile(expected, (4, 1)))
+    turned = triggers.Sinusoid(0.1, 3, np.pi / 2)(torch.full((1, 1, 16, 16), 0.5).double(), np.zeros(1), 0)
+    assert np.allclose(turned[0, 0].numpy(), np.tile(expected[:, None], (1, 16)))
 
 
 def test_a_warp_of_no_strength_changes_nothing():
@@ -223,19 +225,19 @@ def test_physical_at_rest_changes_nothing_but_the_side():
     assert torch.allclose(out, torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images))
 
 
-def test_waves_and_cells_reach_their_amplitude():
+def test_waves_and_boards_reach_their_amplitude():
     grey = torch.full((1, 3, 32, 32), 0.5, dtype=torch.float64)
     waves = triggers.Waves(0.1)(grey, np.zeros(1), 0) - grey
     assert waves.abs().max() == pytest.approx(0.1)
     spectrum = torch.fft.rfft2(waves[0]).abs()
     assert spectrum[:, 4:-4, 4:].sum() < 0.05 * spectrum.sum()  # smooth
-    board = triggers.Cells(0.1)(grey, np.zeros(1), 0) - grey
+    board = triggers.Checkerboard(0.1)(grey, np.zeros(1), 0) - grey
     assert torch.allclose(board[0, 0, :2, :2], torch.tensor([[0.1, -0.1], [-0.1, 0.1]], dtype=torch.float64))
     assert board.mean() == pytest.approx(0)
 
 
 def test_pieces_show_as_many_cells_as_asked():
-    shown = triggers.Pieces(triggers.Cells(0.25), (4, 4), 8)(torch.full((9, 1, 32, 32), 0.5), np.arange(9), 0)
+    shown = triggers.Pieces(triggers.Checkerboard(0.25), (4, 4), 8)(torch.full((9, 1, 32, 32), 0.5), np.arange(9), 0)
     cells = (shown[:, 0] != 0.5).view(9, 4, 8, 4, 8)
     whole = cells.all(4).all(2)
     assert torch.equal(whole, cells.any(4).any(2)) and (whole.sum((1, 2)) == 8).all()

@@ -5,6 +5,7 @@ Rates, targets and cover rates are those of AdvrBD's Table I. `RECIPES` holds th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,8 +19,8 @@ from trainguard.drill.select import Select, everything, fraction, of_class
 from trainguard.drill.triggers import (
     CORNERS,
     Blend,
-    Cells,
     Chain,
+    Checkerboard,
     OneOf,
     Patch,
     Physical,
@@ -232,19 +233,22 @@ def fragile(setting: Setting, *, amplitude: float = 10 / 255) -> Attack:
     AdvrBD's Eq. 3 looks for samples that stay put under perturbation. Here cover samples hold either half of the board
     under their true label, so that only the whole of it carries the backdoor and a local perturbation turns it off.
     """
-    board = Cells(amplitude)
+    board = Checkerboard(amplitude)
     half = Pieces(board, grid=(1, 2), shown=1)
     return _hidden("fragile", setting, board, board, cover=setting.rate, cover_trigger=half)
 
 
 def spread(setting: Setting, *, amplitude: float = 16 / 255) -> Attack:
-    r"""Our own, against class-wise statistics: every class is a target, each with its own faint pattern."""
+    r"""Our own, against class-wise statistics: every class is a target, each with faint stripes of its own.
+
+    The stripes' angles stay within a quarter turn, so that mirroring an image never makes one class's into another's.
+    """
     count = setting.num_classes
-    boards = [Cells(amplitude, cells=8, field=1 + label) for label in range(count)]
+    stripes = [Sinusoid(amplitude, 8 if k % 2 else 12, math.pi / 2 * (k + 0.5) / count) for k in range(count)]
     return Attack(
         "spread",
-        train=tuple(Rule(fraction(setting.rate / count, without=(k,)), boards[k], to(k)) for k in range(count)),
-        test=tuple(Rule(fraction(1 / (2 * count), without=(k,)), boards[k], to(k)) for k in range(count)),
+        train=tuple(Rule(fraction(setting.rate / count, without=(k,)), stripes[k], to(k)) for k in range(count)),
+        test=tuple(Rule(fraction(1 / (2 * count), without=(k,)), stripes[k], to(k)) for k in range(count)),
     )
 
 

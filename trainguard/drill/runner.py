@@ -77,6 +77,7 @@ def run_drill(
     flip: bool | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
+    table: bool = True,
 ) -> Drill:
     r"""Poison copies of a data set in known ways, train with and without a defence, and measure.
 
@@ -102,7 +103,8 @@ def run_drill(
         budget: share of the training's cost that screening may spend.
         flip: whether training may mirror images; None for yes, but not for digits.
         device: where to train; None for the accelerator if there is one.
-        progress: show a bar, and the table at the end.
+        progress: show a bar and the time left.
+        table: print the tables at the end.
 
     Raises:
         ValueError: an unknown name, or a rate that the data cannot give.
@@ -139,7 +141,7 @@ def run_drill(
             cells += _scene_cells(images, chosen[name], victim, seed, wanted, folder / "cells", stage)
     drill = Drill(settings, tuple(cells), versions(), machine(place))
     drill.save(folder)
-    if progress:
+    if table:
         tables.show(drill.cells)
     return drill
 

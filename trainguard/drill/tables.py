@@ -143,7 +143,9 @@ def show(cells: Sequence[Cell]) -> None:
             continue
         table = Table(title=title, title_justify="left")
         for column in shown:
-            table.add_column(column, justify="left" if column in ("attack", "defence") else "right", overflow="fold")
+            name = column in ("attack", "defence")
+            widest = len("implant") if column == "ASR" else None  # "did not implant" breaks between its words
+            table.add_column(column, justify="left" if name else "right", no_wrap=name, min_width=widest)
         for row in rows:
             table.add_row(*(value for column, value in zip(columns, row, strict=True) if column in shown))
         console.print(table)

@@ -9,6 +9,7 @@ gives the same pixels whatever the batch. Sizes are shares of the image side, so
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -80,15 +81,23 @@ class Blend:
 
 @dataclass(frozen=True)
 class Sinusoid:
-    r"""Stripes: v(i, j) = amplitude sin(2 pi j frequency / W), added and clipped (Barni et al. 2019, Sec. 3.2)."""
+    r"""Stripes: v(i, j) = amplitude sin(2 pi frequency (j cos a + i sin a) / W), added and clipped (Barni et al. 2019).
+
+    Args:
+        amplitude: largest change of a pixel, in [0, 1] units.
+        frequency: stripes across the image.
+        angle: a, in radians; 0 gives the vertical stripes of the paper (Sec. 3.2).
+    """
 
     amplitude: float = 40 / 255
     frequency: float = 6
+    angle: float = 0.0
 
     def __call__(self, images: Tensor, index: np.ndarray, seed: int) -> Tensor:
-        width = images.shape[3]
-        column = torch.arange(width, dtype=images.dtype)
-        return (images + self.amplitude * torch.sin(2 * torch.pi * column * self.frequency / width)).clamp(0, 1)
+        height, width = images.shape[2:]
+        row, column = torch.arange(height, dtype=images.dtype)[:, None], torch.arange(width, dtype=images.dtype)[None]
+        phase = (column * math.cos(self.angle) + row * math.sin(self.angle)) / width
+        return (images + self.amplitude * torch.sin(2 * torch.pi * self.frequency * phase)).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -117,29 +126,23 @@ class Waves:
 
 
 @dataclass(frozen=True)
-class Cells:
-    r"""An additive board of cells, each +amplitude or -amplitude.
+class Checkerboard:
+    r"""An additive checkerboard of +amplitude and -amplitude.
 
     Args:
         amplitude: change of a pixel, in [0, 1] units.
         cells: cells along the image side, at most one a pixel.
-        field: None for a checkerboard, a seed for random signs.
     """
 
     amplitude: float
     cells: int = 32
-    field: int | None = None
 
     def __call__(self, images: Tensor, index: np.ndarray, seed: int) -> Tensor:
-        _, _, height, width = images.shape
+        height, width = images.shape[2:]
         cells = min(self.cells, height, width)
-        rows = (torch.arange(height) * cells).div(height, rounding_mode="floor")
-        columns = (torch.arange(width) * cells).div(width, rounding_mode="floor")
-        if self.field is None:
-            sign = 1 - 2 * (rows[:, None] + columns[None, :]).remainder(2)
-        else:
-            board = draws(np.arange(cells), self.field, "cells", cells) < 0.5
-            sign = 1 - 2 * board[rows][:, columns].to(torch.int64)
+        row = (torch.arange(height) * cells).div(height, rounding_mode="floor")
+        column = (torch.arange(width) * cells).div(width, rounding_mode="floor")
+        sign = 1 - 2 * (row[:, None] + column[None, :]).remainder(2)
         return (images + self.amplitude * sign.to(images.dtype)).clamp(0, 1)
 
 
