@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from trainguard.checkpoints import UnsafeCheckpoint, load_weights, read_checkpoint, sha256, unwrapped, write_weights
+from trainguard.checkpoints import UnsafeCheckpoint, load_weights, read_checkpoint, sha256, write_weights
 from trainguard.errors import ModelError, StateError
 
 
@@ -203,4 +203,3 @@ def test_tied_weights_and_wrapped_models_are_written_bare(tmp_path):
     path = write_weights(tmp_path / "tied", nn.DataParallel(torch.compile(model)), {})
     names = set(safetensors.torch.load_file(path))
     assert {"0.weight", "3.weight", "5.weight"} <= names and not any("module" in n or "_orig_mod" in n for n in names)
-    assert unwrapped(nn.DataParallel(torch.compile(model))) is model

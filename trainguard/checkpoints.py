@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from trainguard.errors import ModelError
 from trainguard.files import write_atomically
+from trainguard.models import bare
 
 State = dict[str, Tensor]
 
@@ -171,7 +172,7 @@ def write_weights(path: str | Path, model: nn.Module, about: Mapping[str, Any]) 
     path = Path(path)
     if path.suffix != ".safetensors":
         path = path.with_name(path.name + ".safetensors")
-    state = unwrapped(model).state_dict()
+    state = bare(model).state_dict()
     weights = {_uncompiled(name): value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
     content = safetensors.torch.save(weights, metadata={"format": "pt"})
     with write_atomically(path) as temporary:
@@ -186,17 +187,6 @@ def sha256(path: str | Path) -> str:
     """The SHA-256 of a file, hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside DataParallel, DDP and torch.compile, or the model itself."""
-    while True:
-        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        else:
-            return model
 
 
 def _read(path: Path, file: IO[bytes], start: bytes) -> Any:

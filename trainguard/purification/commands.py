@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from trainguard.checkpoints import Checkpoint, load_weights, read_checkpoint
-from trainguard.errors import ModelError
+from trainguard.data.store import ImageStore
+from trainguard.models import build
 from trainguard.purification.audit import audit
 from trainguard.purification.progressive import purify
 from trainguard.purification.results import AuditResult, PurifyResult
@@ -39,7 +40,7 @@ def purify_checkpoint(
     """
     found = read_checkpoint(checkpoint)
     store = open_store(data, options.pop("pixel_range", None))
-    model = model_of(arch, found, store.num_classes, store.shape)
+    model = model_of(arch, found, store)
     outcome = purify(model, store, clean=clean, **options)
     origin = {"path": str(found.path), "sha256": found.sha256, "weights under": found.where, "arch": arch}
     outcome.save(out, input=origin)
@@ -62,47 +63,20 @@ def audit_checkpoint(checkpoint: str | Path, *, arch: str, data: Any, **options:
     """
     found = read_checkpoint(checkpoint)
     store = open_store(data, options.pop("pixel_range", None))
-    return audit(model_of(arch, found, store.num_classes, store.shape), store, **options)
+    return audit(model_of(arch, found, store), store, **options)
 
 
-def model_of(arch: str, checkpoint: Checkpoint, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    """The architecture by name, with the checkpoint's weights.
+def model_of(arch: str, checkpoint: Checkpoint, images: ImageStore) -> nn.Module:
+    """The architecture by name, with the checkpoint's weights, in eval mode.
 
     Args:
-        arch: a timm name, or a torchvision name (of those that both have, timm's is tried first).
+        arch: a timm or torchvision name.
         checkpoint: from `read_checkpoint`.
-        num_classes: K.
-        shape: C, H, W of the images.
+        images: what it classifies; they say how many classes and channels it has.
 
     Raises:
-        ModelError: nobody knows the name, or the weights do not fit; the first of several reasons is given.
+        ModelError: nobody knows the name, or the weights do not fit.
     """
-    made = _candidates(arch, num_classes, shape)
-    if not made:
-        raise ModelError(f"{arch!r} is neither a timm nor a torchvision classification model: see timm.list_models()")
-    first: ModelError | None = None
-    for model in made:
-        try:
-            load_weights(model, checkpoint)
-        except ModelError as error:
-            first = first or error
-        else:
-            return model.eval()
-    assert first is not None
-    raise first
-
-
-def _candidates(arch: str, num_classes: int, shape: tuple[int, int, int]) -> list[nn.Module]:
-    import timm
-    import torchvision
-
-    made: list[nn.Module] = []
-    if timm.is_model(arch):
-        options: dict[str, Any] = {"pretrained": False, "num_classes": num_classes, "in_chans": shape[0]}
-        try:
-            made.append(timm.create_model(arch, img_size=shape[1:], **options))
-        except TypeError:  # convolutional models take any size and no img_size
-            made.append(timm.create_model(arch, **options))
-    if arch in torchvision.models.list_models(module=torchvision.models):
-        made.append(torchvision.models.get_model(arch, weights=None, num_classes=num_classes))
-    return made
+    model = build(arch, images)
+    load_weights(model, checkpoint)
+    return model.eval()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trainguard.checkpoints import unwrapped
 from trainguard.errors import ModelError
+from trainguard.models import bare, logits_of
 
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange
@@ -33,8 +33,7 @@ class UnitPixels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] to (B, K) logits."""
-        output = self.net(self.pixel_range.to_model(x).contiguous(memory_format=self.format))
-        return getattr(output, "logits", output)
+        return logits_of(self.net(self.pixel_range.to_model(x).contiguous(memory_format=self.format)))
 
 
 def copy_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
@@ -54,19 +53,23 @@ def copy_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
         made = model()
         if not isinstance(made, nn.Module):
             raise TypeError(f"expected the function to return an nn.Module, got {type(made).__name__}")
-        return unwrapped(made)
+        return bare(made)
     try:
-        return copy.deepcopy(unwrapped(model))
+        copied = copy.deepcopy(bare(model))
     except Exception as error:  # whatever a user's __deepcopy__ or hooks may raise
         raise ModelError(
             f"cannot copy {type(model).__name__} ({error}): pass a function without arguments that returns a copy of it"
         ) from error
+    # accelerate patches `forward` on the instance with a function that is bound to the user's own weights.
+    for name in ("forward", "_original_forward"):
+        vars(copied).pop(name, None)
+    return copied
 
 
 def for_training(net: nn.Module, device: torch.device) -> nn.Module:
     """The copy made ready for fine-tuning: float32, on the device, channels_last, every parameter open."""
-    net.to(device=device, memory_format=torch.channels_last)
-    net.float()
+    net.to(device=device, dtype=torch.float32)
+    net.to(memory_format=torch.channels_last)
     for parameter in net.parameters():
         parameter.requires_grad_(True)
     return net

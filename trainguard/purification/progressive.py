@@ -6,7 +6,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +18,21 @@ from torch import nn
 from trainguard.distributed import Processes
 from trainguard.perturbation import Norm
 from trainguard.progress import Progress
-from trainguard.purification.finetuning import FineTuning, accuracy, fine_tune, logits_of
+from trainguard.purification.finetuning import FineTuning, accuracy, fine_tune, fitting_radius, logits_of, mirrors_alike
 from trainguard.purification.network import UnitPixels, check_outputs, copy_of, for_training
 from trainguard.purification.ranking import cleanest, logit_similarity, overlap
 from trainguard.purification.results import PurifyResult
 from trainguard.purification.state import Indices, Keeper, open_store, split
+from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng
 
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange
     from trainguard.data.store import ImageStore
-    from trainguard.results import ScreenResult
 
 Weights = dict[str, torch.Tensor]
 
+RADIUS: dict[Norm, float] = {"linf": 6 / 255, "l2": 0.5}
 STEPS = ("adversarial", "plain", "rank")  # 1, 2 and 3 of Algorithm 1
 
 
@@ -50,12 +51,12 @@ def purify(
     shares: Sequence[float] = (0.05, 0.2, 0.5, 0.7),
     adversarial_batches: Sequence[int] = (200, 30, 30, 30),
     epochs: int = 10,
-    eps: float = 6 / 255,
+    eps: float | None = None,
     norm: Norm = "linf",
     attack_steps: int = 7,
     lr: float = 1e-3,
     batch_size: int = 128,
-    flip: bool = True,
+    flip: bool | None = None,
     max_accuracy_loss: float = 0.1,
     poison_share: float = 0.1,
     callbacks: Sequence[Any] = (),
@@ -92,12 +93,13 @@ def purify(
         adversarial_batches: optimizer steps on adversarial examples in each round; the last one holds for further
             rounds. 200 is 10 epochs of 5% of CIFAR-10, as in the authors' code, and so is 30.
         epochs: passes over the extra set in step 2, from the second round on; in the first round only with clean data.
-        eps: radius of the adversarial perturbation in unit pixel space; for `norm="l2"` give one that fits, 0.5 or so.
+        eps: radius of the adversarial perturbation in unit pixel space. None: 6/255 (for `"l2"` 0.5), as in the
+            authors' code, doubled up to three times where it does not move half of the images across a class border.
         norm: `"linf"` or `"l2"`.
         attack_steps: gradient steps per adversarial example.
         lr: learning rate.
         batch_size: images per batch.
-        flip: mirror images at random. Turn it off for digits and signs.
+        flip: mirror images at random. None: if the model takes mirrored images for the same.
         max_accuracy_loss: a round that loses more accuracy than this, in [0, 1], is not returned; if every round
             does, the model comes back as it was, with a warning. Images held out of the training data are a strict
             judge: the model has learned them by heart, so that new images lose less.
@@ -122,11 +124,10 @@ def purify(
     if not shares or not adversarial_batches:
         raise ValueError("expected at least one round: give shares and adversarial_batches")
     started = time.perf_counter()
-    how = FineTuning(lr=lr, batch_size=batch_size, eps=eps, norm=norm, attack_steps=attack_steps, flip=flip)
     processes = Processes.of(accelerator)
     show = Progress(progress and processes.is_main)
     store = open_store(data, pixel_range)
-    trusted = clean or validation is not None or hasattr(initial, "keep")
+    trusted = clean or validation is not None or isinstance(initial, ScreenResult)
     plan = Plan(
         shares=(1.0,) if clean else tuple(shares),
         adversarial_batches=tuple(adversarial_batches),
@@ -144,9 +145,19 @@ def purify(
         judge = trusted_store, np.asarray(trusted_store.readable, dtype=np.int64)
     infected = copy_of(model)
     device = accelerator.device if accelerator is not None else next(infected.parameters()).device
+    infected_network = UnitPixels(for_training(infected, device), store.pixel_range)
+    with isolated_rng(seed):
+        check_outputs(infected_network.eval(), store.batch(pool[:2], device), store.num_classes)
+        how = FineTuning(lr=lr, batch_size=batch_size, eps=eps or RADIUS[norm], norm=norm, attack_steps=attack_steps)
+        sample = np.random.default_rng(seed).permutation(pool)[:128]
+        how = replace(
+            how,
+            eps=fitting_radius(infected_network, store, sample, how) if eps is None else eps,
+            flip=mirrors_alike(infected_network, store, sample) if flip is None else flip,
+        )
     run = Run(
         network=UnitPixels(for_training(copy_of(model), device), store.pixel_range),
-        infected=UnitPixels(for_training(infected, device), store.pixel_range),
+        infected=infected_network,
         store=store,
         pool=pool,
         judge=judge,
@@ -157,9 +168,8 @@ def purify(
         extra=first,
         callbacks=tuple(callbacks),
     )
-    run.network.eval(), run.infected.eval()
+    run.network.eval()
     with isolated_rng(seed):
-        check_outputs(run.network, store.batch(pool[:2], device), store.num_classes)
         run.before = accuracy(run.infected, *judge)
         keeper = Keeper(state_dir, run)
         keeper.restore()

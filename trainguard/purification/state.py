@@ -16,12 +16,12 @@ from torch import nn
 
 from trainguard.errors import DataError, StateError
 from trainguard.files import writable_folder, write_atomically
+from trainguard.results import ScreenResult
 
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange
     from trainguard.data.store import ImageStore
     from trainguard.purification.progressive import Run
-    from trainguard.results import ScreenResult
 
 Indices = NDArray[np.int64]
 
@@ -62,8 +62,7 @@ def split(
     """
     rng = np.random.default_rng(seed)
     pool, first = np.asarray(store.readable, dtype=np.int64), np.empty(0, dtype=np.int64)
-    screened = hasattr(initial, "keep")
-    if screened:
+    if isinstance(initial, ScreenResult):
         if len(initial.labels) != len(store) or not np.array_equal(initial.labels[pool], store.labels[pool]):
             raise DataError("initial= is a screening of other data: pass the data set that was screened")
         pool = np.intersect1d(pool, initial.keep)
@@ -77,7 +76,7 @@ def split(
         others = np.setdiff1d(pool, first)
         judge = np.sort(rng.permutation(others)[: min(MOST_HELD_OUT, round(HELD_OUT * len(pool)) or 1)])
         pool = np.setdiff1d(pool, judge)
-    if screened:
+    if isinstance(initial, ScreenResult):
         first = least_suspicious(pool, initial.score, store.labels, share)
     elif initial is None:
         first = np.sort(rng.permutation(pool)[: max(2, round(share * len(pool)))])
