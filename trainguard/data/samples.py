@@ -39,8 +39,7 @@ def find_keys(sample: Any, image_column: Key | None = None, label_column: Key | 
         DataError: a part is missing, or more than one could be meant.
     """
     if isinstance(sample, Mapping):
-        image = _named(sample, image_column, "image")
-        return image, _named(sample, label_column, "label", other=image)
+        return _named(sample, image_column, "image"), _named(sample, label_column, "label")
     if not isinstance(sample, (tuple, list)) or len(sample) < 2:
         shown = (
             f"{type(sample).__name__} of {len(sample)}" if isinstance(sample, (tuple, list)) else type(sample).__name__
@@ -53,6 +52,21 @@ def find_keys(sample: Any, image_column: Key | None = None, label_column: Key | 
             "pass image_column= and label_column= with the positions"
         )
     return image, label
+
+
+def find_label(sample: Any, label_column: Key | None = None) -> Key:
+    """Where the label is in a sample as training sees it.
+
+    Args:
+        sample: a tuple, a list, or a dict, which a transform may have given other keys than the data set's columns.
+        label_column: position or key of the label, where it is known.
+
+    Raises:
+        DataError: more than one part could be meant.
+    """
+    if isinstance(sample, Mapping):
+        return _named(sample, label_column if label_column in sample else None, "label")
+    return label_column if isinstance(label_column, int) else 1
 
 
 def is_image(value: Any) -> bool:
@@ -181,7 +195,7 @@ def relabelled(sample: Any, key: Key, label: int) -> Any:
     return type(sample)(parts)
 
 
-def _named(sample: Mapping[Key, Any], column: Key | None, what: str, other: Key | None = None) -> Key:
+def _named(sample: Mapping[Key, Any], column: Key | None, what: str) -> Key:
     if column is not None:
         if column not in sample:
             raise DataError(f"a sample has no {what} {column!r}: it has {', '.join(map(repr, sample))}")
@@ -189,8 +203,8 @@ def _named(sample: Mapping[Key, Any], column: Key | None, what: str, other: Key 
     if what == "image":
         found = [key for key, value in sample.items() if is_image(value)]
     else:
-        found = [key for key in sample if key in LABEL_NAMES and key != other]
-        found = found or [key for key, value in sample.items() if key != other and _is_number(value)]
+        found = [key for key in sample if key in LABEL_NAMES]
+        found = found or [key for key, value in sample.items() if _is_number(value)]
     if len(found) != 1:
         count = (
             f"{len(found)} could be it: {', '.join(map(repr, found))}"

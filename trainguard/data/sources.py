@@ -102,7 +102,7 @@ class TorchSource(Source):
         self.size = len(dataset)
         found = (getattr(dataset, name, None) for name in TRANSFORM_NAMES)
         self._transform = next((one for one in found if callable(one)), None)
-        # Whoever sets `dataset.transform` anew leaves torchvision's `dataset.transforms` stale: look at no more than one.
+        # Whoever sets `dataset.transform` anew leaves torchvision's `dataset.transforms` stale: look at one of them.
         self.transform = self._transform if isinstance(dataset, VisionDataset) else dataset
         self._dataset = dataset
         self._read_raw = _raw_reader(dataset)

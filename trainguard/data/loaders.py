@@ -1,0 +1,210 @@
+"""A user's loader taken apart and put together again around a live view; never iterated."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from trainguard.data.pixels import PixelRange, loader_range
+from trainguard.data.views import LiveView
+from trainguard.errors import DataError
+
+HOSTS = {"timm": "trainguard.integrations.timm_train", "accelerate": "trainguard.integrations.accelerate_loop"}
+WAY_OUT = (
+    "use one of torch's samplers, or screen first: result = trainguard.screen(dataset, model), and build the loader on "
+    "result.apply(dataset)"
+)
+
+
+@dataclass(frozen=True)
+class HostLoader:
+    """A loader of any host as the guard sees it. Modules named in `HOSTS` give one from `open_loader(loader)`.
+
+    Attributes:
+        inner: the torch loader at the core.
+        rebuild: makes the host's loader around a new inner one.
+        dataset: what screening reads where that is not `inner.dataset`: a copy with an evaluation transform.
+        pixel_range: where the loader itself normalises.
+    """
+
+    inner: DataLoader
+    rebuild: Callable[[DataLoader], Any]
+    dataset: Any = None
+    pixel_range: PixelRange | None = None
+
+
+def open_loader(loader: Any) -> HostLoader:
+    """Take a loader apart.
+
+    Args:
+        loader: a torch `DataLoader`, or one of a host that has a module in `HOSTS`.
+
+    Raises:
+        DataError: neither, or its data set is iterable.
+    """
+    package = type(loader).__module__.split(".")[0]
+    if package in HOSTS:
+        found = import_module(HOSTS[package]).open_loader(loader)
+    elif isinstance(loader, DataLoader):
+        found = HostLoader(loader, lambda inner: inner, pixel_range=loader_range(loader))
+    else:
+        raise DataError(
+            f"expected a torch DataLoader, got {type(loader).__name__}: pass the loader that training iterates"
+        )
+    library = sys.modules.get("datasets")
+    streaming = library is not None and isinstance(found.inner.dataset, library.IterableDataset)
+    if isinstance(found.inner.dataset, IterableDataset) or streaming:
+        hint = "load it with streaming=False" if streaming else "use a map-style data set with __len__ and __getitem__"
+        raise DataError(f"the loader's data set is iterable, it has no positions to flag: {hint}")
+    return found
+
+
+def population_of(loader: DataLoader) -> np.ndarray | None:
+    """The samples that a loader may give, (P,) int64 in the sampler's order; None for the whole data set."""
+    sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    while isinstance(getattr(sampler, "sampler", None), Sampler):
+        sampler = sampler.sampler
+    return np.asarray(sampler.indices, dtype=np.int64) if type(sampler) is SubsetRandomSampler else None
+
+
+class Follower:
+    """A loader like the given one over a view, and its samplers, which follow the view when it changes.
+
+    Args:
+        loader: the user's; shared with the new one are its generator, collate function and all other settings.
+        view: of the loader's data set, on the loader's population.
+
+    Attributes:
+        loader: the new loader, of the same class.
+
+    Raises:
+        DataError: the loader has a sampler that cannot be rebuilt.
+    """
+
+    def __init__(self, loader: DataLoader, view: LiveView) -> None:
+        self._original = loader
+        self._view = view
+        self._live: dict[int, Any] = {}  # id of the user's sampler -> ours
+        self.loader: DataLoader = copy.copy(loader)
+        samplers = self._follow_all()
+        # DataLoader forbids setting these one by one; a copy of its state keeps whatever else a subclass or a later
+        # version of torch has there, which calling the constructor again would not.
+        vars(self.loader).update(dataset=view, _iterator=None, **samplers)
+
+    def refresh(self) -> None:
+        """Bring the samplers in line with a view that has changed."""
+        self._follow_all()
+
+    def _follow_all(self) -> dict[str, Any]:
+        return {name: self._follow(getattr(self._original, name)) for name in ("sampler", "batch_sampler")}
+
+    def _follow(self, sampler: Any) -> Any:
+        if sampler is None:
+            return None
+        if not isinstance(sampler, Sampler):
+            raise DataError(
+                f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples: {WAY_OUT}"
+            )
+        fresh = self._rebuilt(sampler)
+        live = self._live.setdefault(id(sampler), fresh)
+        if live is not fresh:
+            vars(live).update(vars(fresh))
+        return live
+
+    def _rebuilt(self, sampler: Any) -> Sampler:
+        view, size = self._view, len(self._original.dataset)  # type: ignore[arg-type]
+        kind = type(sampler)
+        if kind is BatchSampler:
+            return BatchSampler(self._follow(sampler.sampler), sampler.batch_size, sampler.drop_last)
+        if kind is SubsetRandomSampler:
+            return SubsetRandomSampler(range(len(view)), sampler.generator)
+        if kind is SequentialSampler and len(sampler.data_source) == size:
+            return SequentialSampler(view)
+        if kind is RandomSampler and len(sampler.data_source) == size:
+            count = None if sampler._num_samples is None else scaled(sampler._num_samples, view)
+            return RandomSampler(view, sampler.replacement, count, sampler.generator)
+        if kind is WeightedRandomSampler and len(sampler.weights) == size:
+            weights = weights_for(view, sampler.weights)
+            return WeightedRandomSampler(
+                weights, scaled(sampler.num_samples, view), sampler.replacement, sampler.generator
+            )
+        if kind is DistributedSampler and len(sampler.dataset) == size:
+            fresh: DistributedSampler = DistributedSampler(
+                view, sampler.num_replicas, sampler.rank, sampler.shuffle, sampler.seed, sampler.drop_last
+            )
+            fresh.set_epoch(self._live.get(id(sampler), sampler).epoch)
+            return fresh
+        return self._copied(sampler, size)
+
+    def _copied(self, sampler: Any, size: int) -> Sampler:
+        """A copy of a user's own sampler, if all that it holds is the data set, other samplers and plain settings."""
+        changed: dict[str, Any] = {}
+        for name, value in vars(sampler).items():
+            if value is self._original.dataset:
+                changed[name] = self._view
+            elif isinstance(value, Sampler):
+                changed[name] = self._follow(value)
+            elif not _is_setting(value) or value == size:
+                raise DataError(
+                    f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, because of its "
+                    f"attribute {name!r}: {WAY_OUT}"
+                )
+        if not changed:
+            raise DataError(
+                f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, it does not hold the "
+                f"data set: {WAY_OUT}"
+            )
+        live = self._live.get(id(sampler))
+        if live is not None:  # it may have counted epochs meanwhile
+            return live
+        fresh = copy.copy(sampler)
+        vars(fresh).update(changed)
+        return fresh
+
+
+def weights_for(view: LiveView, weights: torch.Tensor) -> torch.Tensor:
+    """Sampling weights by position, from weights by sample: a sample that comes n times shares its weight among them.
+
+    Args:
+        view: with len(view) positions.
+        weights: (N,) float64, one per sample.
+
+    Returns:
+        (len(view),) float64.
+
+    Raises:
+        DataError: no kept sample has a weight above 0.
+    """
+    positions = torch.from_numpy(view.positions)
+    times = torch.bincount(positions, minlength=len(weights))
+    shared = weights[positions] / times[positions]
+    if not bool((shared > 0).any()):
+        raise DataError("every kept sample has the sampling weight 0: there is nothing left to train on")
+    return shared
+
+
+def scaled(count: int, view: LiveView) -> int:
+    """A number of samples per epoch, shortened as the view is; at least 1."""
+    return max(1, round(count * view.share))
+
+
+def _is_setting(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, torch.Generator))

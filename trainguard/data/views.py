@@ -1,0 +1,175 @@
+"""A live view of a data set: which samples a loader gives, and under which labels, changed while workers run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from trainguard.data.samples import LABEL_NAMES, Key, relabelled
+from trainguard.errors import DataError
+
+
+class LiveView(Dataset):
+    """A data set behind a loader, with positions and labels that can be changed between epochs.
+
+    What can change lies in shared memory: persistent workers see it, forked or spawned. A change never moves a sample
+    that is kept to another position, so that batches on their way keep their meaning.
+
+    Other attributes are read from and set on the data set itself. Those that list one value per sample are given in the
+    view's order, so that samplers may use them.
+
+    Args:
+        dataset: map-style data set of N samples.
+        label_key: position or key of the label in a sample.
+        population: positions that the loader may give at all (P,); all N unless told.
+    """
+
+    _OWN = frozenset(("_dataset", "_label_key", "_population", "_positions", "_count", "_labels", "_aligned"))
+
+    def __init__(self, dataset: Any, label_key: Key, population: np.ndarray | None = None) -> None:
+        size = len(dataset)
+        self._dataset = dataset
+        self._label_key = label_key
+        self._population = np.arange(size) if population is None else np.asarray(population, dtype=np.int64)
+        self._positions = torch.from_numpy(self._population.copy()).share_memory_()  # (P,) sample at each position
+        self._count = torch.tensor([len(self._population)]).share_memory_()  # positions in use
+        self._labels = torch.full(
+            (size,), -1, dtype=torch.int64
+        ).share_memory_()  # (N,) label put in place, -1 for none
+        self._aligned: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return int(self._count)
+
+    def __getitem__(self, position: int) -> Any:
+        return self._with_label(self._dataset[self._sample(position)], self._sample(position))
+
+    def __getitems__(self, positions: list[int]) -> list[Any]:
+        """Several samples at once, fetched as the data set itself would fetch them."""
+        wanted = [self._sample(position) for position in positions]
+        fetch = getattr(self._dataset, "__getitems__", None)
+        samples = fetch(wanted) if callable(fetch) else [self._dataset[sample] for sample in wanted]
+        return [self._with_label(sample, index) for sample, index in zip(samples, wanted, strict=True)]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(len,) int64: the sample at each position."""
+        return self._positions[: len(self)].numpy().copy()
+
+    @property
+    def share(self) -> float:
+        """Length of the view over the length of the population, in (0, 1]."""
+        return len(self) / len(self._population)
+
+    def keep(self, kept: np.ndarray) -> None:
+        """Shorten the view to the kept samples.
+
+        Args:
+            kept: (M,) int64 samples, in any order.
+
+        Raises:
+            DataError: nothing of the population is kept.
+        """
+        here = self._is_kept(kept)
+        self._show(self._population[here])
+
+    def refill(self, kept: np.ndarray, seed: int) -> None:
+        """Keep the length: where a sample is left out, a kept one comes once more.
+
+        Over one pass each kept sample comes equally often, give or take one.
+
+        Args:
+            kept: (M,) int64 samples, in any order.
+            seed: decides which samples come once more.
+
+        Raises:
+            DataError: nothing of the population is kept.
+        """
+        here = self._is_kept(kept)
+        positions = self._population.copy()
+        positions[~here] = evenly(self._population[here], int((~here).sum()), np.random.default_rng(seed))
+        self._show(positions)
+
+    def relabel(self, samples: np.ndarray, labels: np.ndarray) -> None:
+        """Give samples that were left out again, under other labels; those that are in keep their positions.
+
+        Args:
+            samples: (R,) int64.
+            labels: (R,) int64 class numbers.
+        """
+        self._labels[torch.from_numpy(samples)] = torch.from_numpy(labels)
+        again = np.isin(self._population, samples)
+        if len(self) == len(self._population):
+            self._show(np.where(again, self._population, self.positions))
+        else:
+            self._show(np.concatenate([self.positions, self._population[again]]))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in LiveView._OWN or (name.startswith("__") and name.endswith("__")):
+            raise AttributeError(name)
+        value = getattr(self._dataset, name)
+        if not isinstance(value, (list, tuple, np.ndarray, Tensor)) or len(value) != len(self._labels):
+            return value
+        if name not in self._aligned:
+            self._aligned[name] = self._in_view_order(value, name in LABEL_NAMES)
+        return self._aligned[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in LiveView._OWN:
+            super().__setattr__(name, value)
+        else:
+            setattr(self._dataset, name, value)
+
+    def _is_kept(self, kept: np.ndarray) -> np.ndarray:
+        here = np.isin(self._population, kept)
+        if not here.any():
+            raise DataError(f"none of the loader's {len(here)} samples is kept: there is nothing left to train on")
+        return here
+
+    def _show(self, positions: np.ndarray) -> None:
+        self._positions[: len(positions)] = torch.from_numpy(positions)
+        self._count.fill_(len(positions))
+        self._aligned.clear()
+
+    def _sample(self, position: int) -> int:
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"position {position} is outside the {len(self)} samples of the protected data set")
+        return int(self._positions[position % len(self)])
+
+    def _with_label(self, sample: Any, index: int) -> Any:
+        label = int(self._labels[index])
+        return sample if label < 0 else relabelled(sample, self._label_key, label)
+
+    def _in_view_order(self, value: Any, is_label: bool) -> Any:
+        positions = self.positions
+        if isinstance(value, (np.ndarray, Tensor)):
+            ordered = value[positions]
+        else:
+            ordered = type(value)(value[position] for position in positions)
+        new = self._labels.numpy()[positions]
+        if not is_label or (new < 0).all():
+            return ordered
+        if isinstance(ordered, Tensor):
+            return torch.where(torch.from_numpy(new >= 0), torch.from_numpy(new), ordered)
+        changed = np.where(new >= 0, new, np.asarray(ordered))
+        return changed if isinstance(ordered, np.ndarray) else type(value)(changed.tolist())
+
+
+def evenly(items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw `count` of `items` at random so that the numbers of draws of two items differ by one at most.
+
+    Args:
+        items: (M,) what to draw from, M at least 1.
+        count: how many, may be more than M.
+        rng: decides the order.
+
+    Returns:
+        (count,) draws.
+    """
+    rounds = -(-count // len(items))
+    draws = [rng.permutation(items) for _ in range(rounds)]
+    return np.concatenate(draws)[:count] if draws else items[:0]

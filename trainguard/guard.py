@@ -1,0 +1,342 @@
+"""One line in a training script: screen the data, train on what is clean, give the flagged samples back corrected."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainguard.data.loaders import Follower, HostLoader, open_loader, population_of
+from trainguard.data.pixels import PixelRange, given_range
+from trainguard.data.samples import Key, find_label
+from trainguard.data.store import ImageStore, OnError, open_images
+from trainguard.data.views import LiveView
+from trainguard.data.walk import find_generators
+from trainguard.distributed import Processes
+from trainguard.errors import DataError, StateError
+from trainguard.guard_state import check_fingerprint, pack_result, unpack_result
+from trainguard.models import Model, bare, working_copy
+from trainguard.progress import Progress
+from trainguard.results import ScreenResult
+from trainguard.rng import isolated_rng
+from trainguard.screening.pipeline import screen_images
+from trainguard.screening.relabeling import relabel
+from trainguard.screening.settings import PRESETS
+
+Steps = Literal["natural", "keep"]
+STATE_FORMAT = 1
+
+
+class Guard:
+    """Screens a training set for backdoor poison and keeps a loader to what is clean.
+
+    Args:
+        accelerator: an `accelerate.Accelerator`, where training has one.
+        epochs: how long the protected training will be; None leaves screening its own default length.
+        budget: what share of that training's cost screening may spend.
+        seed: of everything random in screening.
+        state_dir: folder in which screening keeps its progress, so that it can be killed and started again.
+        progress: show progress on the terminal (rank 0).
+        callbacks: objects with any of `on_stage_start`, `on_probe_epoch_end`, `on_scores`, `on_result`.
+        enabled: False makes every method do nothing.
+    """
+
+    def __init__(
+        self,
+        accelerator: Any = None,
+        *,
+        epochs: int | None = None,
+        budget: float = 0.5,
+        seed: int = 0,
+        state_dir: str | os.PathLike | None = None,
+        progress: bool = True,
+        callbacks: Sequence[Any] = (),
+        enabled: bool = True,
+    ) -> None:
+        self.enabled = enabled
+        self._accelerator = accelerator
+        self._screening: dict[str, Any] = {
+            "accelerator": accelerator,
+            "epochs": epochs,
+            "budget": budget,
+            "seed": seed,
+            "state_dir": state_dir,
+            "progress": progress,
+            "callbacks": callbacks,
+        }
+        self._seed = seed
+        self._progress = progress
+        self._result: ScreenResult | None = None
+        self._steps: Steps = "natural"
+        self._new_labels: tuple[np.ndarray, np.ndarray] | None = (
+            None  # flagged samples that came back, and their labels
+        )
+        self._images: ImageStore | None = None
+        self._view: LiveView | None = None
+        self._follower: Follower | None = None
+
+    @property
+    def result(self) -> ScreenResult | None:
+        """What the last screening found; None before."""
+        return self._result
+
+    def protect(
+        self,
+        loader: Any,
+        model: Model | None = None,
+        *,
+        steps: Steps = "natural",
+        image_column: Key | None = None,
+        label_column: Key | None = None,
+        pixel_range: PixelRange | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
+        bounds: tuple[float, float] | None = None,
+        on_error: OnError = "raise",
+        preset: str = "default",
+    ) -> Any:
+        """Screen the loader's data set now, and give a loader of the same kind without the flagged samples.
+
+        The loader is not iterated, the model not touched, and no random stream is moved. If nothing is flagged the very
+        same loader comes back.
+
+        Args:
+            loader: a torch `DataLoader` over a map-style data set, or a loader of a known host.
+            model: the model to be trained, a function that builds one, or a timm name; None checks nothing against it.
+            steps: `"natural"` makes the epoch shorter by what was dropped, for use before the scheduler is built;
+                `"keep"` keeps its length and draws kept samples evenly once more, for use after.
+            image_column: key or position of the image in a sample, needed only where several could be meant.
+            label_column: likewise of the label.
+            pixel_range: the model inputs of black and white, where they should not be found out.
+            mean: the pipeline's normalisation in [0, 1] pixels, together with `std`: another way to say the same.
+            std: see `mean`.
+            bounds: the model inputs of black and white, equal for all channels: a third way.
+            on_error: `"raise"`, or `"skip"` to leave out unreadable samples and list them in the result.
+            preset: name of the screening settings: `"default"`, or `"paper"` for AdvrBD as published.
+
+        Raises:
+            DataError: the data set or the loader's sampler cannot be used.
+            ModelError: the model cannot be copied or run, or does not fit the labels.
+            StateError: a loaded or saved state is about other data or settings.
+        """
+        if steps not in ("natural", "keep"):
+            raise ValueError(f"expected steps='natural' or 'keep', got {steps!r}")
+        if not self.enabled:
+            return loader
+        host = open_loader(loader)
+        images = open_images(
+            host.inner.dataset if host.dataset is None else host.dataset,
+            pixel_range=given_range(pixel_range, mean, std, bounds) or host.pixel_range,
+            image_column=image_column,
+            label_column=label_column,
+            on_error=on_error,
+            workers=host.inner.num_workers,
+            progress=Progress(self._progress),
+        )
+        view, follower = _follow(host, images, label_column)
+        loaded = self._result is not None and self._images is None
+        if not loaded:
+            self._result, self._new_labels, self._steps = (
+                run_screening(images, model, preset, **self._screening),
+                None,
+                steps,
+            )
+        else:
+            check_fingerprint(self._result.fingerprint, images.fingerprint)
+        self._images = images.only(np.flatnonzero(self._result.suspect))
+        if len(self._result.keep) == len(images):
+            self._view = self._follower = None
+            return loader
+        self._view, self._follower = view, follower
+        self._apply()
+        if not _has_batches(follower.loader):
+            raise DataError(f"the {len(view)} kept samples fill no batch: pass drop_last=False or steps='keep'")
+        return host.rebuild(follower.loader)
+
+    def relabel(self, model: nn.Module) -> None:
+        """From the next epoch on, let the loader also give the flagged samples, labelled by `model` (AdvrBD Eq. 5).
+
+        Args:
+            model: the user's model, trained on what `protect` kept; its mode and buffers stay as they are.
+
+        Raises:
+            RuntimeError: nothing has been protected yet.
+        """
+        if not self.enabled:
+            return
+        if self._result is None or self._images is None:
+            raise RuntimeError("nothing to relabel yet: call guard.protect(loader, model) first")
+        flagged = np.flatnonzero(self._result.suspect)
+        if self._view is None or len(flagged) == 0:
+            return
+        given = self._result.labels[flagged]
+        with isolated_rng(self._seed):
+            labels, _ = relabel(bare(model), self._images, flagged, given=given)
+        self._new_labels = flagged, Processes.of(self._accelerator).broadcast(labels)
+        self._apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs: the result and the new labels, as tensors and plain values."""
+        return {
+            "format": STATE_FORMAT,
+            "steps": self._steps,
+            "result": None if self._result is None else pack_result(self._result),
+            "relabelled": None if self._new_labels is None else [torch.from_numpy(part) for part in self._new_labels],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state, before `protect` (which then does not screen again) or after it.
+
+        Raises:
+            StateError: the state is of another format or about other data than the protected loader's.
+        """
+        if state.get("format") != STATE_FORMAT:
+            raise StateError(
+                f"expected a guard's state of format {STATE_FORMAT}, got {state.get('format')!r}: it was saved "
+                "by another version, screen again"
+            )
+        if state["result"] is None:
+            return
+        result = unpack_result(state["result"])
+        if self._images is not None:
+            check_fingerprint(result.fingerprint, self._images.fingerprint)
+        if self._images is not None and self._view is None and len(result.keep) < len(self._images):
+            raise StateError(
+                f"the saved state leaves out {len(self._images) - len(result.keep)} samples, this run found nothing to "
+                "leave out: load the state before guard.protect"
+            )
+        self._result = result
+        self._steps = state["steps"]
+        relabelled = state["relabelled"]
+        self._new_labels = None if relabelled is None else (relabelled[0].numpy(), relabelled[1].numpy())
+        if self._view is not None:
+            self._apply()
+
+    def _apply(self) -> None:
+        """Bring the view, and the samplers over it, to what the result and the new labels say."""
+        assert self._result is not None and self._view is not None and self._follower is not None
+        if self._steps == "keep":
+            self._view.refill(self._result.keep, self._seed)
+        else:
+            self._view.keep(self._result.keep)
+        if self._new_labels is not None:
+            self._view.relabel(*self._new_labels)
+        self._follower.refresh()
+
+
+def screen(
+    dataset: Any,
+    model: Model | None = None,
+    *,
+    epochs: int | None = None,
+    budget: float = 0.5,
+    seed: int = 0,
+    accelerator: Any = None,
+    state_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+    callbacks: Sequence[Any] = (),
+    image_column: Key | None = None,
+    label_column: Key | None = None,
+    pixel_range: PixelRange | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    bounds: tuple[float, float] | None = None,
+    on_error: OnError = "raise",
+    workers: int = 0,
+    preset: str = "default",
+) -> ScreenResult:
+    """Screen a labelled image data set for backdoor poison.
+
+    Args:
+        dataset: map-style torch data set giving (image, label) or a dict, or a Hugging Face `Dataset`.
+        model: the model to be trained, a function that builds one, or a timm name; None checks nothing against it.
+        epochs: how long the training on these data will be; None leaves screening its own default length.
+        budget: what share of that training's cost screening may spend.
+        seed: of everything random in screening.
+        accelerator: an `accelerate.Accelerator`, to share the work among its processes.
+        state_dir: folder in which screening keeps its progress, so that it can be killed and started again.
+        progress: show progress on the terminal (rank 0).
+        callbacks: objects with any of `on_stage_start`, `on_probe_epoch_end`, `on_scores`, `on_result`.
+        image_column: key or position of the image in a sample, needed only where several could be meant.
+        label_column: likewise of the label.
+        pixel_range: the model inputs of black and white, where they should not be found out.
+        mean: the pipeline's normalisation in [0, 1] pixels, together with `std`: another way to say the same.
+        std: see `mean`.
+        bounds: the model inputs of black and white, equal for all channels: a third way.
+        on_error: `"raise"`, or `"skip"` to leave out unreadable samples and list them in the result.
+        workers: processes that read images.
+        preset: name of the screening settings: `"default"`, or `"paper"` for AdvrBD as published.
+
+    Raises:
+        DataError: the data set cannot be used; the message names the row or the column and what to do.
+        ModelError: the model cannot be copied or run, or does not fit the labels.
+        StateError: the state in `state_dir` is about other data or other settings.
+    """
+    images = open_images(
+        dataset,
+        pixel_range=given_range(pixel_range, mean, std, bounds),
+        image_column=image_column,
+        label_column=label_column,
+        on_error=on_error,
+        workers=workers,
+        progress=Progress(progress),
+    )
+    return run_screening(
+        images,
+        model,
+        preset,
+        accelerator=accelerator,
+        epochs=epochs,
+        budget=budget,
+        seed=seed,
+        state_dir=state_dir,
+        progress=progress,
+        callbacks=callbacks,
+    )
+
+
+def run_screening(
+    images: ImageStore, model: Model | None, preset: str, *, accelerator: Any, seed: int, **options: Any
+) -> ScreenResult:
+    """Screen opened images with a copy of the user's model, leaving random streams and autograd mode as they were."""
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    with isolated_rng(seed), torch.enable_grad():
+        return screen_images(
+            images,
+            None if model is None else working_copy(model, images),
+            settings=PRESETS[preset],
+            seed=seed,
+            processes=Processes.of(accelerator),
+            device=_device(accelerator, model),
+            **options,
+        )
+
+
+def _follow(host: HostLoader, images: ImageStore, label_column: Key | None) -> tuple[LiveView, Follower]:
+    """A view of the loader's data set that still shows everything, and the loader over it."""
+    dataset: Any = host.inner.dataset
+    population = population_of(host.inner)
+    with isolated_rng(0, find_generators(dataset)):
+        label_key = find_label(dataset[int(images.readable[0])], label_column)
+    view = LiveView(dataset, label_key, population)
+    return view, Follower(host.inner, view)
+
+
+def _has_batches(loader: torch.utils.data.DataLoader) -> bool:
+    try:
+        return len(loader) > 0
+    except TypeError:  # a user's batch sampler without a length
+        return True
+
+
+def _device(accelerator: Any, model: Model | None) -> torch.device | None:
+    """Where training will run, as far as it can be told; None leaves the choice to screening."""
+    if accelerator is not None:
+        return accelerator.device
+    devices = {parameter.device for parameter in model.parameters()} if isinstance(model, nn.Module) else set()
+    return next((device for device in devices if device.type != "cpu"), None)

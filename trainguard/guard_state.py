@@ -1,0 +1,52 @@
+"""A screening's result as tensors and plain values, which every checkpoint format takes without running code."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainguard.errors import StateError
+from trainguard.results import ScreenResult
+
+LEFT_OUT = ("embedding", "evidence")  # pictures for the report: large, and not needed to go on training
+
+
+def pack_result(result: ScreenResult) -> dict[str, Any]:
+    """A result without its pictures, as a dict of tensors, lists, dicts, strings and numbers."""
+    return {field.name: _packed(getattr(result, field.name)) for field in fields(result) if field.name not in LEFT_OUT}
+
+
+def unpack_result(packed: dict[str, Any]) -> ScreenResult:
+    """The result that `pack_result` packed."""
+    values = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in packed.items()}
+    for name in ("target_classes", "unreadable", "class_names"):
+        values[name] = tuple(values[name])
+    return ScreenResult(**values)
+
+
+def check_fingerprint(saved: str, present: str) -> None:
+    """Make sure that a saved state is about the data at hand.
+
+    Raises:
+        StateError: it is about others; names both fingerprints.
+    """
+    if saved != present:
+        raise StateError(
+            f"the saved state is about the data set {saved}, the loader has {present}: images, labels or their "
+            "order changed; load the right data, or screen again without the state"
+        )
+
+
+def _packed(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {str(name): _packed(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_packed(inner) for inner in value]
+    return value

@@ -1,0 +1,136 @@
+"""The user's model as screening may use it: a working copy, made by name or by a function if need be, and checked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from trainguard.data.store import ImageStore
+from trainguard.errors import ModelError
+
+Model = nn.Module | Callable[[], nn.Module] | str
+CHECKED = 4  # images that the check sends through the model
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def working_copy(model: Model, images: ImageStore) -> nn.Module:
+    """A model of the user's kind that shares nothing with the user's own, checked on a few images.
+
+    Args:
+        model: a module (deep-copied, without DDP, torch.compile, forward hooks and accelerate's patched forward), a
+            function without arguments that returns a fresh one, or the name of a timm or torchvision model.
+        images: what it must be able to classify.
+
+    Returns:
+        The copy, in eval mode, on the device of the module's parameters.
+
+    Raises:
+        ModelError: it cannot be copied, built or run, or its output does not fit the labels.
+    """
+    copied = build(model, images) if isinstance(model, str) else _copy_or_call(model)
+    copied.eval()
+    check_model(copied, images)
+    return copied
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The module inside DDP, DataParallel and torch.compile."""
+    while True:
+        if isinstance(model, (DataParallel, DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def build(name: str, images: ImageStore) -> nn.Module:
+    """A fresh timm or torchvision model for these images, without downloaded weights.
+
+    Raises:
+        ModelError: neither library knows the name, or the model cannot be built for this image size.
+    """
+    import timm
+    from torchvision.models import get_model, list_models
+
+    channels, height, width = images.shape
+    try:
+        if timm.is_model(name):
+            settings: dict[str, Any] = {"num_classes": images.num_classes, "in_chans": channels}
+            try:  # transformers of a fixed size must be told the size; others do not know the word
+                return timm.create_model(name, img_size=(height, width), **settings)
+            except TypeError:
+                return timm.create_model(name, **settings)
+        if name in list_models():
+            return get_model(name, weights=None, num_classes=images.num_classes)
+    except Exception as error:  # every architecture refuses a size or a channel count in its own way
+        raise ModelError(f"cannot build {name!r} for images of shape {images.shape}: {error}") from error
+    raise ModelError(f"neither timm nor torchvision has a model {name!r}: pass a name from timm.list_models()")
+
+
+def check_model(model: nn.Module, images: ImageStore) -> None:
+    """Send a few images through a model in eval mode and look at what comes out.
+
+    Raises:
+        ModelError: it fails, gives NaN, or has another number of outputs than there are classes.
+    """
+    index = images.readable[:CHECKED]
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    x = images.pixel_range.to_model(images.batch(index, device))
+    try:
+        with torch.no_grad():
+            output = logits_of(model(x))
+    except Exception as error:  # whatever a user's forward may raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(
+            f"the model cannot run on images of shape {tuple(x.shape)} from the data set: {reason[0]}"
+        ) from error
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        came = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise ModelError(f"expected logits of shape ({len(x)}, {images.num_classes}) from the model, got {came}")
+    if output.shape[1] != images.num_classes:
+        raise ModelError(
+            f"the model has {output.shape[1]} outputs, the data set has {images.num_classes} classes: give the model's "
+            "last layer one output per class"
+        )
+    if not bool(torch.isfinite(output).all()):
+        raise ModelError(
+            "the model gives NaN or infinite outputs on images of the data set: check its weights and the pixel range "
+            f"{images.pixel_range}"
+        )
+
+
+def logits_of(output: Any) -> Any:
+    """The logits in a model's output: the output itself, or its `logits` (Hugging Face)."""
+    return getattr(output, "logits", output)
+
+
+def _copy_or_call(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        made = model() if callable(model) else model
+        if not isinstance(made, nn.Module):
+            raise ModelError(
+                f"expected a model, a function that builds one, or a timm name, got {type(model).__name__}"
+                + (f" that gives {type(made).__name__}" if callable(model) else "")
+            )
+        return made
+    try:
+        copied = copy.deepcopy(bare(model))
+    except Exception as error:  # FSDP, weight_norm after a forward pass, locks and file handles: each in its own way
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}): pass a function that builds the model"
+        ) from error
+    # accelerate patches `forward` on the instance with a function that is bound to the user's own weights.
+    for name in ("forward", "_original_forward"):
+        vars(copied).pop(name, None)
+    for module in copied.modules():
+        for hooks in (getattr(module, name) for name in HOOKS):
+            for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.nn.utils")]:
+                del hooks[key]
+    return copied

@@ -1,0 +1,52 @@
+r"""AdvrBD Eq. 5: what was flagged comes back under the labels of a model trained on the clean part."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainguard.data.store import ImageStore
+from trainguard.models import logits_of
+
+
+def relabel(
+    model: nn.Module, images: ImageStore, index: np.ndarray, *, given: np.ndarray, batch_size: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Labels for the flagged samples from a model trained without them.
+
+    .. math:: D' = D_{clean} \cup \{(x, \arg\max_k f_{\theta}(x)_k) : x \in D_{poisoned}\}
+
+    AdvrBD Eq. 5, Sec. V-B4. The model runs in eval mode on the decoded images, without augmentation; its mode is put
+    back, and no buffer changes.
+
+    Args:
+        model: the clean model; eats images in `images.pixel_range`.
+        images: of the whole data set.
+        index: (R,) int64, the flagged samples.
+        given: (R,) int64, the labels they came with.
+        batch_size: images at once.
+
+    Returns:
+        (labels, confidence): (R,) int64 new labels, and (R,) float32 the softmax probability of each, in [0, 1].
+
+    Deviation from the paper:
+        A sample whose prediction is NaN keeps its given label with confidence 0.
+    """
+    labels, confidence = given.astype(np.int64), np.zeros(len(index), np.float32)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            for start in range(0, len(index), batch_size):
+                part = slice(start, start + batch_size)
+                x = images.pixel_range.to_model(images.batch(index[part], device))
+                best, predicted = logits_of(model(x)).float().softmax(dim=1).max(dim=1)
+                sound = best.isfinite().cpu().numpy()
+                labels[part][sound] = predicted.cpu().numpy()[sound]
+                confidence[part][sound] = best.cpu().numpy()[sound]
+    finally:
+        for module, training in modes:
+            module.training = training
+    return labels, confidence
