@@ -65,7 +65,7 @@ def _classes(result: AuditResult, names: list[str]) -> Table:
 
 def _matrix(result: AuditResult, names: list[str]) -> Matrix:
     caption = "Share of each class's adversarial examples (rows) by the class that they become (columns)"
-    return Matrix("transitions", caption, names, names, result.transitions.astype(float).tolist(), {})
+    return Matrix("transitions", caption, names, names, result.transitions.astype(float).tolist())
 
 
 def _picture(result: AuditResult) -> str:

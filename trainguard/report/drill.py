@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from markupsafe import Markup
+
 from trainguard.report import charts
 from trainguard.report.parts import Matrix, Table, flattened
 
@@ -48,9 +50,9 @@ def context(record: Mapping[str, Any]) -> dict[str, Any]:
         "sentence": f"Poisoned copies of {images} were trained on, with and without a defence.",
         "facts": _facts(cells, counted, defenses),
         "success": _matrix(cells, "asr", "Attack success rate: lower is better", attacking, defenses, unsuccessful),
-        "accuracy": _matrix(cells, "acc", "Accuracy on clean test images: higher is better", attacks, defenses, ()),
+        "accuracy": _matrix(cells, "acc", "Accuracy on clean test images: higher is better", attacks, defenses),
         "found": _matrix(cells, "tpr", "Share of the poison that was flagged", attacking, defenses, unsuccessful),
-        "lost": _matrix(cells, "fpr", "Share of clean samples that were flagged", attacks, defenses, ()),
+        "lost": _matrix(cells, "fpr", "Share of clean samples that were flagged", attacks, defenses),
         "unsuccessful": unsuccessful,
         "trade": _trade(cells, counted),
         "cost": _cost(cells, defenses),
@@ -88,7 +90,14 @@ def _facts(
     return [(f"ASR, {defense}", f"{rate:.1%}") for defense, rate in rates if rate == rate]
 
 
-def _matrix(cells, key: str, caption: str, attacks: Sequence[str], defenses: Sequence[str], noted) -> Matrix | None:
+def _matrix(
+    cells: Sequence[Mapping[str, Any]],
+    key: str,
+    caption: str,
+    attacks: Sequence[str],
+    defenses: Sequence[str],
+    noted: Sequence[str] = (),
+) -> Matrix | None:
     values = [[_mean(cells, key, attack=a, defense=d) for d in defenses] for a in attacks]
     shown = [j for j in range(len(defenses)) if any(row[j] == row[j] for row in values)]
     if not shown:
@@ -99,12 +108,11 @@ def _matrix(cells, key: str, caption: str, attacks: Sequence[str], defenses: Seq
         for place, j in enumerate(shown)
         if attack in noted and values[i][j] == values[i][j]
     }
-    return Matrix(
-        key, caption, attacks, [defenses[j] for j in shown], [[row[j] for j in shown] for row in values], notes
-    )
+    columns, numbers = [defenses[j] for j in shown], [[row[j] for j in shown] for row in values]
+    return Matrix(key, caption, attacks, columns, numbers, notes, good=key in ("acc", "tpr"))
 
 
-def _trade(cells: Sequence[Mapping[str, Any]], counted: Sequence[str]):
+def _trade(cells: Sequence[Mapping[str, Any]], counted: Sequence[str]) -> Markup | None:
     points = [(c["defense"], c["asr"], c["acc"]) for c in cells if c["attack"] in counted and c["asr"] is not None]
     if not points:
         return None

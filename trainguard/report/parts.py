@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ class Matrix:
         columns: their names.
         values: the numbers, a list per row.
         notes: by (row, column) position, words that stand instead of the number.
+        good: whether high numbers are good news; decides the colour.
     """
 
     name: str
@@ -57,7 +58,8 @@ class Matrix:
     rows: Sequence[str]
     columns: Sequence[str]
     values: Sequence[Sequence[float]]
-    notes: Mapping[tuple[int, int], str]
+    notes: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    good: bool = False
 
 
 def shown(value: Any) -> str:
@@ -98,7 +100,7 @@ def flattened(settings: Mapping[str, object], prefix: str = "") -> Iterator[tupl
             yield f"{prefix}{name}", shown(value) if isinstance(value, list | tuple) or value is None else str(value)
 
 
-def costs(timing: Mapping[str, Any], name: str = "cost") -> Table:
+def costs(timing: Mapping[str, Any], name: str = "seconds") -> Table:
     """Wall seconds by stage, with each stage's share of the whole."""
     seconds = {stage: value for stage, value in timing.items() if isinstance(value, int | float)}
     total = seconds.pop("total", sum(seconds.values()))
@@ -107,8 +109,8 @@ def costs(timing: Mapping[str, Any], name: str = "cost") -> Table:
 
 
 def percentage(value: float) -> str:
-    """A share in a matrix: `63%`, `0.4%`; nothing where there is no number."""
-    return "" if not math.isfinite(value) else f"{value:.0%}" if value >= 0.1 or value == 0 else f"{value:.1%}"
+    """A share in a matrix: `63.2%`; nothing where there is no number."""
+    return f"{value:.1%}" if math.isfinite(value) else ""
 
 
 def percent(part: float, whole: float) -> str:

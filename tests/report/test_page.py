@@ -1,0 +1,229 @@
+import csv
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from trainguard.purification.results import AuditResult, PurifyResult
+from trainguard.report import build
+from trainguard.results import ScreenResult
+
+
+@pytest.fixture(scope="module")
+def poisoned(tmp_path_factory, screened):
+    """A page with everything on it, and its result."""
+    result = screened(features=4)
+    return build(result, tmp_path_factory.mktemp("poisoned") / "report.html"), result
+
+
+def audit_of(k):
+    share = np.full((k, k), 0.2 / k, dtype=np.float32)
+    share[:, k // 2] += 0.8
+    movement = np.zeros(k, dtype=np.float32)
+    return AuditResult("backdoored", 0.95, "they pile up", (k // 2,), share, share.mean(0), movement, 500)
+
+
+def purification():
+    rows = [
+        {"round": r, "step": step, "loss": 1.0, "accuracy": 0.8 + 0.01 * r, "seconds": 2.0}
+        for r in range(2)
+        for step in ("adversarial", "plain")
+    ]
+    keep = np.arange(10)
+    return PurifyResult(
+        None, rows, keep, 0.83, 0.81, True, "the set no longer changes", "f", {"seed": 0}, {"total": 8.0}
+    )
+
+
+def drill():
+    cells = [
+        {"attack": attack, "defense": defense, "seed": 0, "acc": 0.8, "asr": asr, "payload": payload, "flagged": 5}
+        | {"tpr": None, "fpr": None, "auroc": None, "verdict": None, "screen_seconds": 1.0, "train_seconds": 3.0}
+        | {"peak_mb": 100}
+        for attack, defense, asr, payload in [
+            ("badnets", "none", 0.97, 5),
+            ("badnets", "guard", 0.01, 5),
+            ("wanet", "none", 0.1, 5),
+            ("wanet", "guard", 0.02, 5),
+            ("clean", "none", None, 0),
+            ("clean", "guard", None, 0),
+        ]
+    ]
+    return {"settings": {"train_images": 100}, "cells": cells, "versions": {"torch": "2"}, "machine": {"cpus": 2}}
+
+
+def test_page_is_one_file_that_loads_nothing(poisoned, read):
+    page = read(poisoned[0])
+    for _, attributes in page.tags:
+        for name in ("src", "href", "xlink:href"):
+            assert attributes.get(name, "#").startswith(("data:", "#")), attributes
+    assert "url(http" not in page.source and "@import" not in page.source
+    policy = next(tag for tag in page.all("meta") if tag.get("http-equiv") == "Content-Security-Policy")
+    assert policy["content"].startswith("default-src 'none'")
+
+
+def test_page_says_what_was_found(poisoned, read):
+    page = read(poisoned[0])
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", page.source)
+    assert len(headings) == 12
+    assert "12 of 120 samples (10.0%) carry what looks like a backdoor trigger for 1 (" in page.text
+    assert "90%" in page.text and "a second group of scores" in page.text and "0.031372549" in page.text
+    assert "at the bottom right" in page.text
+    assert len(page.all("figure")) > 12 * 3
+
+
+def test_page_shows_hostile_names_as_text(poisoned, read):
+    page = read(poisoned[0])
+    assert "<script>alert(1)" not in page.source
+    assert "1 (<script>alert(1)</script>)" in page.text
+    assert len(page.all("script")) == 1
+
+
+def test_page_can_be_heard(poisoned, read):
+    page = read(poisoned[0])
+    assert all(image.get("alt") for image in page.all("img"))
+    assert all(drawing.get("role") == "img" and drawing.get("aria-label") for drawing in page.all("svg"))
+    assert page.all("html")[0]["lang"] == "en" and len(page.all("main")) == 1 and len(page.all("h1")) == 1
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    labelled = {label["for"] for label in page.all("label")}
+    assert {field["id"] for field in page.all("input")} == labelled
+    ids = [attributes["id"] for tag, attributes in page.tags if "id" in attributes and tag != "path"]
+    assert len(ids) == len(set(ids))
+    targets = {link["href"][1:] for link in page.all("a")}
+    assert targets <= set(ids)
+
+
+def test_page_drawings_take_their_colours_from_the_page(poisoned, read):
+    drawings = re.findall(r"<svg.*?</svg>", read(poisoned[0]).source, flags=re.DOTALL)
+    assert len(drawings) == 1 + 2 + 1 + 1  # all classes, two classes, learning, map
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+        assert not re.search(r"#[0-9a-f]{6}\b", drawing)
+        assert "var(--" in drawing
+
+
+def test_page_exports_every_decision(poisoned):
+    path, result = poisoned
+    with open(path.with_name("keep.csv")) as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["index", "label", "proposed", "score", "flagged", "keep"]
+    assert [int(row["index"]) for row in rows if row["keep"] == "true"] == result.keep.tolist()
+    table = parquet.read_table(path.with_name("keep.parquet"))
+    np.testing.assert_array_equal(table["flagged"].to_numpy(), result.suspect)
+    np.testing.assert_array_equal(table["score"].to_numpy(), result.score)
+
+
+def test_two_pages_in_one_folder_keep_their_exports_apart(tmp_path, screened):
+    for name in ("a", "b"):
+        build(screened(with_images=False), tmp_path / f"{name}.html")
+    assert {p.name for p in tmp_path.glob("*.csv")} == {"a.keep.csv", "b.keep.csv"}
+
+
+def test_page_of_a_saved_result_is_that_of_the_live_one(tmp_path, screened):
+    result = screened()
+    result.save(tmp_path / "saved")
+    build(result, tmp_path / "live.html")
+    build(tmp_path / "saved", tmp_path / "loaded.html")
+    live, loaded = ((tmp_path / f"{name}.html").read_text() for name in ("live", "loaded"))
+    assert live.replace("live.keep", "loaded.keep") == loaded
+
+
+def test_page_with_nothing_flagged_says_so(tmp_path, screened, read):
+    page = read(build(screened(flagged=0.0, features=2), tmp_path / "report.html"))
+    assert "No sign of backdoor poison" in page.text and "All 120 readable samples were kept." in page.text
+    assert "Flagged samples beside clean ones" not in page.text
+    assert "Borderline samples" in page.text
+
+
+def test_page_without_images_says_how_to_get_them(tmp_path, screened, read):
+    page = read(build(screened(with_images=False), tmp_path / "report.html"))
+    assert "result.report(path, dataset=dataset)" in page.text and not page.all("img")
+
+
+def test_page_names_unreadable_samples(tmp_path, screened, read):
+    from dataclasses import replace
+
+    result = screened(with_images=False)
+    labels, score = result.labels.copy(), result.score.copy()
+    labels[7], score[7] = -1, np.nan
+    result = replace(result, labels=labels, score=score, unreadable=(7,), keep=np.setdiff1d(result.keep, 7))
+    page = read(build(result, tmp_path / "report.html"))
+    assert "1 samples could not be read" in page.text or "1 sample could not be read" in page.text
+    assert "row 7" in page.text
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 512, 512)])
+def test_page_shows_images_of_any_size(tmp_path, screened, read, shape):
+    page = read(build(screened(n=60, shape=shape), tmp_path / "report.html"))
+    assert len(page.all("img")) > 20
+    assert len(page.source) < 10_000_000
+
+
+def test_page_of_many_classes_and_samples_stays_small(tmp_path, read):
+    n, k = 200_000, 1000
+    rng = np.random.default_rng(0)
+    suspect = rng.random(n) < 0.05
+    labels = np.where(suspect, 3, rng.integers(0, k, n))
+    result = ScreenResult(
+        score=rng.normal(size=n).astype(np.float32) + 5 * suspect,
+        consistency=np.zeros(n, dtype=np.float32),
+        suspect=suspect,
+        keep=np.flatnonzero(~suspect),
+        verdict="poisoned",
+        confidence=1.0,
+        reason="",
+        target_classes=(3,),
+        labels=labels,
+        proposed=labels,
+        thresholds=np.full(k, 3.0, dtype=np.float32),
+        class_names=tuple(f"class number {i}" for i in range(k)),
+    )
+    page = read(build(result, tmp_path / "report.html"))
+    assert len(page.source) < 2_000_000
+    assert f"The 1,000 most suspicious of {suspect.sum():,}" in page.text
+    assert page.text.count("class number 999") == 1
+
+
+def test_page_of_an_audit_names_the_target(tmp_path, read):
+    audit_of(5).save(tmp_path / "audit")
+    page = read(build(tmp_path / "audit", tmp_path / "report.html"))
+    assert "This model looks backdoored" in page.text
+    assert "push images of every class towards 2" in page.text
+    assert page.text.count("84.0%") >= 5
+
+
+def test_page_of_an_audit_with_many_classes_draws_the_matrix(tmp_path, read):
+    page = read(build(audit_of(100), tmp_path / "report.html"))
+    assert len(page.all("img")) == 1 and len(page.source) < 200_000
+
+
+def test_page_of_a_purification_needs_no_weights(tmp_path, read):
+    live = build(purification(), tmp_path / "live.html")
+    (tmp_path / "pure.json").write_text(json.dumps(purification().to_dict()))
+    saved = build(tmp_path / "pure.safetensors", tmp_path / "saved.html")
+    assert live.read_text() == saved.read_text()
+    assert "83.0% before, 81.0% after" in read(live).text
+
+
+def test_page_of_a_drill_counts_only_attacks_that_implanted(tmp_path, read):
+    (tmp_path / "drill.json").write_text(json.dumps(drill()))
+    page = read(build(tmp_path, tmp_path / "report.html"))
+    assert "left out of the means: wanet" in page.text
+    assert "did not implant (10%)" in page.text
+    facts = dict(
+        zip(re.findall(r"<dt>(.*?)</dt>", page.source), re.findall(r"<dd>(.*?)</dd>", page.source), strict=True)
+    )
+    assert facts == {"ASR, none": "97.0%", "ASR, guard": "1.0%"}
+
+
+def test_build_says_what_it_cannot_show(tmp_path):
+    with pytest.raises(ValueError, match="holds no result"):
+        build(tmp_path, tmp_path / "report.html")
+    with pytest.raises(TypeError, match="got int"):
+        build(3, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
