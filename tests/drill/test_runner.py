@@ -160,7 +160,7 @@ def test_an_attack_that_did_not_implant_is_shown_and_not_counted():
     summary = {r[0]: dict(zip(tables.SUMMARY_COLUMNS, r, strict=True)) for r in tables.summary_rows(weak + strong)}
     assert summary["guard"]["attacks"] == "1 of 2"
     assert summary["guard"]["ASR mean"] == "4.00" and summary["guard"]["ACC below oracle"] == "5.00"
-    assert summary["guard"]["verdict right"] == "1/1" and summary["guard"]["x unguarded"] == "1.50"
+    assert summary["guard"]["verdict right"] == "1/1" and summary["guard"]["cost"] == "1.50"
     text = tables.markdown(weak + strong)
     assert text.count("did not implant") == 3 and "| strong | guard | 90.00 | 4.00 |" in text
 

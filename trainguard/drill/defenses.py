@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import trainguard
 from trainguard.drill.poison import Role
 from trainguard.drill.scene import Scene, Tick, UnitImages
 from trainguard.drill.train import predict
@@ -73,28 +74,17 @@ def defend(scene: Scene, defense: str, state_dir: Path, tick: Tick) -> Outcome:
 
 
 def screen(scene: Scene, defense: str, state_dir: Path) -> ScreenResult:
-    r"""Screen the poisoned set: `"guard"` through the public function, `"paper"` with the paper's preset."""
-    dataset, model = UnitImages(scene.images, scene.labels), scene.fresh_model()
-    epochs, budget, seed = scene.victim.recipe.epochs, scene.victim.budget, scene.seed
-    if defense == "guard":
-        import trainguard
-
-        return trainguard.screen(
-            dataset, model, epochs=epochs, budget=budget, seed=seed, state_dir=state_dir, progress=False
-        )
-    from trainguard.data.store import open_images
-    from trainguard.screening.pipeline import screen_images
-    from trainguard.screening.settings import Settings
-
-    return screen_images(
-        open_images(dataset),
-        model,
-        settings=Settings.paper(),
-        epochs=epochs,
-        budget=budget,
-        seed=seed,
+    r"""Screen the poisoned set by the public function: `"guard"` as it comes, `"paper"` with the paper's preset."""
+    return trainguard.screen(
+        UnitImages(scene.images, scene.labels),
+        scene.fresh_model(),
+        epochs=scene.victim.recipe.epochs,
+        budget=scene.victim.budget,
+        seed=scene.seed,
         state_dir=state_dir,
         progress=False,
+        bounds=(0, 1),
+        preset="paper" if defense == "paper" else "default",
     )
 
 

@@ -25,10 +25,11 @@ CELL_COLUMNS = (
     "flagged",
     "screening s",
     "training s",
-    "x unguarded",
+    "cost",
     "peak MiB",
 )
-SHOWN_COLUMNS = ("attack", "defence", "ACC", "ASR", "TPR", "FPR", "verdict", "x unguarded")
+SHOWN_COLUMNS = ("attack", "defence", "ACC", "ASR", "TPR", "FPR", "verdict", "cost")
+SHOWN_SUMMARY = ("defence", "attacks", "ASR mean", "ASR worst", "ACC mean", "TPR", "FPR", "cost")
 SUMMARY_COLUMNS = (
     "defence",
     "attacks",
@@ -40,7 +41,7 @@ SUMMARY_COLUMNS = (
     "FPR",
     "verdict right",
     "targets right",
-    "x unguarded",
+    "cost",
 )
 
 
@@ -58,8 +59,8 @@ def cell_rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
                 defense,
                 _percent(c.acc for c in group),
                 asr,
-                _percent(c.tpr for c in group),
-                _percent(c.fpr for c in group),
+                _percent((c.tpr for c in group), 1),
+                _percent((c.fpr for c in group), 2),
                 _number((c.auroc for c in group), ".3f"),
                 ", ".join(f"{name} {count}" if count < len(group) else name for name, count in _verdicts(group)),
                 _right(group, targets_right),
@@ -91,8 +92,8 @@ def summary_rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
                 _percent([max(c.asr or 0.0 for c in group)]),
                 _percent(c.acc for c in group),
                 _percent(gap - c.acc for gap, c in zip(gaps, group, strict=True) if gap is not None),
-                _percent(c.tpr for c in group),
-                _percent(c.fpr for c in group),
+                _percent((c.tpr for c in group), 1),
+                _percent((c.fpr for c in group), 2),
                 _right(group, lambda c: c.verdict == "poisoned"),
                 _right(group, targets_right),
                 _number((ratio(cells, c) for c in group), ".2f"),
@@ -121,8 +122,9 @@ def targets_right(cell: Cell) -> bool:
 def markdown(cells: Sequence[Cell]) -> str:
     r"""Both tables."""
     note = (
-        f"Figures in percent unless said otherwise; means over seeds. '{NOT_IMPLANTED}': without a defence the attack "
-        f"succeeds on less than {IMPLANTED:.0%} of the samples, so it says nothing about one; left out of the summary."
+        "Shares in percent, means over seeds. Cost: wall time over that of the undefended training. "
+        f"'{NOT_IMPLANTED}': without a defence the attack succeeds on less than {IMPLANTED:.0%} of the samples, "
+        "so it says nothing about one, and the summary leaves it out."
     )
     parts = [_table(CELL_COLUMNS, cell_rows(cells)), note]
     summary = summary_rows(cells)
@@ -130,18 +132,19 @@ def markdown(cells: Sequence[Cell]) -> str:
 
 
 def show(cells: Sequence[Cell]) -> None:
-    r"""Both tables on the terminal, the first without the columns that make it wider than one."""
+    r"""Both tables on the terminal, with the columns that 80 characters hold."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     for title, columns, shown, rows in (
         ("Fire drill", CELL_COLUMNS, SHOWN_COLUMNS, cell_rows(cells)),
-        ("Over the attacks that implanted", SUMMARY_COLUMNS, SUMMARY_COLUMNS, summary_rows(cells)),
+        ("Over the attacks that implanted", SUMMARY_COLUMNS, SHOWN_SUMMARY, summary_rows(cells)),
     ):
         if not rows:
             continue
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
         for column in shown:
             name = column in ("attack", "defence")
             widest = len("implant") if column == "ASR" else None  # "did not implant" breaks between its words
@@ -174,9 +177,9 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _percent(values: Iterable[float | None]) -> str:
+def _percent(values: Iterable[float | None], digits: int = 2) -> str:
     mean = _mean(values)
-    return "" if mean is None else f"{100 * mean:.2f}"
+    return "" if mean is None else f"{100 * mean:.{digits}f}"
 
 
 def _number(values: Iterable[float | None], form: str) -> str:
