@@ -64,7 +64,10 @@ def test_screen_passes_its_flags_on_and_answers_with_the_verdict(monkeypatch, ca
     assert cli.main([*argv, "--no-progress"]) == code
     dataset, model, options = calls[0]
     assert (len(dataset), model, outcome.saved) == (6, "resnet18", out)
-    assert options == {"epochs": 30, "budget": 0.5, "seed": 7, "state_dir": None, "progress": False}
+    assert options == {"epochs": 30, "budget": 0.5, "seed": 7, "state_dir": None, "progress": False} | {
+        "preset": "default",
+        "on_error": "raise",
+    }
     shown = capsys.readouterr().out
     assert verdict in shown and "[b]the scores[/b]" in shown and "report" in shown
 

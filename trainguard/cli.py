@@ -179,13 +179,19 @@ DATA_HELP = "image folder, parquet file or folder, Hugging Face data set on disk
 def _add_screen(commands: argparse._SubParsersAction) -> None:
     parser = _subcommand(commands, "screen", _screen, "look for backdoor poison in a set of labelled images")
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
-    parser.add_argument("--model", required=True, help="the model that will be trained: a timm or torchvision name")
+    parser.add_argument(
+        "--model", help="the model that will be trained, a timm or torchvision name, to check it against the data"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the result and its report")
     parser.add_argument(
         "--epochs", type=_at_least_one, help="epochs of that training; they set what screening may cost"
     )
     parser.add_argument(
         "--budget", type=_share, default=0.5, help="share of its cost that screening may spend (default: %(default)s)"
+    )
+    parser.add_argument("--preset", default="default", help="default, or paper for AdvrBD as published")
+    parser.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise", help="what to do about unreadable images"
     )
     parser.add_argument("--state-dir", type=Path, help="folder to resume from after an interruption")
     _add_data_options(parser)
@@ -201,6 +207,8 @@ def _screen(arguments: argparse.Namespace) -> int:
         epochs=arguments.epochs,
         budget=arguments.budget,
         seed=arguments.seed,
+        preset=arguments.preset,
+        on_error=arguments.on_error,
         state_dir=arguments.state_dir,
         progress=arguments.progress,
     )
