@@ -138,17 +138,14 @@ class Guard:
             progress=Progress(self._progress),
         )
         view, follower = _follow(host, images, label_column)
-        loaded = self._result is not None and self._images is None
-        if not loaded:
-            self._result, self._new_labels, self._steps = (
-                run_screening(images, model, preset, **self._screening),
-                None,
-                steps,
-            )
-        else:
-            check_fingerprint(self._result.fingerprint, images.fingerprint)
-        self._images = images.only(np.flatnonzero(self._result.suspect))
-        if len(self._result.keep) == len(images):
+        result = self._result
+        if result is None or self._images is not None:
+            result = run_screening(images, model, preset, **self._screening)
+            self._result, self._new_labels, self._steps = result, None, steps
+        else:  # a state was loaded, and this is the loader it is about
+            check_fingerprint(result.fingerprint, images.fingerprint)
+        self._images = images.only(np.flatnonzero(result.suspect))
+        if len(result.keep) == len(images):
             self._view = self._follower = None
             return loader
         self._view, self._follower = view, follower

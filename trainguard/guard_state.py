@@ -21,7 +21,9 @@ def pack_result(result: ScreenResult) -> dict[str, Any]:
 
 def unpack_result(packed: dict[str, Any]) -> ScreenResult:
     """The result that `pack_result` packed."""
-    values = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in packed.items()}
+    values: dict[str, Any] = {
+        name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in packed.items()
+    }
     for name in ("target_classes", "unreadable", "class_names"):
         values[name] = tuple(values[name])
     return ScreenResult(**values)

@@ -60,9 +60,10 @@ def open_loader(loader: Any) -> HostLoader:
     Raises:
         DataError: neither, or its data set is iterable.
     """
-    package = type(loader).__module__.split(".")[0]
-    if package in HOSTS:
-        found = import_module(HOSTS[package]).open_loader(loader)
+    packages = [kind.__module__.split(".")[0] for kind in type(loader).__mro__]
+    host = next((package for package in packages if package in HOSTS), None)
+    if host is not None:
+        found = import_module(HOSTS[host]).open_loader(loader)
     elif isinstance(loader, DataLoader):
         found = HostLoader(loader, lambda inner: inner, pixel_range=loader_range(loader))
     else:
@@ -144,7 +145,7 @@ class Follower:
         if kind is WeightedRandomSampler and len(sampler.weights) == size:
             weights = weights_for(view, sampler.weights)
             return WeightedRandomSampler(
-                weights, scaled(sampler.num_samples, view), sampler.replacement, sampler.generator
+                weights.tolist(), scaled(sampler.num_samples, view), sampler.replacement, sampler.generator
             )
         if kind is DistributedSampler and len(sampler.dataset) == size:
             fresh: DistributedSampler = DistributedSampler(
@@ -169,8 +170,8 @@ class Follower:
                 )
         if not changed:
             raise DataError(
-                f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, it does not hold the "
-                f"data set: {WAY_OUT}"
+                f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, it does not hold "
+                f"the data set: {WAY_OUT}"
             )
         live = self._live.get(id(sampler))
         if live is not None:  # it may have counted epochs meanwhile

@@ -20,6 +20,7 @@ LABEL_NAMES = ("label", "labels", "target", "targets", "y")
 HARD_LABELS = (
     "screening needs one class number per sample; mix labels after the data set, in collate_fn or on the batch"
 )
+CHANNELS = (1, 3, 4)
 DECLARED_SLACK = 0.02  # 5 grey levels: what an interpolation overshoots
 DETECTED_SLACK = 0.5  # random erasing with normal noise leaves a range that was found in the transform by this much
 
@@ -103,7 +104,7 @@ def channels_of(image: Any) -> int:
     """Number of channels that an image will have in the store: 1 for grey and two-level, 3 for other PIL images."""
     if isinstance(image, Image.Image):
         return 1 if image.mode in ("1", "L", "LA") else 3
-    return _channels_first(torch.as_tensor(image)).shape[0]
+    return _channels_first(image).shape[0]
 
 
 def as_floats(image: Any, channels: int | None = None) -> Tensor:
@@ -124,7 +125,7 @@ def as_floats(image: Any, channels: int | None = None) -> Tensor:
         image = np.array(image.convert("L" if (channels or channels_of(image)) == 1 else "RGB"))
     if not is_image(image):
         raise DataError(f"expected an image, got {'nothing' if image is None else type(image).__name__}")
-    return _channels_first(torch.as_tensor(image))
+    return _channels_first(image)
 
 
 def as_bytes(image: Any, shape: tuple[int, int, int], pixel_range: PixelRange) -> Tensor:
@@ -229,12 +230,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Integral)
 
 
-def _channels_first(image: Tensor) -> Tensor:
+def _channels_first(image: Tensor | np.ndarray) -> Tensor:
+    """(C, H, W); where both ends could be channels, an array has them last and a tensor first, as their libraries do."""
     if image.ndim == 2:
-        return image[None]
-    if image.shape[-1] in (1, 3, 4) and image.shape[0] not in (1, 3, 4):
-        return image.permute(2, 0, 1)
-    return image
+        return torch.as_tensor(image)[None]
+    first, last = image.shape[0] in CHANNELS, image.shape[-1] in CHANNELS
+    if last and (isinstance(image, np.ndarray) or not first):
+        return torch.as_tensor(image).permute(2, 0, 1)
+    return torch.as_tensor(image)
 
 
 def _shape(shape: Any) -> str:

@@ -1,0 +1,329 @@
+import copy
+import functools
+import random
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, Subset, TensorDataset
+from torchvision import transforms as T
+from torchvision.datasets import MNIST, FakeData, ImageFolder
+
+from trainguard.data.pixels import PixelRange
+from trainguard.data.store import open_images
+
+MEAN, STD = (0.49, 0.48, 0.44), (0.2, 0.25, 0.3)
+TRAIN = T.Compose(
+    [T.RandomCrop(8, padding=2), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(MEAN, STD), T.RandomErasing()]
+)
+
+
+class Samples(Dataset):
+    """Any list of samples as a data set."""
+
+    def __init__(self, samples):
+        self.stored = list(samples)
+
+    def __len__(self):
+        return len(self.stored)
+
+    def __getitem__(self, index):
+        return self.stored[index]
+
+
+def as_pil(image):
+    return T.functional.to_pil_image((image * 255).round().byte())
+
+
+FORMS = {
+    "float": lambda x, y: (x, int(y)),
+    "tensor label": lambda x, y: (x, y),
+    "numpy label": lambda x, y: (x, np.int32(y)),
+    "uint8": lambda x, y: ((x * 255).round().byte(), int(y)),
+    "int64": lambda x, y: ((x * 255).round().long(), int(y)),
+    "channels last": lambda x, y: ((x * 255).round().byte().permute(1, 2, 0).numpy(), int(y)),
+    "pil": lambda x, y: (as_pil(x), int(y)),
+    "list": lambda x, y: [x, int(y), "extra"],
+    "dict": lambda x, y: {"image": x, "label": int(y), "id": 7.5},
+    "dict with other keys": lambda x, y: {"pixel_values": x, "caption": "a cat", "target": y},
+    "float in 0 to 255": lambda x, y: (x * 255, int(y)),
+    "float in -1 to 1": lambda x, y: (x * 2 - 1, int(y)),
+    "half": lambda x, y: (x.half(), int(y)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_sample_gives_the_same_pixels_and_labels(form, images, labels):
+    store = open_images(Samples(FORMS[form](x, y) for x, y in zip(images, labels, strict=True)))
+    assert torch.equal((store.batch(range(60)) * 255).round(), (images * 255).round())
+    assert store.labels.tolist() == labels.tolist()
+    assert (store.shape, store.num_classes, store.class_names, len(store)) == ((3, 8, 8), 3, ("0", "1", "2"), 60)
+    assert store.readable.tolist() == list(range(60)) and store.unreadable == ()
+
+
+@pytest.mark.parametrize("as_form", [lambda x: x[:1], lambda x: x[0], lambda x: as_pil(x[:1])])
+def test_grey_images_have_one_channel(as_form, images, labels):
+    store = open_images(Samples((as_form(x), int(y)) for x, y in zip(images, labels, strict=True)))
+    assert store.shape == (1, 8, 8) and len(store.pixel_range.low) == 1
+    torch.testing.assert_close(store.batch([5]), images[5:6, :1])
+
+
+def test_mixed_grey_and_colour_pictures_become_colour(images, labels):
+    pictures = [as_pil(x[:1]) if i == 0 else as_pil(x) for i, x in enumerate(images)]
+    store = open_images(Samples((x, int(y)) for x, y in zip(pictures, labels, strict=True)))
+    assert store.shape == (3, 8, 8)
+    torch.testing.assert_close(store.batch([0])[0], images[0, :1].expand(3, -1, -1))
+
+
+def test_batch_is_in_the_order_asked_for_with_repeats(images, labels):
+    store = open_images(TensorDataset(images, labels))
+    index = [7, 3, 3, 59, 0]
+    torch.testing.assert_close(store.batch(index), images[index])
+    torch.testing.assert_close(store.batch(torch.tensor(index)), images[index])
+    assert store.batch([]).shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("cached", [0, 1, 17, 60])
+def test_a_smaller_cache_gives_the_same_pixels(cached, images, labels):
+    store = open_images(TensorDataset(images, labels), cache_bytes=cached * 192 + 5)
+    assert store.cached_bytes == cached * 192
+    torch.testing.assert_close(store.batch([50, 2, 2, 16, 17]), images[[50, 2, 2, 16, 17]])
+    assert store.fingerprint == open_images(TensorDataset(images, labels)).fingerprint
+
+
+def test_only_holds_some_images_and_still_gives_all(images, labels):
+    store = open_images(TensorDataset(images, labels), cache_bytes=30 * 192)
+    smaller = store.only([5, 40, 20])
+    assert smaller.cached_bytes == 2 * 192 and store.cached_bytes == 30 * 192
+    torch.testing.assert_close(smaller.batch(range(60)), images)
+
+
+class Augmented(Dataset):
+    """Random augmentation from every stream there is, its own included."""
+
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+        self.own = np.random.default_rng(5)
+        self.torch_own = torch.Generator().manual_seed(5)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        shift = random.randrange(3) + np.random.randint(3) + int(self.own.integers(3)) + int(torch.randint(3, ()))
+        shift += int(torch.randint(3, (), generator=self.torch_own))
+        return torch.roll(self.images[index], shift, dims=2), int(self.labels[index])
+
+
+def test_random_augmentation_is_fixed_by_the_index(images, labels):
+    stores = [open_images(Augmented(images, labels), cache_bytes=cache) for cache in (0, 1 << 20)]
+    forwards, backwards = stores[0].batch(range(60)), stores[0].batch(range(59, -1, -1)).flip(0)
+    assert torch.equal(forwards, backwards)
+    assert torch.equal(forwards, stores[1].batch(range(60)))
+    assert not torch.equal(forwards, images)  # the augmentation was there
+
+
+def test_reading_moves_no_stream_of_the_user_s(images, labels):
+    def draws(dataset):
+        return [
+            torch.rand(1).item(),
+            np.random.rand(),
+            random.random(),
+            dataset.own.random(),
+            dataset[0][0].sum().item(),
+        ]
+
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    expected = draws(Augmented(images, labels))
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    dataset = Augmented(images, labels)
+    open_images(dataset, cache_bytes=0).batch([1, 2, 3])
+    assert draws(dataset) == expected
+
+
+def test_reading_with_processes_gives_the_same_store(images, labels):
+    dataset = Augmented(images, labels)
+    alone, together = open_images(dataset), open_images(dataset, workers=2)
+    assert alone.fingerprint == together.fingerprint
+    assert torch.equal(alone.batch(range(60)), together.batch(range(60)))
+
+
+def test_fingerprint_changes_with_a_label_a_pixel_and_the_order(images, labels):
+    def fingerprint(x, y):
+        return open_images(TensorDataset(x, y)).fingerprint
+
+    other_pixel, other_label = images.clone(), labels.clone()
+    other_pixel[30, 0, 0, 0] = 1 - other_pixel[30, 0, 0, 0]
+    other_label[30] = 1
+    order = torch.randperm(60)
+    found = [(images, labels), (other_pixel, labels), (images, other_label), (images[order], labels[order])]
+    assert len({fingerprint(x, y) for x, y in found}) == 4
+    assert fingerprint(images, labels) == fingerprint(images.clone(), labels.clone())
+
+
+def test_torchvision_data_are_read_without_their_augmentation():
+    dataset = FakeData(40, (3, 8, 8), 3, transform=TRAIN)
+    store = open_images(dataset)
+    raw = copy.copy(dataset)
+    raw.transform = None
+    expected = torch.stack([T.functional.pil_to_tensor(raw[i][0]) for i in range(40)])
+    assert torch.equal((store.batch(range(40)) * 255).round().byte(), expected)
+    assert store.pixel_range.source == "transform"
+    assert store.pixel_range.low == pytest.approx([-m / s for m, s in zip(MEAN, STD, strict=True)])
+    assert dataset.transform is TRAIN
+
+
+def test_torchvision_data_come_at_the_size_that_training_uses():
+    dataset = FakeData(40, (3, 16, 12), 3, transform=T.Compose([T.RandomResizedCrop(8), T.Grayscale(), T.ToTensor()]))
+    store = open_images(dataset)
+    assert store.shape == (1, 8, 8)
+    dataset.transform = None
+    whole = dataset[3][0].convert("L").resize((8, 8), Image.Resampling.BILINEAR)
+    assert (store.batch([3])[0, 0] * 255).round().tolist() == np.array(whole, dtype=float).tolist()
+
+
+def test_a_given_transform_makes_the_picture_to_screen():
+    dataset = FakeData(40, (3, 16, 12), 3, transform=TRAIN)
+    evaluation = T.Compose([T.CenterCrop(6), T.ToTensor(), T.Normalize(MEAN, STD)])
+    store = open_images(dataset, transform=evaluation)
+    dataset.transform = evaluation
+    expected = store.pixel_range.to_unit(dataset[3][0][None])
+    torch.testing.assert_close(store.batch([3]), expected, atol=0.51 / 255, rtol=0)
+
+
+def test_read_raw_is_used_where_a_data_set_offers_it(images, labels):
+    class WithRaw(Augmented):
+        def read_raw(self, index):
+            return self.images[index], int(self.labels[index])
+
+    torch.testing.assert_close(open_images(WithRaw(images, labels)).batch(range(60)), images)
+
+
+def test_a_user_s_own_torchvision_subclass_is_read_as_training_reads_it():
+    class Marked(FakeData):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            image[:, 0, 0] = 1.0
+            return image, label
+
+    assert (open_images(Marked(40, (3, 8, 8), 3, transform=T.ToTensor())).batch(range(40))[:, :, 0, 0] == 1).all()
+
+
+def test_subsets_of_subsets_keep_their_own_positions(images, labels):
+    inner = Subset(TensorDataset(images, labels), range(10, 50))
+    store = open_images(Subset(inner, [30, 2, 5, 3, 9, 0]))
+    rows = [40, 12, 15, 13, 19, 10]
+    torch.testing.assert_close(store.batch(range(6)), images[rows])
+    assert store.labels.tolist() == labels[rows].tolist()
+    assert store.name(1) == "row 1"
+
+
+def write_folder(root, count=4, kinds=("cat", "dog")):
+    for kind in kinds:
+        (root / kind).mkdir(parents=True)
+        for number in range(count):
+            pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / kind / f"{number}.png")
+    return root
+
+
+def test_image_folders_name_files_and_classes(tmp_path):
+    dataset = ImageFolder(write_folder(tmp_path), T.ToTensor())
+    store = open_images(Subset(dataset, [1, 0, 6, 7]))
+    assert store.class_names == ("cat", "dog") and store.num_classes == 2
+    assert store.name(2) == f"row 2 ({tmp_path}/dog/2.png)"
+
+
+def test_hugging_face_columns_are_found_by_type(images, labels):
+    dataset = hugging_face(images, labels)
+    store = open_images(dataset)
+    torch.testing.assert_close(store.batch(range(60)), images)
+    assert store.class_names == ("cat", "dog", "emu")
+    assert store.labels.tolist() == labels.tolist()
+
+
+def hugging_face(images, labels, **columns):
+    features = datasets.Features(
+        {
+            "number": datasets.Value("int64"),
+            "kind": datasets.ClassLabel(names=["cat", "dog", "emu"]),
+            "picture": datasets.Image(),
+            **{name: feature for name, (feature, _) in columns.items()},
+        }
+    )
+    values = {"number": list(range(60)), "kind": labels.tolist(), "picture": [as_pil(x) for x in images]}
+    return datasets.Dataset.from_dict(values | {name: made for name, (_, made) in columns.items()}, features=features)
+
+
+def to_pixel_values(transform, batch):
+    return {"pixel_values": [transform(picture) for picture in batch["picture"]], "labels": batch["kind"]}
+
+
+def test_hugging_face_formats_are_seen_through(images, labels):
+    dataset = hugging_face(images, labels)
+    seen = dataset.with_transform(functools.partial(to_pixel_values, TRAIN))
+    store = open_images(seen)
+    torch.testing.assert_close(store.batch(range(60)), images)
+    assert store.pixel_range.source == "transform" and store.pixel_range.low[0] == pytest.approx(-0.49 / 0.2)
+    assert (
+        open_images(dataset.with_format("torch")).fingerprint == open_images(dataset.with_format("numpy")).fingerprint
+    )
+    selected = dataset.select([5, 3, 9, 8, 1, 4])
+    torch.testing.assert_close(open_images(selected).batch(range(6)), images[[5, 3, 9, 8, 1, 4]])
+    torch.testing.assert_close(open_images(Subset(dataset, [5, 3, 9, 8, 1, 4])).batch([1]), images[3:4])
+
+
+def test_hugging_face_transform_decides_the_size(images, labels):
+    smaller = functools.partial(to_pixel_values, T.Compose([T.Resize(4), T.ToTensor()]))
+    assert open_images(hugging_face(images, labels).with_transform(smaller)).shape == (3, 4, 4)
+
+
+def test_pixel_range_given_is_used_for_floats(images, labels):
+    given = PixelRange.from_mean_std(MEAN, STD)
+    store = open_images(TensorDataset(given.to_model(images), labels), pixel_range=given)
+    assert store.pixel_range is given
+    assert torch.equal((store.batch(range(60)) * 255).round(), (images * 255).round())
+
+
+def test_pixel_range_is_estimated_and_says_so_where_nothing_is_known(images, labels):
+    given = PixelRange.from_mean_std(MEAN, STD)
+    store = open_images(TensorDataset(given.to_model(images), labels))
+    assert store.pixel_range.source == "estimated from the data"
+    assert store.pixel_range.agrees_with(given)  # the data hold black and white somewhere
+
+
+def test_whole_numbers_without_a_transform_are_assumed_to_reach_the_model_in_0_to_1(images, labels):
+    store = open_images(TensorDataset((images * 255).round().byte(), labels))
+    assert store.pixel_range == PixelRange((0.0,) * 3, (1.0,) * 3, "assumed")
+
+
+def test_random_erasing_outside_the_range_is_clamped(images, labels):
+    class Erased(Augmented):
+        transform = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD), T.RandomErasing(p=1, value="random")])
+
+        def __getitem__(self, index):
+            return self.transform(as_pil(self.images[index])), int(self.labels[index])
+
+    pixels = open_images(Erased(images, labels)).batch(range(60))
+    assert pixels.min() == 0 and pixels.max() == 1
+
+
+def test_progress_counts_every_sample(images, labels):
+    import io
+
+    from trainguard.progress import Progress
+
+    stream = io.StringIO()
+    open_images(TensorDataset(images, labels), progress=Progress(stream=stream))
+    assert "reading images" in stream.getvalue() and "60 samples" in stream.getvalue()
+
+
+def test_mnist_s_own_arrays_are_read_as_grey(tmp_path):
+    dataset = MNIST.__new__(MNIST)
+    dataset.data, dataset.targets = torch.arange(4 * 64).reshape(4, 8, 8).byte(), torch.tensor([0, 1, 0, 1])
+    dataset.transform = dataset.target_transform = dataset.transforms = None
+    store = open_images(dataset)
+    assert store.shape == (1, 8, 8) and store.num_classes == 10
+    assert torch.equal((store.batch([2])[0, 0] * 255).round().byte(), dataset.data[2])

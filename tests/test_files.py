@@ -1,0 +1,69 @@
+import errno
+import os
+
+import pytest
+
+from trainguard import files
+from trainguard.errors import StateError
+from trainguard.files import writable_folder, write_atomically
+
+
+def test_write_atomically_makes_the_folder_and_the_file(tmp_path):
+    path = tmp_path / "new" / "state.json"
+    with write_atomically(path) as temporary:
+        assert temporary.parent == path.parent and temporary.suffix == ".json"
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert os.listdir(path.parent) == ["state.json"]
+
+
+def test_write_atomically_leaves_the_old_file_when_writing_fails(tmp_path):
+    path = tmp_path / "state.json"
+    path.write_text("old")
+    with pytest.raises(KeyError), write_atomically(path) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["state.json"]
+
+
+def test_disk_full_is_named_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "state.json"
+    with (
+        pytest.raises(StateError, match=r"disk is full.*state\.json.*free some space"),
+        write_atomically(path) as temporary,
+    ):
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_permission_is_named(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(StateError, match=f"no permission to write {tmp_path}: choose another folder"):
+        writable_folder(tmp_path)
+
+
+def test_a_file_where_a_folder_should_be_is_named(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(StateError, match=r"expected a folder at .*taken"):
+        writable_folder(tmp_path / "taken" / "inside")
+    with pytest.raises(StateError, match=r"expected a folder at .*taken"):
+        writable_folder(tmp_path / "taken")
+
+
+def test_other_errors_pass_through_unchanged(tmp_path):
+    with pytest.raises(OSError, match="no such device") as caught, write_atomically(tmp_path / "x"):
+        raise OSError(errno.ENODEV, "no such device")
+    assert not isinstance(caught.value, StateError)
+
+
+def test_files_have_the_permissions_that_the_user_s_umask_gives(tmp_path):
+    with write_atomically(tmp_path / "x") as temporary:
+        temporary.write_text("")
+    (tmp_path / "y").write_text("")
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "y").stat().st_mode

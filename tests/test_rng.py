@@ -1,0 +1,66 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from trainguard.rng import isolated_rng, seed_streams
+
+
+def draws(*generators):
+    values = [torch.rand(1).item(), np.random.rand(), random.random()]
+    for generator in generators:
+        values.append(
+            torch.rand(1, generator=generator).item() if isinstance(generator, torch.Generator) else generator.random()
+        )
+    return values
+
+
+def own_generators():
+    return [torch.Generator().manual_seed(3), np.random.default_rng(3), random.Random(3)]
+
+
+def test_isolated_rng_leaves_every_stream_as_it_was():
+    seed_streams(1)
+    expected = draws(*own_generators())
+    seed_streams(1)
+    generators = own_generators()
+    with isolated_rng(7, generators):
+        draws(*generators)
+    assert draws(*generators) == expected
+
+
+def test_isolated_rng_restores_when_the_block_raises():
+    seed_streams(1)
+    expected = draws()
+    seed_streams(1)
+    with pytest.raises(KeyError), isolated_rng(7):
+        draws()
+        raise KeyError
+    assert draws() == expected
+
+
+def test_isolated_rng_keeps_the_initial_seed_that_workers_and_samplers_read():
+    torch.manual_seed(42)
+    with isolated_rng(7):
+        pass
+    assert torch.initial_seed() == 42
+
+
+def test_isolated_rng_is_decided_by_its_seed_alone():
+    inside = []
+    for before in (1, 2):
+        seed_streams(before)
+        generators = own_generators()
+        with isolated_rng(7, generators):
+            inside.append(draws(*generators))
+    assert inside[0] == inside[1]
+    with isolated_rng(8):
+        assert draws() != inside[0][:3]
+
+
+def test_legacy_numpy_state_is_restored():
+    state = np.random.RandomState(3)
+    with isolated_rng(7, [state]):
+        state.rand(5)
+    assert state.rand() == np.random.RandomState(3).rand()
