@@ -11,11 +11,9 @@ from trainguard.drill import cells, defenses, runner, tables
 from trainguard.drill.images import Images, load_images
 from trainguard.drill.machine import machine, peak_memory, reset_peak_memory, versions
 from trainguard.drill.models import MODELS, Standardised, build
-from trainguard.drill.poison import Role
 from trainguard.drill.runner import run_drill
 from trainguard.drill.train import Recipe, augment, predict, train_classifier, triangle
 from trainguard.errors import DataError, StateError
-from trainguard.results import ScreenResult
 
 
 def tiny(count=60, classes=3):
@@ -25,33 +23,6 @@ def tiny(count=60, classes=3):
     images = (torch.rand(count, 1, 8, 8, generator=random) * 60 + 70 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
     names = tuple(map(str, range(classes)))
     return Images(images, labels, images[:30].clone(), labels[:30].clone(), names, flip=False)
-
-
-def all_but_one(scene, defense, state_dir):
-    """Flags the payload but for one sample, and one clean sample."""
-    payload, clean = np.flatnonzero(scene.role == Role.PAYLOAD), np.flatnonzero(scene.role == Role.CLEAN)
-    suspect = np.zeros(len(scene.labels), bool)
-    suspect[payload[1:]] = suspect[clean[0]] = len(payload) > 0
-    labels = scene.labels.numpy()
-    return ScreenResult(
-        score=suspect.astype(np.float32),
-        consistency=np.zeros(len(labels), np.float32),
-        suspect=suspect,
-        keep=np.flatnonzero(~suspect),
-        verdict="poisoned" if suspect.any() else "clean",
-        confidence=0.9,
-        reason="the stand-in knows",
-        target_classes=tuple(np.unique(labels[payload]).tolist()),
-        labels=labels,
-        proposed=labels,
-        thresholds=np.full(3, 0.5, np.float32),
-        timing={"probe": 0.1},
-    )
-
-
-@pytest.fixture
-def screened(monkeypatch):
-    monkeypatch.setattr(defenses, "screen", all_but_one)
 
 
 def drill(tmp_path, **options):

@@ -6,22 +6,20 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from trainguard.drill.cells import Cell
 from trainguard.drill.images import load_images
-from trainguard.drill.poison import Role
+from trainguard.drill.poison import Role, poison_arrays
 from trainguard.drill.recipes import Setting, attack
 from trainguard.drill.runner import Drill, run_drill
-from trainguard.drill.scene import Scene, Victim
-from trainguard.drill.train import Recipe
 from trainguard.files import write_atomically
 from trainguard.results import ScreenResult
 
 ATTACK, MODEL, RATE, TARGET = "badnets", "resnet9", 0.08, 1
 EPOCHS = 20
 SHOWN = 24  # flagged samples in the picture
-NAMES = {"none": "unguarded", "guard": "guarded", "guard+relabel": "guarded, then relabelled"}
+NAMES = {"none": "unguarded", "guard": "guarded", "guard+relabel": "guarded, relabelled"}
 
 
 def run_demo(*, out: str | Path | None = None, seed: int = 0, epochs: int = EPOCHS, progress: bool = True) -> Drill:
@@ -53,23 +51,24 @@ def run_demo(*, out: str | Path | None = None, seed: int = 0, epochs: int = EPOC
             table=False,
         )
         result = ScreenResult.load(Path(scratch) / "cells" / f"{ATTACK}-guard-seed{seed}" / "result")
-    setting = Setting(data.num_classes, RATE, TARGET)
-    victim = Victim(MODEL, Recipe.for_model(MODEL, epochs, flip=False), torch.device("cpu"))
-    scene = Scene.make(data, attack(ATTACK, setting), victim, seed)
+    poison = attack(ATTACK, Setting(data.num_classes, RATE, TARGET))
+    images, _, role = poison_arrays(data.train, data.train_labels, poison, seed)
     drill.save(folder)
-    picture = draw_flagged(scene, result, folder / "flagged.png")
+    picture = draw_flagged(images, role.numpy(), result, folder / "flagged.png")
     show(drill.cells, len(data.train), picture)
     return drill
 
 
 def show(cells: tuple[Cell, ...], images: int, picture: Path) -> None:
     r"""The outcome on the terminal."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Handwritten digits with a backdoor", title_justify="left")
-    for column in ("training", "accuracy", "attack succeeds", "flagged", "of them poison", "poison missed", "seconds"):
-        table.add_column(column, justify="left" if column == "training" else "right")
+    table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    for column in ("training", "accuracy", "attack succeeds", "flagged", "poison", "missed", "seconds"):
+        first = column == "training"
+        table.add_column(column, justify="left" if first else "right", no_wrap=first)
     for cell in cells:
         caught = round((cell.tpr or 0.0) * cell.payload)
         found = (str(cell.flagged), str(caught), str(cell.payload - caught)) if cell.verdict else ("", "", "")
@@ -86,11 +85,12 @@ def show(cells: tuple[Cell, ...], images: int, picture: Path) -> None:
     console.print(f"Pictures of flagged samples: {picture}")
 
 
-def draw_flagged(scene: Scene, result: ScreenResult, path: Path) -> Path:
+def draw_flagged(images: Tensor, role: np.ndarray, result: ScreenResult, path: Path) -> Path:
     r"""The most suspicious flagged samples: given label, proposed label, and by the frame whether it was poison.
 
     Args:
-        scene: what was screened; knows the truth.
+        images: (N, C, H, W) uint8, what was screened.
+        role: (N,) the truth, see `poison.Role`.
         result: of the screening.
         path: PNG file to write.
     """
@@ -110,9 +110,9 @@ def draw_flagged(scene: Scene, result: ScreenResult, path: Path) -> Path:
             axes.set_axis_off()
             continue
         i = int(flagged[place])
-        axes.imshow(scene.images[i].permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
+        axes.imshow(images[i].permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
         axes.set_title(f"{result.labels[i]} \N{RIGHTWARDS ARROW} {result.proposed[i]}", fontsize=10)
-        colour = "tab:red" if scene.role[i] == Role.PAYLOAD else "tab:blue"
+        colour = "tab:red" if role[i] == Role.PAYLOAD else "tab:blue"
         for spine in axes.spines.values():
             spine.set(color=colour, linewidth=3)
     with write_atomically(path) as temporary:
