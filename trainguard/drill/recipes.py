@@ -201,7 +201,7 @@ def label_consistent(setting: Setting) -> Attack:
     return Attack("label_consistent", craft=craft)
 
 
-def low_frequency(setting: Setting, *, amplitude: float = 16 / 255) -> Attack:
+def low_frequency(setting: Setting, *, amplitude: float = 32 / 255) -> Attack:
     r"""Low-frequency (Zeng et al. 2021, Sec. 4): a smooth additive pattern without high-frequency traces.
 
     The authors optimise the pattern against a model and then low-pass it; here it is a fixed sum of the lowest
