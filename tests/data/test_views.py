@@ -1,0 +1,216 @@
+import collections
+import functools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
+
+from trainguard.data.samples import relabelled
+from trainguard.data.views import LiveView, evenly
+from trainguard.errors import DataError
+
+
+class Numbers(Dataset):
+    """Sample i is (i, i % 3)."""
+
+    def __init__(self, size):
+        self.size = size
+        self.targets = [i % 3 for i in range(size)]
+        self.classes = ["a", "b", "c"]
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        return index, self.targets[index]
+
+
+@st.composite
+def screenings(draw):
+    """A size, the samples kept (one at least), a population, and a new label for each other sample."""
+    size = draw(st.integers(1, 40))
+    population = draw(st.one_of(st.none(), st.lists(st.integers(0, size - 1), min_size=1, max_size=size, unique=True)))
+    pool = list(range(size)) if population is None else population
+    kept = draw(st.sets(st.integers(0, size - 1))) | {draw(st.sampled_from(pool))}
+    flagged = np.array(sorted(set(range(size)) - kept), dtype=np.int64)
+    labels = np.array([draw(st.integers(0, 2)) for _ in flagged], dtype=np.int64)
+    return size, np.array(sorted(kept)), None if population is None else np.array(population), flagged, labels
+
+
+def pool_of(size, population):
+    return np.arange(size) if population is None else population
+
+
+def contents(view):
+    return [view[position] for position in range(len(view))]
+
+
+@settings(deadline=None)
+@given(screenings())
+def test_natural_view_gives_every_kept_sample_once_in_order(case):
+    size, kept, population, _, _ = case
+    view = LiveView(Numbers(size), 1, population)
+    view.keep(kept)
+    expected = [sample for sample in pool_of(size, population) if sample in kept]
+    assert contents(view) == [(sample, sample % 3) for sample in expected]
+    assert view.share == len(expected) / len(pool_of(size, population))
+
+
+@settings(deadline=None)
+@given(screenings(), st.integers(0, 5))
+def test_refilled_view_keeps_its_length_and_every_kept_sample_s_position_and_draws_evenly(case, seed):
+    size, kept, population, _, _ = case
+    pool = pool_of(size, population)
+    view = LiveView(Numbers(size), 1, population)
+    view.refill(kept, seed)
+    assert len(view) == len(pool)
+    for position, sample in enumerate(pool):
+        if sample in kept:
+            assert view[position] == (sample, sample % 3)
+    times = collections.Counter(sample for sample, _ in contents(view))
+    assert set(times) == {sample for sample in pool.tolist() if sample in kept}
+    assert max(times.values()) - min(times.values()) <= 1
+
+
+@settings(deadline=None)
+@given(screenings(), st.booleans())
+def test_relabel_brings_every_sample_back_once_and_moves_none(case, natural):
+    size, kept, population, flagged, labels = case
+    pool = pool_of(size, population)
+    view = LiveView(Numbers(size), 1, population)
+    view.keep(kept) if natural else view.refill(kept, 0)
+    before = contents(view)
+    view.relabel(flagged, labels)
+    new = dict(zip(flagged.tolist(), labels.tolist(), strict=True))
+    assert sorted(contents(view)) == sorted((sample, new.get(sample, sample % 3)) for sample in pool.tolist())
+    for position, (sample, label) in enumerate(before):
+        if natural or pool[position] in kept:
+            assert view[position] == (sample, label)
+
+
+@settings(deadline=None)
+@given(screenings())
+def test_views_are_idempotent_and_forget_what_was_before(case):
+    size, kept, population, flagged, labels = case
+    once, again = LiveView(Numbers(size), 1, population), LiveView(Numbers(size), 1, population)
+    once.keep(kept)
+    again.refill(kept, 3)
+    again.relabel(flagged, labels)
+    again.keep(kept)
+    again.keep(kept)
+    assert contents(once) == contents(again)
+
+
+@settings(deadline=None)
+@given(screenings(), st.booleans())
+def test_fetching_many_is_fetching_one_by_one(case, relabel):
+    size, kept, population, flagged, labels = case
+    view = LiveView(Numbers(size), 1, population)
+    view.keep(kept)
+    if relabel:
+        view.relabel(flagged, labels)
+    positions = np.random.default_rng(0).integers(0, len(view), 10).tolist()
+    assert view.__getitems__(positions) == [view[position] for position in positions]
+
+
+@given(st.integers(1, 20), st.integers(0, 100), st.integers(0, 5))
+def test_evenly_draws_each_item_as_often_as_any_other(size, count, seed):
+    draws = evenly(np.arange(size), count, np.random.default_rng(seed))
+    times = np.bincount(draws, minlength=size)
+    assert len(draws) == count and times.max() - times.min() <= 1
+
+
+def test_view_of_nothing_kept_is_refused():
+    view = LiveView(Numbers(5), 1, np.array([1, 2]))
+    with pytest.raises(DataError, match="none of the loader's 2 samples is kept"):
+        view.keep(np.array([0, 3, 4]))
+
+
+def test_position_outside_is_an_index_error_so_that_plain_iteration_ends():
+    view = LiveView(Numbers(5), 1)
+    view.keep(np.array([1, 3]))
+    assert list(view) == [(1, 1), (3, 0)]
+    with pytest.raises(IndexError, match="position 2 is outside the 2 samples"):
+        view[2]
+
+
+def test_attributes_are_the_data_set_s_own_and_lists_by_sample_are_in_view_order():
+    dataset = Numbers(6)
+    view = LiveView(dataset, 1)
+    view.keep(np.array([1, 2, 5]))
+    assert view.classes == ["a", "b", "c"] and view.targets == [1, 2, 2]
+    view.relabel(np.array([0, 3, 4]), np.array([2, 2, 2]))
+    assert view.targets == [1, 2, 2, 2, 2, 2]
+    assert [label for _, label in contents(view)] == view.targets
+    view.epoch = 3
+    assert dataset.epoch == 3
+    with pytest.raises(AttributeError):
+        _ = view.nothing_of_the_kind
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple])
+def test_labels_listed_by_sample_follow_in_any_form(kind):
+    dataset = Numbers(6)
+    dataset.targets = kind(dataset.targets)
+    view = LiveView(dataset, 1)
+    view.keep(np.array([1, 2, 5]))
+    view.relabel(np.array([0]), np.array([2]))
+    assert type(view.targets) is type(dataset.targets) and [int(label) for label in view.targets] == [1, 2, 2, 2]
+
+
+def test_fetching_uses_the_data_set_s_own_bulk_read():
+    class Bulk(Numbers):
+        def __getitems__(self, indices):
+            return [(index, "bulk") for index in indices]
+
+    view = LiveView(Bulk(6), 1)
+    view.keep(np.array([1, 5]))
+    assert view.__getitems__([1, 0]) == [(5, "bulk"), (1, "bulk")]
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_persistent_workers_see_keep_and_relabel(context):
+    view = LiveView(Numbers(12), 1)
+    loader = DataLoader(view, batch_size=4, num_workers=1, persistent_workers=True, multiprocessing_context=context)
+
+    def epoch():
+        return [pair for numbers, labels in loader for pair in zip(numbers.tolist(), labels.tolist(), strict=True)]
+
+    assert epoch() == [(i, i % 3) for i in range(12)]
+    view.keep(np.arange(0, 12, 2))
+    assert epoch() == [(i, i % 3) for i in range(0, 12, 2)]
+    view.relabel(np.arange(1, 12, 2), np.zeros(6, dtype=np.int64))
+    assert epoch() == [(i, i % 3) for i in range(0, 12, 2)] + [(i, 0) for i in range(1, 12, 2)]
+
+
+Pair = collections.namedtuple("Pair", "image label")
+
+
+@pytest.mark.parametrize(
+    "sample, key",
+    [
+        ((7, 1), 1),
+        ([7, 1], 1),
+        (Pair(7, 1), 1),
+        ({"image": 7, "label": 1}, "label"),
+        (collections.OrderedDict(image=7, label=1), "label"),
+        ((7, np.int32(1)), 1),
+        ((7, torch.tensor(1, dtype=torch.int32)), 1),
+        ((7, torch.tensor([1])), 1),
+        ((7, np.array(1, dtype=np.uint8)), 1),
+        ((7, 1), -1),
+    ],
+)
+def test_a_relabelled_sample_has_the_type_it_had_and_the_old_one_is_untouched(sample, key):
+    changed = relabelled(sample, key, 2)
+    assert type(changed) is type(sample) and type(changed[key]) is type(sample[key])
+    assert getattr(changed[key], "dtype", None) == getattr(sample[key], "dtype", None)
+    assert getattr(changed[key], "shape", None) == getattr(sample[key], "shape", None)
+    assert int(changed[key]) == 2 and int(sample[key]) == 1
+    first = functools.partial(next, iter(changed.values() if isinstance(changed, dict) else changed))
+    assert first() == 7
