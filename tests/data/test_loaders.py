@@ -1,0 +1,289 @@
+import collections
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from trainguard.data.loaders import Follower, open_loader, population_of
+from trainguard.data.views import LiveView
+from trainguard.errors import DataError
+
+KEPT = np.array([i for i in range(20) if i not in (3, 4, 11, 17)])
+
+
+class Numbers(Dataset):
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return index, index % 2
+
+
+class Backwards(Sampler):
+    """A user's sampler that holds the data set and nothing else."""
+
+    def __init__(self, data_source):
+        self.data_source = data_source
+
+    def __iter__(self):
+        return iter(range(len(self.data_source) - 1, -1, -1))
+
+    def __len__(self):
+        return len(self.data_source)
+
+
+class Paired(BatchSampler):
+    """A user's batch sampler with settings of its own."""
+
+    def __init__(self, sampler, batch_size, gap):
+        super().__init__(sampler, batch_size, False)
+        self.gap = gap
+
+
+class Frozen(Sampler):
+    """A user's sampler that has written the positions down."""
+
+    def __init__(self, indices):
+        self.indices = indices
+
+    def __iter__(self):
+        return iter(self.indices)
+
+
+class FrozenLength(Backwards):
+    def __init__(self, data_source):
+        super().__init__(data_source)
+        self.length = len(data_source)
+
+
+DATA = Numbers()
+
+
+def generator():
+    return torch.Generator().manual_seed(5)
+
+
+def followed(loader, kept=KEPT, refill=False):
+    view = LiveView(loader.dataset, 1, population_of(loader))
+    follower = Follower(loader, view)
+    view.refill(kept, 0) if refill else view.keep(kept)
+    follower.refresh()
+    return view, follower
+
+
+def numbers(loader):
+    return [int(number) for batch in loader for number in np.atleast_1d(batch[0])]
+
+
+LOADERS = {
+    "sequential": lambda: DataLoader(DATA, batch_size=3),
+    "shuffled": lambda: DataLoader(DATA, batch_size=3, shuffle=True),
+    "shuffled by a generator": lambda: DataLoader(DATA, batch_size=3, shuffle=True, generator=generator()),
+    "random sampler": lambda: DataLoader(DATA, batch_size=3, sampler=RandomSampler(DATA)),
+    "batch sampler": lambda: DataLoader(DATA, batch_sampler=BatchSampler(RandomSampler(DATA), 3, False)),
+    "own sampler": lambda: DataLoader(DATA, batch_size=3, sampler=Backwards(DATA)),
+    "own batch sampler": lambda: DataLoader(DATA, batch_sampler=Paired(Backwards(DATA), 3, gap=0.5)),
+    "no batches": lambda: DataLoader(DATA, batch_size=None, shuffle=True),
+    "subset of all": lambda: DataLoader(DATA, batch_size=3, sampler=SubsetRandomSampler(range(20))),
+    "one process": lambda: DataLoader(DATA, batch_size=3, sampler=DistributedSampler(DATA, 1, 0)),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_natural_epochs_have_every_kept_sample_once_and_follow_a_relabel(name):
+    loader = LOADERS[name]()
+    view, follower = followed(loader)
+    ours = follower.loader
+    assert type(ours.sampler) is type(loader.sampler) and type(ours.batch_sampler) is type(loader.batch_sampler)
+    for _ in range(2):
+        assert sorted(numbers(ours)) == KEPT.tolist()
+    assert len(ours) == len(list(ours)) == (16 if loader.batch_sampler is None else 6)
+    view.relabel(np.array([3, 4, 11, 17]), np.zeros(4, dtype=np.int64))
+    follower.refresh()
+    assert sorted(numbers(ours)) == list(range(20))
+    assert len(ours) == len(loader)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_refilled_epochs_keep_their_length(name):
+    loader = LOADERS[name]()
+    _, follower = followed(loader, refill=True)
+    assert len(follower.loader) == len(loader)
+    times = collections.Counter(numbers(follower.loader))
+    assert set(times) == set(KEPT.tolist()) and sum(times.values()) == 20 and max(times.values()) == 2
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_user_s_loader_is_as_it_was(name):
+    untouched = LOADERS[name]()
+    loader = LOADERS[name]()
+    followed(loader)
+    torch.manual_seed(0)
+    expected = numbers(untouched)
+    torch.manual_seed(0)
+    assert numbers(loader) == expected and loader.dataset is DATA
+
+
+def test_with_everything_kept_the_epochs_are_the_user_s_own():
+    for name, make in LOADERS.items():
+        _, follower = followed(make(), kept=np.arange(20))
+        torch.manual_seed(0)
+        expected = numbers(make())
+        torch.manual_seed(0)
+        assert numbers(follower.loader) == expected, name
+
+
+def worker_init(worker):
+    pass
+
+
+def test_every_other_setting_is_kept():
+    settings = {
+        "collate_fn": list,
+        "pin_memory": False,
+        "timeout": 7.0,
+        "worker_init_fn": worker_init,
+        "generator": generator(),
+        "prefetch_factor": 3,
+        "persistent_workers": True,
+        "num_workers": 2,
+        "drop_last": True,
+        "in_order": False,
+        "multiprocessing_context": "fork",
+    }
+    loader = DataLoader(DATA, batch_size=3, shuffle=True, **settings)
+    next(iter(loader))  # the user's workers are running
+    ours = followed(loader)[1].loader
+    assert {name: getattr(ours, name) for name in settings} == {name: getattr(loader, name) for name in settings}
+    assert ours.batch_size == 3 and ours._iterator is None
+    batches = list(ours)
+    assert len(batches) == len(ours) == 5 and all(type(batch) is list and len(batch) == 3 for batch in batches)
+    assert {number for batch in batches for number, _ in batch} <= set(KEPT.tolist())
+
+
+def test_a_subclass_of_the_loader_stays_one():
+    class Named(DataLoader):
+        def __init__(self, name, dataset):
+            super().__init__(dataset, batch_size=2)
+            self.name = name
+
+    ours = followed(Named("train", DATA))[1].loader
+    assert type(ours) is Named and ours.name == "train" and sorted(numbers(ours)) == KEPT.tolist()
+
+
+def test_subset_sampler_never_gives_a_sample_from_outside_its_subset():
+    train = [0, 3, 4, 5, 11, 12, 13]
+    loader = DataLoader(DATA, batch_size=2, sampler=SubsetRandomSampler(train))
+    view, follower = followed(loader)
+    assert sorted(numbers(follower.loader)) == [0, 5, 12, 13]
+    view.relabel(np.array([3, 4, 11, 17]), np.zeros(4, dtype=np.int64))
+    follower.refresh()
+    assert sorted(numbers(follower.loader)) == train
+    refilled = collections.Counter(numbers(followed(loader, refill=True)[1].loader))
+    assert set(refilled) == {0, 5, 12, 13} and sum(refilled.values()) == len(train)
+
+
+def test_subset_inside_a_batch_sampler_is_found():
+    loader = DataLoader(DATA, batch_sampler=BatchSampler(SubsetRandomSampler([7, 3, 5]), 2, False))
+    assert population_of(loader).tolist() == [7, 3, 5]
+    assert sorted(numbers(followed(loader)[1].loader)) == [5, 7]
+
+
+@pytest.mark.parametrize("refill", [False, True])
+def test_weights_follow_the_kept_samples(refill):
+    weights = torch.arange(20.0) ** 2
+    loader = DataLoader(DATA, batch_size=8, sampler=WeightedRandomSampler(weights, 40, generator=generator()))
+    view, follower = followed(loader, refill=refill)
+    sampler = follower.loader.sampler
+    assert sampler.generator is loader.sampler.generator and sampler.num_samples == (40 if refill else 32)
+    by_sample = torch.zeros(20, dtype=torch.float64).index_add_(0, torch.from_numpy(view.positions), sampler.weights)
+    expected = weights.double()
+    expected[[3, 4, 11, 17]] = 0
+    torch.testing.assert_close(by_sample, expected)
+    assert set(numbers(follower.loader)) <= set(KEPT.tolist())
+
+
+def test_weights_that_leave_nothing_are_refused():
+    weights = [1.0 if i in (3, 4) else 0.0 for i in range(20)]
+    with pytest.raises(DataError, match="every kept sample has the sampling weight 0"):
+        followed(DataLoader(DATA, sampler=WeightedRandomSampler(weights, 20)))
+
+
+def test_a_number_of_samples_per_epoch_is_shortened_in_proportion_and_comes_back():
+    loader = DataLoader(DATA, batch_size=5, sampler=RandomSampler(DATA, replacement=True, num_samples=100))
+    view, follower = followed(loader)
+    assert len(numbers(follower.loader)) == 80
+    view.relabel(np.array([3, 4, 11, 17]), np.zeros(4, dtype=np.int64))
+    follower.refresh()
+    assert len(numbers(follower.loader)) == 100
+
+
+def test_shares_of_two_processes_cover_the_kept_samples_and_the_epoch_is_kept_through_a_refresh():
+    parts, orders = [], []
+    for rank in range(2):
+        loader = DataLoader(DATA, batch_size=3, sampler=DistributedSampler(DATA, 2, rank))
+        loader.sampler.set_epoch(4)
+        _, follower = followed(loader)
+        assert follower.loader.sampler.epoch == 4
+        orders.append(numbers(follower.loader))
+        parts += orders[-1]
+        follower.loader.sampler.set_epoch(6)
+        follower.refresh()
+        assert follower.loader.sampler.epoch == 6
+    assert sorted(parts) == KEPT.tolist() and len(orders[0]) == len(orders[1]) == 8
+
+
+def test_a_sampler_object_stays_the_same_through_a_refresh():
+    view, follower = followed(DataLoader(DATA, batch_size=3, shuffle=True))
+    sampler, batch_sampler = follower.loader.sampler, follower.loader.batch_sampler
+    view.relabel(np.array([3]), np.array([0]))
+    follower.refresh()
+    assert follower.loader.sampler is sampler and follower.loader.batch_sampler is batch_sampler
+    assert batch_sampler.sampler is sampler
+
+
+@pytest.mark.parametrize(
+    "loader, reason",
+    [
+        (lambda: DataLoader(DATA, sampler=Frozen(list(range(20)))), "Frozen .* because of its attribute 'indices'"),
+        (lambda: DataLoader(DATA, sampler=FrozenLength(DATA)), "FrozenLength .* because of its attribute 'length'"),
+        (lambda: DataLoader(DATA, sampler=Backwards(range(20))), "Backwards .* because of its attribute 'data_source'"),
+        (lambda: DataLoader(DATA, sampler=SequentialSampler(range(7))), "SequentialSampler .* 'data_source'"),
+        (lambda: DataLoader(DATA, sampler=WeightedRandomSampler([1.0] * 7, 7)), "WeightedRandomSampler .* 'weights'"),
+        (lambda: DataLoader(DATA, sampler=range(20)), "cannot rebuild the sampler range"),
+        (lambda: DataLoader(DATA, batch_sampler=[[0, 1], [2, 3]]), "cannot rebuild the sampler list"),
+    ],
+)
+def test_samplers_that_cannot_be_rebuilt_are_refused_with_a_way_out(loader, reason):
+    with pytest.raises(DataError, match=rf"(?s){reason}.*result\.apply\(dataset\)"):
+        followed(loader())
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield 1, 0
+
+
+def test_loaders_without_positions_are_refused():
+    with pytest.raises(DataError, match="no positions to flag: use a map-style"):
+        open_loader(DataLoader(Stream()))
+    with pytest.raises(DataError, match="expected a torch DataLoader, got list"):
+        open_loader([1, 2])
+
+
+def test_a_plain_loader_is_its_own_core():
+    loader = DataLoader(DATA)
+    host = open_loader(loader)
+    assert host.inner is loader and host.rebuild(7) == 7 and host.pixel_range is None and host.dataset is None
