@@ -104,6 +104,9 @@ def test_unknown_names_are_refused_before_anything_is_trained(tmp_path):
         drill(tmp_path, defenses=["gard"])
     with pytest.raises(ValueError, match="no attack 'badnet'"):
         drill(tmp_path, attacks=["badnet"])
+    for name in ("sig", "label_consistent"):
+        with pytest.raises(ValueError, match=r"rate=0.4 needs 24 images of class 1, the data set has 20"):
+            drill(tmp_path, attacks=["clean", name], rate=0.4)
     assert not (tmp_path / "out").exists()
 
 

@@ -90,9 +90,8 @@ def plan(labels: np.ndarray, attack: Attack, seed: int) -> Plan:
         seed: seed of the choice.
 
     Raises:
-        ValueError: a rate that cannot be had, or an attack that must be fitted first.
+        ValueError: a rate that cannot be had.
     """
-    _check_fitted(attack)
     labels = np.asarray(labels, dtype=np.int64)
     out = Plan(np.full(len(labels), -1, np.int16), labels.copy(), np.zeros(len(labels), np.int8))
     rng = np.random.default_rng(seed)
@@ -190,7 +189,6 @@ def triggered_test(images: Tensor, labels: Tensor, attack: Attack, seed: int = 0
     Raises:
         ValueError: the test set has no sample whose label the attack would change.
     """
-    _check_fitted(attack)
     truth = labels.numpy()
     kept, targets, pixels = [], [], []
     rng = np.random.default_rng(seed)
@@ -206,11 +204,6 @@ def triggered_test(images: Tensor, labels: Tensor, attack: Attack, seed: int = 0
     if sum(map(len, kept)) == 0:
         raise ValueError(f"attack {attack.name!r} would change the label of none of the {len(truth)} test images")
     return torch.cat(pixels), torch.from_numpy(np.concatenate(kept)), torch.from_numpy(np.concatenate(targets))
-
-
-def _check_fitted(attack: Attack) -> None:
-    if attack.craft is not None:
-        raise ValueError(f"attack {attack.name!r} is fitted to its data: first attack = fitted(attack, images, labels)")
 
 
 def _write(

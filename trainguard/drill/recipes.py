@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from trainguard.drill.triggers import (
     Pieces,
     Sinusoid,
     Trigger,
+    Unfitted,
     Warp,
     Waves,
 )
@@ -168,10 +169,12 @@ def input_aware(setting: Setting) -> Attack:
     """
 
     def craft(images: Tensor, labels: Tensor, seed: int) -> Attack:
-        own, cross = trigger_generator(images, labels, setting.target, seed=seed)
+        return rules(*trigger_generator(images, labels, setting.target, seed=seed))
+
+    def rules(own: Trigger, cross: Trigger) -> Attack:
         return _hidden("input_aware", setting, own, own, cover=setting.rate, cover_trigger=cross)
 
-    return Attack("input_aware", craft=craft)
+    return replace(rules(Unfitted("input_aware"), Unfitted("input_aware")), craft=craft)
 
 
 def all_to_all(setting: Setting) -> Attack:
@@ -194,11 +197,13 @@ def label_consistent(setting: Setting) -> Attack:
     corners = Chain(tuple(Patch(setting.drawn(pictures.checks), 3 / 32, corner) for corner in CORNERS))
 
     def craft(images: Tensor, labels: Tensor, seed: int) -> Attack:
-        base = adversarial_base(images, labels, setting.target, seed=seed)
-        rule = Rule(of_class(setting.target, setting.rate), Chain((base, corners)), keep)
+        return rules(Chain((adversarial_base(images, labels, setting.target, seed=seed), corners)))
+
+    def rules(trigger: Trigger) -> Attack:
+        rule = Rule(of_class(setting.target, setting.rate), trigger, keep)
         return Attack("label_consistent", train=(rule,), test=(_test(setting, corners),))
 
-    return Attack("label_consistent", craft=craft)
+    return replace(rules(Unfitted("label_consistent")), craft=craft)
 
 
 def low_frequency(setting: Setting, *, amplitude: float = 32 / 255) -> Attack:

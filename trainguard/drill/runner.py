@@ -17,7 +17,7 @@ from trainguard.drill.cells import Cell, measure
 from trainguard.drill.defenses import DEFENSES, RELABEL, defend, relabel
 from trainguard.drill.images import Images, load_images
 from trainguard.drill.machine import machine, peak_memory, reset_peak_memory, versions
-from trainguard.drill.poison import Attack
+from trainguard.drill.poison import Attack, plan
 from trainguard.drill.recipes import RECIPES, Setting, attack
 from trainguard.drill.scene import Scene, Victim
 from trainguard.drill.train import Recipe
@@ -68,6 +68,7 @@ def run_drill(
     rows: int | None = None,
     test: Any = None,
     test_rows: int | None = None,
+    size: int | None = None,
     rate: float = 0.05,
     target: int = 1,
     source: int = 0,
@@ -95,6 +96,7 @@ def run_drill(
         rows: the first so many training images; None for all.
         test: test set, where `data` has none beside it.
         test_rows: the first so many test images; None for all.
+        size: side in pixels that images are scaled to; None for the size of the first one.
         rate: payload as a share of the training set.
         target: label of the payload.
         source: source class of source-specific attacks.
@@ -111,7 +113,9 @@ def run_drill(
         StateError: `out` holds cells of another data set or of other settings.
     """
     images = (
-        data if isinstance(data, Images) else load_images(data, test=test, rows=rows, test_rows=test_rows, flip=flip)
+        data
+        if isinstance(data, Images)
+        else load_images(data, test=test, rows=rows, test_rows=test_rows, size=size, flip=flip)
     )
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     picture = pictures.from_file(trigger_file) if trigger_file else None
@@ -132,12 +136,14 @@ def run_drill(
         "cover_rate": cover_rate,
         "trigger_file": hashlib.sha256(Path(trigger_file).read_bytes()).hexdigest()[:16] if trigger_file else None,
     }
+    scenes = [(name, seed) for name in chosen for seed in seeds]
+    for name, seed in scenes:
+        plan(images.train_labels.numpy(), chosen[name], seed)  # a rate that cannot be had shows now, not after hours
     folder = writable_folder(out)
     _same_settings(folder, settings)
-    plan = [(name, seed) for name in chosen for seed in seeds]
     cells = []
-    with Progress(progress).stage("drill", len(plan) * len(wanted) * epochs * len(images.train)) as stage:
-        for name, seed in plan:
+    with Progress(progress).stage("drill", len(scenes) * len(wanted) * epochs * len(images.train)) as stage:
+        for name, seed in scenes:
             cells += _scene_cells(images, chosen[name], victim, seed, wanted, folder / "cells", stage)
     drill = Drill(settings, tuple(cells), versions(), machine(place))
     drill.save(folder)

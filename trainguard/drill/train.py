@@ -153,6 +153,6 @@ def predict(model: nn.Module, images: Tensor, *, device: torch.device | str = "c
 def autocast(device: torch.device | str) -> AbstractContextManager:
     r"""bfloat16 where the processor multiplies it in hardware, else nothing."""
     kind = torch.device(device).type
-    if kind == "cpu" and not torch.cpu._is_amx_tile_supported():
+    if kind == "cpu" and not getattr(torch.cpu, "_is_amx_tile_supported", bool)():
         return nullcontext()
     return torch.autocast(kind, torch.bfloat16)

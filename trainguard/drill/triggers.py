@@ -259,6 +259,16 @@ class Pieces:
         return mask * self.whole(images, index, seed) + (1 - mask) * images
 
 
+@dataclass(frozen=True)
+class Unfitted:
+    r"""Stands where a trigger will be that must first be fitted to the data; calling it raises."""
+
+    attack: str
+
+    def __call__(self, images: Tensor, index: np.ndarray, seed: int) -> Tensor:
+        raise ValueError(f"attack {self.attack!r} is fitted to its data: first attack = fitted(attack, images, labels)")
+
+
 def _over(images: Tensor, colour: Tensor, weight: Tensor) -> Tensor:
     colour, weight = colour.to(images.dtype), weight.to(images.dtype)
     return (1 - weight) * images + weight * colour
