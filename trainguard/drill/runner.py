@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +141,12 @@ def run_drill(
         plan(images.train_labels.numpy(), chosen[name], seed)  # a rate that cannot be had shows now, not after hours
     folder = writable_folder(out)
     _same_settings(folder, settings)
-    cells = []
+    drill = Drill(settings, (), versions(), machine(place))
     with Progress(progress).stage("drill", len(scenes) * len(wanted) * epochs * len(images.train)) as stage:
         for name, seed in scenes:
-            cells += _scene_cells(images, chosen[name], victim, seed, wanted, folder / "cells", stage)
-    drill = Drill(settings, tuple(cells), versions(), machine(place))
-    drill.save(folder)
+            cells = _scene_cells(images, chosen[name], victim, seed, wanted, folder / "cells", stage)
+            drill = replace(drill, cells=(*drill.cells, *cells))
+            drill.save(folder)  # what there is so far can be read while the rest is running
     if table:
         tables.show(drill.cells)
     return drill
