@@ -1,0 +1,401 @@
+import collections
+import copy
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
+from trainguard.screening.settings import PRESETS
+
+import trainguard
+from trainguard import Guard
+from trainguard.errors import DataError, ModelError, StateError
+from trainguard.results import ScreenResult
+
+FLAGGED = [3, 10, 11, 40, 59]
+KEPT = [i for i in range(60) if i not in FLAGGED]
+
+
+def result_for(images, flagged):
+    """What a screening that flags `flagged` would give."""
+    suspect = np.zeros(len(images), dtype=bool)
+    suspect[flagged] = True
+    return ScreenResult(
+        score=suspect.astype(np.float32),
+        consistency=np.zeros(len(images), np.float32),
+        suspect=suspect,
+        keep=np.flatnonzero(~suspect & (images.labels >= 0)),
+        verdict="poisoned" if flagged else "clean",
+        confidence=0.9,
+        reason="a test says so",
+        target_classes=(0,) if flagged else (),
+        labels=images.labels,
+        proposed=images.labels,
+        thresholds=np.full(images.num_classes, np.inf, np.float32),
+        unreadable=images.unreadable,
+        class_names=images.class_names,
+        fingerprint=images.fingerprint,
+        settings={"seed": 0},
+        timing={"total": 1.0},
+        history=[{"stage": "probe", "epoch": 1, "loss": np.float32(0.5)}],
+        embedding=np.zeros((len(images), 2), np.float16),
+    )
+
+
+@pytest.fixture
+def screening(monkeypatch):
+    """Replaces the screening by one that flags `.flagged`, and keeps what it was called with in `.calls`."""
+    spy = SimpleNamespace(flagged=FLAGGED, calls=[])
+
+    def screen_images(images, model=None, **options):
+        torch.rand(5), np.random.rand(), random.random()  # a real one draws
+        assert torch.is_grad_enabled()
+        if model is not None:
+            model.train()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.zero_()
+            model(images.batch(images.readable[:8]))
+        spy.calls.append(SimpleNamespace(images=images, model=model, **options))
+        return result_for(images, spy.flagged)
+
+    monkeypatch.setattr("trainguard.guard.screen_images", screen_images)
+    return spy
+
+
+class Augmented(Dataset):
+    """Images with a random flip and noise from all three global streams, as dicts or tuples."""
+
+    def __init__(self, images, labels, as_dict=False):
+        self.images, self.labels, self.as_dict = images, labels, as_dict
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image = self.images[index]
+        if torch.rand(()) < 0.5:
+            image = image.flip(2)
+        image = (image + 0.01 * (np.random.rand() + random.random())).clamp(0, 1)
+        label = int(self.labels[index])
+        return {"image": image, "label": label, "row": index} if self.as_dict else (image, label, index)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(144, 3)
+    )
+
+
+def rows(loader):
+    return sorted(int(row) for batch in loader for row in (batch["row"] if isinstance(batch, dict) else batch[2]))
+
+
+def train(loader, model, epochs=2):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(epochs):
+        for batch in loader:
+            loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def streams():
+    return torch.get_rng_state(), np.random.get_state(), random.getstate()
+
+
+def same(one, other):
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return bool(np.array_equal(one, other))
+
+
+def seed_all():
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("how", ["disabled", "nothing flagged"])
+def test_off_or_nothing_flagged_is_bit_for_bit_the_unguarded_run(how, workers, screening, images, labels):
+    screening.flagged = []
+
+    def run(guarded):
+        seed_all()
+        model = network()
+        loader = DataLoader(Augmented(images, labels), batch_size=16, shuffle=True, num_workers=workers)
+        if guarded:
+            guard = Guard(progress=False, enabled=how != "disabled")
+            before = streams()
+            protected = guard.protect(loader, model)
+            assert protected is loader and same(streams(), before)
+            loader = protected
+        train(loader, model, epochs=1)
+        if guarded:
+            before = streams()
+            guard.relabel(model)
+            assert same(streams(), before)
+        train(loader, model, epochs=1)
+        return model.state_dict(), streams()
+
+    (plain, plain_streams), (guarded, guarded_streams) = run(False), run(True)
+    assert len(screening.calls) == (how != "disabled")
+    assert all(torch.equal(plain[name], guarded[name]) for name in plain)
+    assert same(plain_streams, guarded_streams)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_protect_drops_what_was_flagged_and_relabel_brings_it_back_with_new_labels(
+    workers, as_dict, screening, images, labels
+):
+    loader = DataLoader(
+        Augmented(images, labels, as_dict), 16, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
+    guard = Guard(progress=False)
+    model = network()
+    protected = guard.protect(loader, model)
+    assert rows(protected) == KEPT and len(protected) == 4 and type(protected) is DataLoader
+
+    class Always(nn.Linear):
+        def forward(self, x):
+            return torch.tensor([[0.0, 0.0, 5.0]]).expand(len(x), 3)
+
+    guard.relabel(Always(1, 1))
+    seen = {}
+    for batch in protected:
+        numbers, given = (batch["row"], batch["label"]) if as_dict else (batch[2], batch[1])
+        seen |= dict(zip(numbers.tolist(), given.tolist(), strict=True))
+    assert seen == {row: 2 if row in FLAGGED else int(labels[row]) for row in range(60)}
+
+
+def test_keep_mode_keeps_the_number_of_steps_and_draws_evenly(screening, images, labels):
+    loader = DataLoader(Augmented(images, labels), 16, shuffle=True, drop_last=False)
+    protected = Guard(progress=False).protect(loader, network(), steps="keep")
+    times = collections.Counter(rows(protected))
+    assert len(protected) == len(loader) == 4 and sum(times.values()) == 60
+    assert set(times) == set(KEPT) and max(times.values()) == 2
+    with pytest.raises(ValueError, match="steps='natural' or 'keep', got 'same'"):
+        Guard(progress=False).protect(loader, network(), steps="same")
+
+
+def test_relabel_in_the_middle_of_an_epoch_shows_nothing_flagged_before_the_next(screening, images, labels):
+    guard = Guard(progress=False)
+    protected = guard.protect(DataLoader(Augmented(images, labels), 5, shuffle=True), network())
+    seen = []
+    for step, batch in enumerate(protected):
+        seen += batch[2].tolist()
+        if step == 3:
+            guard.relabel(network())
+    assert set(seen) == set(KEPT)
+    assert rows(protected) == list(range(60))
+
+
+def test_protect_passes_on_what_the_user_said(screening, images, labels, tmp_path):
+    callback = object()
+    guard = Guard(epochs=30, budget=0.25, seed=7, state_dir=tmp_path, progress=False, callbacks=[callback])
+    guard.protect(DataLoader(TensorDataset(images, labels), 16), network())
+    call = screening.calls[0]
+    assert (call.epochs, call.budget, call.seed, call.state_dir, call.progress) == (30, 0.25, 7, tmp_path, False)
+    assert call.callbacks == [callback] and call.processes.world == 1 and call.device is None
+    assert guard.result.fingerprint == call.images.fingerprint
+
+
+def test_the_user_s_model_is_untouched_and_so_are_gradients_and_modes(screening, images, labels):
+    model = network()
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    model[5].weight.grad = torch.ones_like(model[5].weight)
+    calls = []
+    model[2].register_forward_hook(lambda *_: calls.append(1))
+    before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    guard = Guard(progress=False)
+    with torch.no_grad():
+        protected = guard.protect(DataLoader(TensorDataset(images, labels), 16), model)
+        assert not torch.is_grad_enabled()
+    assert not calls and protected is not None
+    guard.relabel(model)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert not model[0].weight.requires_grad and torch.equal(model[5].weight.grad, torch.ones_like(model[5].weight))
+
+
+def test_relabel_uses_the_model_as_training_feeds_it(screening, images, labels):
+    class Brightness(nn.Module):
+        """Class 1 above middle grey, told from normalised pixels."""
+
+        def forward(self, x):
+            above = x.mean((1, 2, 3)) > 0
+            return torch.stack([(~above).float(), above.float(), torch.zeros(len(x))], dim=1)
+
+    guard = Guard(progress=False)
+    normalised = TensorDataset((images - 0.5) / 0.5, labels)
+    protected = guard.protect(DataLoader(normalised, 60), network(), mean=(0.5,) * 3, std=(0.5,) * 3)
+    guard.relabel(Brightness())
+    given = torch.cat([batch[1] for batch in protected])
+    expected = (images[FLAGGED].mean((1, 2, 3)) > 0.5).long()
+    assert given[-len(FLAGGED) :].tolist() == expected.tolist()
+
+
+def test_weighted_loaders_stay_weighted(screening, images, labels):
+    weights = torch.zeros(60)
+    weights[[3, 5, 10]] = 1
+    loader = DataLoader(Augmented(images, labels), 10, sampler=WeightedRandomSampler(weights, 60))
+    assert set(rows(Guard(progress=False).protect(loader, network()))) == {5}
+
+
+def test_too_few_kept_samples_for_a_batch_is_an_error(screening, images, labels):
+    loader = DataLoader(TensorDataset(images, labels), 60, drop_last=True)
+    with pytest.raises(DataError, match="the 55 kept samples fill no batch: pass drop_last=False or steps='keep'"):
+        Guard(progress=False).protect(loader, network())
+
+
+def test_a_sampler_that_cannot_be_rebuilt_is_refused_before_any_screening(screening, images, labels):
+    loader = DataLoader(TensorDataset(images, labels), batch_sampler=[[0, 1], [2, 3]])
+    with pytest.raises(DataError, match="cannot rebuild the sampler list"):
+        Guard(progress=False).protect(loader, network())
+    assert not screening.calls
+
+
+def test_relabel_before_protect_is_an_error_and_a_disabled_guard_does_nothing(images, labels):
+    with pytest.raises(RuntimeError, match=r"call guard\.protect"):
+        Guard().relabel(network())
+    off = Guard(enabled=False)
+    assert off.relabel(network()) is None and off.result is None
+
+
+class Broken(Dataset):
+    def __init__(self, images, labels, bad):
+        self.images, self.labels, self.bad = images, labels, bad
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise OSError("truncated file")
+        return self.images[index], int(self.labels[index]), index
+
+
+@pytest.mark.parametrize("flagged", [[], FLAGGED])
+def test_unreadable_samples_are_left_out_for_good_when_asked(flagged, screening, images, labels):
+    screening.flagged = flagged
+    guard = Guard(progress=False)
+    loader = DataLoader(Broken(images, labels, {0, 7}), 16)
+    with pytest.raises(DataError, match="row 0 cannot be read: OSError: truncated file"):
+        guard.protect(loader, network())
+    protected = guard.protect(loader, network(), on_error="skip")
+    assert guard.result.unreadable == (0, 7)
+    assert rows(protected) == [row for row in range(60) if row not in (0, 7, *flagged)]
+    guard.relabel(network())
+    assert rows(protected) == [row for row in range(60) if row not in (0, 7)]
+
+
+def through_disk(state, path):
+    torch.save(state, path)
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("steps", ["natural", "keep"])
+@pytest.mark.parametrize("when", ["before protect", "after protect"])
+def test_a_saved_guard_goes_on_where_it_was(when, steps, screening, images, labels, tmp_path):
+    def loader():
+        return DataLoader(Augmented(images, labels), 16)
+
+    first = Guard(progress=False)
+    protected = first.protect(loader(), network(), steps=steps)
+    first.relabel(network(3))
+    expected = [batch[1].tolist() for batch in protected]
+    state = through_disk(first.state_dict(), tmp_path / "guard.pt")
+
+    second = Guard(progress=False)
+    if when == "before protect":
+        second.load_state_dict(state)
+        resumed = second.protect(loader(), network(), steps=steps)
+        assert len(screening.calls) == 1  # no second screening
+    else:
+        resumed = second.protect(loader(), network(), steps=steps)
+        second.load_state_dict(state)
+    assert [batch[1].tolist() for batch in resumed] == expected
+    assert second.result.verdict == "poisoned" and second.result.target_classes == (0,)
+    assert second.result.keep.tolist() == KEPT and second.result.history[0]["loss"] == 0.5
+
+
+def test_a_state_of_another_data_set_is_refused_with_both_fingerprints(screening, images, labels):
+    first = Guard(progress=False)
+    first.protect(DataLoader(TensorDataset(images, labels), 16), network())
+    other = DataLoader(TensorDataset(images, labels.roll(1)), 16)
+    after, before = Guard(progress=False), Guard(progress=False)
+    after.protect(other, network())
+    both = f"{first.result.fingerprint}.*{after.result.fingerprint}"
+    with pytest.raises(StateError, match=both):
+        after.load_state_dict(first.state_dict())
+    before.load_state_dict(first.state_dict())
+    with pytest.raises(StateError, match=both):
+        before.protect(other, network())
+
+
+def test_a_state_that_cannot_be_taken_up_is_refused(screening, images, labels):
+    first = Guard(progress=False)
+    first.protect(DataLoader(TensorDataset(images, labels), 16), network())
+    screening.flagged = []
+    clean = Guard(progress=False)
+    clean.protect(DataLoader(TensorDataset(images, labels), 16), network())
+    with pytest.raises(StateError, match=r"leaves out 5 samples, this run found nothing .* before guard\.protect"):
+        clean.load_state_dict(first.state_dict())
+    with pytest.raises(StateError, match="format 1, got None"):
+        clean.load_state_dict({})
+    clean.load_state_dict(Guard(enabled=False).state_dict())
+    assert clean.result.verdict == "clean"
+
+
+def test_protecting_again_screens_again(screening, images, labels):
+    guard = Guard(progress=False)
+    guard.protect(DataLoader(TensorDataset(images, labels), 16), network())
+    guard.relabel(network())
+    screening.flagged = [5]
+    protected = guard.protect(DataLoader(Augmented(images, labels), 16), network())
+    assert rows(protected) == [row for row in range(60) if row != 5]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"model": network}, {"model": network()}])
+def test_screen_gives_the_result_and_moves_nothing(arguments, screening, images, labels):
+    seed_all()
+    before = streams()
+    result = trainguard.screen(TensorDataset(images, labels), progress=False, seed=3, **arguments)
+    assert same(streams(), before)
+    assert result.keep.tolist() == KEPT and screening.calls[0].seed == 3
+    assert (screening.calls[0].model is None) == (not arguments)
+
+
+def test_screen_knows_its_presets(screening, images, labels):
+    dataset = TensorDataset(images, labels)
+    settings = [
+        trainguard.screen(dataset, progress=False, preset=name) and screening.calls[-1].settings for name in PRESETS
+    ]
+    assert settings == list(PRESETS.values())
+    with pytest.raises(ValueError, match="unknown preset 'mine': choose one of default, paper"):
+        trainguard.screen(dataset, progress=False, preset="mine")
+
+
+def test_screen_refuses_a_model_that_does_not_fit(screening, images, labels):
+    with pytest.raises(ModelError, match="the model has 3 outputs, the data set has 2 classes"):
+        trainguard.screen(TensorDataset(images, labels % 2), network(), progress=False)
+    assert not screening.calls
+
+
+def test_importing_trainguard_imports_no_host_and_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, trainguard; print([m for m in ('torch', 'accelerate', 'timm', 'datasets') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+    assert set(trainguard.__all__) <= set(dir(trainguard))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = trainguard.nothing

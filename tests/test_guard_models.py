@@ -1,0 +1,168 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import spectral_norm, weight_norm
+from torch.utils.data import TensorDataset
+
+from trainguard.data.store import open_images
+from trainguard.errors import ModelError
+from trainguard.models import bare, working_copy
+from trainguard.screening.relabeling import relabel
+
+
+@pytest.fixture
+def store(images, labels):
+    return open_images(TensorDataset(images, labels))
+
+
+def network(outputs=3):
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, outputs), nn.BatchNorm1d(outputs))
+
+
+def test_working_copy_shares_nothing_with_the_user_s_model(store):
+    model = network()
+    copied = working_copy(model, store)
+    mine = {parameter.data_ptr() for parameter in [*model.parameters(), *model.buffers()]}
+    assert not mine & {parameter.data_ptr() for parameter in [*copied.parameters(), *copied.buffers()]}
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), copied.parameters(), strict=True))
+    assert model.training and not copied.training
+
+
+def test_working_copy_takes_a_function_a_class_and_names(store):
+    assert isinstance(working_copy(network, store), nn.Sequential)
+    for name in ("resnet10t", "squeezenet1_1"):  # timm's, torchvision's
+        small = store if name == "resnet10t" else store_of_size(64)
+        assert working_copy(name, small)(small.batch([0, 1])).shape == (2, 3)
+
+
+def store_of_size(size):
+    return open_images(TensorDataset(torch.rand(12, 3, size, size), torch.arange(12) % 3))
+
+
+def test_a_transformer_by_name_gets_the_data_s_size():
+    small = store_of_size(32)
+    assert working_copy("vit_tiny_patch16_224", small)(small.batch([0])).shape == (1, 3)
+
+
+def test_working_copy_runs_its_own_weights_where_accelerate_patched_forward(store):
+    model = network()
+    original = model.forward
+    model._original_forward = original
+    model.forward = lambda x: original(x) * 1.0
+    copied = working_copy(model, store)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert (copied(store.batch([0, 1])) == 0).all()
+    assert "forward" in vars(model)
+
+
+def test_working_copy_drops_hooks_but_not_those_that_make_weights(store):
+    model = nn.Sequential(nn.Flatten(), spectral_norm(nn.Linear(192, 3)))
+    calls = []
+    model[1].register_forward_hook(lambda *_: calls.append(1))
+    model[1].register_forward_pre_hook(lambda *_: calls.append(1))
+    copied = working_copy(model, store)
+    copied(store.batch([0]))
+    assert not calls
+    assert [type(hook).__name__ for hook in copied[1]._forward_pre_hooks.values()] == ["SpectralNorm"]
+    assert len(model[1]._forward_hooks) == 1
+
+
+def test_old_style_weight_norm_asks_for_a_function(store):
+    def build():
+        return nn.Sequential(nn.Flatten(), weight_norm(nn.Linear(192, 3)))
+
+    with pytest.raises(ModelError, match="pass a function that builds the model"):
+        working_copy(build(), store)
+    assert isinstance(working_copy(build, store), nn.Sequential)
+
+
+def test_bare_takes_wrappers_off():
+    model = network()
+    assert bare(nn.DataParallel(model)) is model
+    assert bare(torch.compile(nn.DataParallel(model))) is model
+
+
+class Uncopyable(nn.Module):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("no")
+
+
+class Output(nn.Module):
+    """Gives what it is told."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, x):
+        return self.make(x)
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (Uncopyable(), "Uncopyable cannot be copied .*: pass a function that builds the model"),
+        (network(4), "the model has 4 outputs, the data set has 3 classes"),
+        (network(2), "the model has 2 outputs, the data set has 3 classes"),
+        (Output(lambda x: x.new_full((len(x), 3), float("nan"))), "NaN or infinite outputs .*pixel range"),
+        (Output(lambda x: x), r"expected logits of shape \(4, 3\) from the model, got shape \(4, 3, 8, 8\)"),
+        (Output(lambda x: {"y": x}), "from the model, got dict"),
+        (nn.Linear(7, 3), r"cannot run on images of shape \(4, 3, 8, 8\) from the data set: .*mat1"),
+        (lambda: 7, "got function that gives int"),
+        (7, "expected a model, a function that builds one, or a timm name, got int"),
+        ("resnet_of_my_own", "neither timm nor torchvision has a model 'resnet_of_my_own'"),
+        ("inception_v3", "cannot (build|run)|model cannot"),
+    ],
+)
+def test_models_that_cannot_be_used_are_refused(model, message, store):
+    with pytest.raises(ModelError, match=message):
+        working_copy(model, store)
+
+
+def test_outputs_with_logits_are_understood(store):
+    class Output:
+        def __init__(self, logits):
+            self.logits = logits
+
+    class HuggingFaceLike(nn.Linear):
+        def forward(self, pixel_values):
+            return Output(super().forward(pixel_values.flatten(1)))
+
+    assert isinstance(working_copy(HuggingFaceLike(192, 3), store), HuggingFaceLike)
+
+
+def test_relabel_is_the_argmax_and_its_softmax_whatever_the_batch_size(store, images):
+    model = network().eval()
+    index = torch.randperm(60)[:23].numpy()
+    with torch.no_grad():
+        expected, best = model(images[index]).softmax(1).max(1).indices, model(images[index]).softmax(1).max(1).values
+    for batch_size in (1, 10, 256):
+        labels, confidence = relabel(model, store, index, given=store.labels[index], batch_size=batch_size)
+        assert labels.tolist() == expected.tolist() and labels.dtype == "int64"
+        torch.testing.assert_close(torch.from_numpy(confidence), best)
+
+
+def test_relabel_restores_modes_and_buffers_also_when_the_model_fails(store):
+    model = network()
+    model[1].eval()
+    buffers = copy.deepcopy(list(model.buffers()))
+    relabel(model, store, store.readable, given=store.labels)
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+    assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
+    failing = nn.Sequential(model, nn.Linear(7, 7))
+    with pytest.raises(RuntimeError):
+        relabel(failing, store, store.readable, given=store.labels)
+    assert failing.training and not model[1].training
+
+
+def test_relabel_keeps_the_given_label_where_the_model_gives_nan(store):
+    model = Output(lambda x: torch.where(x[:, :1, 0, 0] > 0.5, float("nan"), torch.tensor([[0.0, 0.0, 9.0]])))
+    labels, confidence = relabel(model, store, store.readable, given=store.labels)
+    nan = (store.batch(store.readable)[:, 0, 0, 0] > 0.5).numpy()
+    assert 0 < nan.sum() < 60
+    assert (labels[nan] == store.labels[nan]).all() and (confidence[nan] == 0).all()
+    assert (labels[~nan] == 2).all() and (confidence[~nan] > 0.99).all()
