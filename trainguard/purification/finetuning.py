@@ -67,7 +67,7 @@ def fine_tune(
     .. math:: \theta \leftarrow \arg\min_\theta \mathbb{E}_{(x, y) \in D_{ext}} [L(\tilde x, y; \theta)]
 
     Args:
-        network: in unit pixels; trained in place, and in the mode in which it came when the call returns.
+        network: in unit pixels; trained in place, and in eval mode when the call returns.
         store: where the images are.
         extra: (n,) the extra set, as indices of the store.
         batches: how many optimizer steps; the set is shuffled anew whenever it has been gone through.
@@ -89,7 +89,6 @@ def fine_tune(
     optimizer = torch.optim.SGD(
         network.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay, foreach=True
     )
-    training = network.training
     network.train()
     total, seen = 0.0, 0
     for index in shuffled_batches(extra, batches, how.batch_size, generator):
@@ -107,7 +106,7 @@ def fine_tune(
         stage.advance(len(index), loss=value)
         if not math.isfinite(value):
             break
-    network.train(training)
+    network.eval()
     return total / seen if math.isfinite(total) else math.inf
 
 
@@ -165,7 +164,7 @@ def logits_of(
 
 
 def fitting_radius(
-    network: UnitPixels, store: ImageStore, index: NDArray[np.int64], how: FineTuning, *, moved: float = 0.5
+    network: UnitPixels, store: ImageStore, index: NDArray[np.int64], how: FineTuning, *, moved: float = 0.25
 ) -> float:
     r"""The smallest of eps, 2 eps, 4 eps and 8 eps at which the attack works at all on this model and these images.
 

@@ -48,6 +48,7 @@ def purify(
     initial: ScreenResult | Sequence[int] | None = None,
     validation: Any = None,
     pixel_range: PixelRange | None = None,
+    rounds: int | None = None,
     shares: Sequence[float] = (0.05, 0.2, 0.5, 0.7),
     adversarial_batches: Sequence[int] = (200, 30, 30, 30),
     epochs: int = 10,
@@ -88,13 +89,15 @@ def purify(
         validation: labelled images that can be trusted and that the model has not seen, to judge accuracy on. None:
             10% of `data` are held out for it.
         pixel_range: what the model's input values mean. None: found from the data set's transforms.
-        shares: size of each round's extra set as a share of the data; their number is the number of rounds. The
-            values of PBE's authors' code.
+        rounds: at most how many; None: as many as there are shares. With clean data there is one.
+        shares: size of each round's extra set as a share of the data; the last one holds for further rounds. The values
+            of PBE's authors' code.
         adversarial_batches: optimizer steps on adversarial examples in each round; the last one holds for further
             rounds. 200 is 10 epochs of 5% of CIFAR-10, as in the authors' code, and so is 30.
         epochs: passes over the extra set in step 2, from the second round on; in the first round only with clean data.
         eps: radius of the adversarial perturbation in unit pixel space. None: 6/255 (for `"l2"` 0.5), as in the
-            authors' code, doubled up to three times where it does not move half of the images across a class border.
+            authors' code, doubled up to three times where it moves less than a quarter of the images across a class
+            border.
         norm: `"linf"` or `"l2"`.
         attack_steps: gradient steps per adversarial example.
         lr: learning rate.
@@ -121,15 +124,16 @@ def purify(
     Deviation from the paper: images are held out to judge accuracy; one setting serves all attacks, where the paper
     adapts the perturbation to each; rounds end early at a fixed point; the best round within the bound is returned.
     """
-    if not shares or not adversarial_batches:
-        raise ValueError("expected at least one round: give shares and adversarial_batches")
+    sizes = round_shares(shares, rounds, clean)
+    if not adversarial_batches:
+        raise ValueError("expected the number of adversarial batches of at least one round, got none")
     started = time.perf_counter()
     processes = Processes.of(accelerator)
     show = Progress(progress and processes.is_main)
     store = open_store(data, pixel_range)
     trusted = clean or validation is not None or isinstance(initial, ScreenResult)
     plan = Plan(
-        shares=(1.0,) if clean else tuple(shares),
+        shares=sizes,
         adversarial_batches=tuple(adversarial_batches),
         epochs=epochs,
         plain_in_first=clean,
@@ -155,6 +159,7 @@ def purify(
             eps=fitting_radius(infected_network, store, sample, how) if eps is None else eps,
             flip=mirrors_alike(infected_network, store, sample) if flip is None else flip,
         )
+        how = processes.broadcast(how)
     run = Run(
         network=UnitPixels(for_training(copy_of(model), device), store.pixel_range),
         infected=infected_network,
@@ -196,6 +201,8 @@ def purify(
         settings={
             **asdict(plan),
             **asdict(how),
+            "shares": list(plan.shares),
+            "adversarial_batches": list(plan.adversarial_batches),
             "clean": clean,
             "pixel_range": {"low": list(store.pixel_range.low), "high": list(store.pixel_range.high)},
             "torch": torch.__version__,
@@ -203,6 +210,18 @@ def purify(
         },
         timing={"total": time.perf_counter() - started, **run.timing},
     )
+
+
+def round_shares(shares: Sequence[float], rounds: int | None, clean: bool) -> tuple[float, ...]:
+    """The size of every round's extra set as a share of the pool: all of it, once, where the data are clean.
+
+    Raises:
+        ValueError: no round, or a share outside (0, 1].
+    """
+    count = len(shares) if rounds is None else rounds
+    if count < 1 or not shares or not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"expected at least one round and shares in (0, 1], got rounds={rounds}, shares={shares}")
+    return (1.0,) if clean else tuple((*shares, *[shares[-1]] * count)[:count])
 
 
 @dataclass(frozen=True)
@@ -291,7 +310,7 @@ def _fine_tune(run: Run, step: str, show: Progress) -> None:
                 stage=stage,
             )
         _same_weights(run)
-    reached = accuracy(run.network, *run.judge) if np.isfinite(loss) else 0.0
+    reached = run.processes.broadcast(accuracy(run.network, *run.judge) if np.isfinite(loss) else 0.0)
     row = {"round": run.round, "step": step, "images": len(run.extra), "batches": batches, "loss": loss}
     run.history.append({**row, "accuracy": reached})
     if not np.isfinite(loss):

@@ -1,0 +1,139 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from digits_victim import RANGE, TARGET
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from trainguard.data.store import open_images
+from trainguard.errors import DataError
+from trainguard.purification import AuditResult, audit
+from trainguard.purification.audit import balanced, features_of, judge, movement_of, one_way, pull_of, transition_counts
+
+
+def uniform(classes: int = 10, moved: int = 90) -> np.ndarray:
+    counts = np.full((classes, classes), moved // (classes - 1))
+    np.fill_diagonal(counts, 10)
+    return counts
+
+
+def test_transitions_are_counted_from_row_to_column():
+    counts = transition_counts(np.array([0, 0, 1, 2, 2]), np.array([1, 1, 1, 0, 2]), 4)
+    assert counts.tolist() == [[0, 2, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+
+
+def test_pull_of_an_even_matrix_is_even_and_of_a_magnet_is_one():
+    np.testing.assert_allclose(pull_of(uniform()), 1 / 9)
+    magnet = np.zeros((5, 5), dtype=int)
+    magnet[:, 2] = 30
+    np.testing.assert_allclose(pull_of(magnet), [0, 0, 1, 0, 0])
+    assert pull_of(np.zeros((3, 3), dtype=int)).tolist() == [0, 0, 0]
+
+
+def test_one_way_tells_a_cycle_from_a_mutual_confusion():
+    cycle = np.roll(np.eye(6, dtype=int), 1, axis=1) * 20
+    pairs = np.kron(np.eye(3, dtype=int), np.array([[0, 1], [1, 0]])) * 20
+    assert one_way(cycle).tolist() == [1.0] * 6
+    assert one_way(pairs).tolist() == [0.0] * 6
+
+
+@pytest.mark.parametrize("classes", [3, 10, 43])
+def test_judge_follows_the_matrix(classes):
+    even = uniform(classes, 20 * (classes - 1))
+    verdict, confidence, _, targets = judge(even)
+    assert verdict == "clean" and confidence > 0.9 and targets == ()
+    poisoned = even.copy()
+    poisoned[:, 1] += even.sum(axis=1) * 5
+    verdict, confidence, reason, targets = judge(poisoned)
+    assert verdict == "backdoored" and confidence > 0.9 and targets == (1,) and "class 1" in reason
+    cycle = np.roll(np.eye(classes, dtype=int), 1, axis=1) * 200 + 1
+    verdict, _, reason, targets = judge(cycle)
+    assert verdict == "backdoored" and targets == tuple(range(classes)) and "all-to-all" in reason
+
+
+def test_judge_follows_a_renaming_of_the_classes():
+    counts = uniform()
+    counts[:, 7] *= 20
+    order = np.random.default_rng(0).permutation(10)
+    assert order[list(judge(counts[np.ix_(order, order)])[3])].tolist() == [7]
+
+
+def test_judge_does_not_decide_on_too_little():
+    assert judge(np.array([[0, 90], [90, 0]]))[0] == "undecided"
+    few = np.zeros((10, 10), dtype=int)
+    few[:, 3] = 2
+    verdict, confidence, reason, _ = judge(few)
+    assert verdict == "undecided" and confidence == 0 and "eps=" in reason
+
+
+def test_movement_is_the_relative_approach_to_a_class():
+    labels = np.array([0, 0, 1, 1])
+    before = np.array([[0.0, 1.0], [0.0, -1.0], [4.0, 0.0], [8.0, 0.0]])
+    after = before.copy()
+    after[2:, 0] = [2.0, 6.0]  # class 1 halves or quarters its way to the centre of class 0, the origin
+    np.testing.assert_allclose(movement_of(labels, before, after, 3), [1 - (0.5 + 0.75) / 2, 0, 0], atol=1e-6)
+
+
+def test_balanced_takes_every_class_alike(victim):
+    index = balanced(victim.store, 200, seed=0)
+    counts = np.bincount(victim.store.labels[index])
+    assert counts.tolist() == [20] * 10 and len(set(index.tolist())) == 200
+    assert np.array_equal(index, balanced(victim.store, 200, seed=0))
+
+
+def test_features_are_what_enters_the_last_layer(victim):
+    x = victim.store.batch(np.arange(3))
+    with features_of(victim.model, 10) as tap, torch.no_grad():
+        logits = victim.model(RANGE.to_model(x))
+        features = tap.read(logits)
+    np.testing.assert_allclose(features, victim.model[:-1](RANGE.to_model(x)).detach().numpy(), atol=1e-6)
+    assert not victim.model[-1]._forward_pre_hooks
+    with features_of(nn.Flatten(), 10) as tap:
+        assert np.array_equal(tap.read(logits), logits.numpy())
+
+
+@pytest.fixture(scope="module")
+def found(victim) -> AuditResult:
+    return audit(victim.model, victim.store, images=300, eps=24 / 255, progress=False)
+
+
+def test_a_blended_backdoor_is_found_with_its_target(found):
+    assert found.verdict == "backdoored" and found.target_classes == (TARGET,) and found.confidence > 0.9
+    assert found.pull[TARGET] > 0.7 and found.movement.argmax() == TARGET
+    np.testing.assert_allclose(found.transitions.sum(axis=1), 1, atol=1e-5)
+    assert found.transitions.shape == (10, 10) and found.images > 280
+
+
+def test_audit_changes_nothing_and_repeats_itself(victim, found):
+    state, mode = copy.deepcopy(victim.model.state_dict()), torch.get_rng_state()
+    again = audit(victim.model.train(), victim.store, images=300, eps=24 / 255, progress=False)
+    assert victim.model.training
+    victim.model.eval()
+    assert all(torch.equal(value, victim.model.state_dict()[name]) for name, value in state.items())
+    assert torch.equal(mode, torch.get_rng_state())
+    assert np.array_equal(again.transitions, found.transitions) and np.array_equal(again.pull, found.pull)
+
+
+def test_audit_survives_saving_and_shows_itself(found, tmp_path):
+    loaded = AuditResult.load(found.save(tmp_path / "audit"))
+    assert loaded.to_dict() == found.to_dict() and loaded.transitions.dtype == np.float32
+    assert "backdoored" in repr(loaded) and "<table>" in loaded._repr_html_()
+    assert dict(loaded.rows())["target classes"] == str(TARGET)
+    json.dumps(found.to_dict())
+    with pytest.raises(ValueError, match="does not exist"):
+        AuditResult.load(tmp_path)
+    (tmp_path / "audit.json").write_text('{"kind": "purify", "format": 1}')
+    with pytest.raises(ValueError, match='kind "audit"'):
+        AuditResult.load(tmp_path)
+
+
+def test_a_model_that_knows_none_of_the_images_is_refused(victim):
+    wrong = TensorDataset(RANGE.to_model(torch.rand(40, 1, 8, 8)), (torch.arange(40) % 2) * 9)
+    never = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.zeros_(never[1].weight)
+    never[1].bias.data = torch.eye(10)[5]
+    with pytest.raises(DataError, match="none of 40 images right"):
+        audit(never, open_images(wrong, pixel_range=RANGE), progress=False)

@@ -1,0 +1,93 @@
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+from trainguard.checkpoints import UnsafeCheckpoint, load_weights, read_checkpoint
+from trainguard.errors import ModelError
+from trainguard.purification import audit_checkpoint, purify_checkpoint
+
+ARCH = "test_resnet"  # timm's smallest, made for tests
+FEW = {"progress": False, "rounds": 1, "adversarial_batches": (2,), "attack_steps": 1, "eps": 0.02, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def delivered(tmp_path_factory):
+    """A checkpoint and the images that it was (hardly) trained on."""
+    torch.manual_seed(0)
+    model = timm.create_model(ARCH, num_classes=3)
+    path = tmp_path_factory.mktemp("delivered") / "model.pt"
+    torch.save({"state_dict": model.state_dict(), "epoch": 7}, path)
+    images = torch.rand(60, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return path, TensorDataset(images, torch.arange(60) % 3)
+
+
+def test_a_checkpoint_is_purified_into_safetensors_with_a_record(delivered, tmp_path):
+    path, data = delivered
+    outcome = purify_checkpoint(path, arch=ARCH, data=data, out=tmp_path / "clean", **FEW, max_accuracy_loss=1.0)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["clean.json", "clean.safetensors"]
+    record = json.loads((tmp_path / "clean.json").read_text())
+    assert record["input"] == {
+        "path": str(path),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "weights under": "state_dict",
+        "arch": ARCH,
+    }
+    assert record["sha256"] == hashlib.sha256((tmp_path / "clean.safetensors").read_bytes()).hexdigest()
+    assert record["history"] == outcome.history and record["settings"]["attack_steps"] == 1
+    model = timm.create_model(ARCH, num_classes=3)
+    load_weights(model, read_checkpoint(tmp_path / "clean.safetensors"))
+    for one, other in zip(model.parameters(), outcome.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_checkpoint_is_audited(delivered):
+    path, data = delivered
+    result = audit_checkpoint(path, arch=ARCH, data=data, progress=False, images=30)
+    assert result.transitions.shape == (3, 3) and 0 < result.images <= 30
+    assert result.verdict in ("clean", "backdoored", "undecided")
+
+
+def test_nothing_is_written_for_a_checkpoint_that_is_refused(delivered, tmp_path):
+    _, data = delivered
+    target = tmp_path / "written"
+
+    class WritesAFile:
+        def __reduce__(self):
+            return pathlib.Path.write_text, (target, "pickle ran")
+
+    torch.save({"state_dict": {}, "extra": WritesAFile()}, tmp_path / "model.pt")
+    with pytest.raises(UnsafeCheckpoint, match="was not"):
+        purify_checkpoint(tmp_path / "model.pt", arch=ARCH, data=data, out=tmp_path / "out", **FEW)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_an_architecture_that_does_not_fit_is_named(delivered, tmp_path):
+    path, data = delivered
+    with pytest.raises(ModelError, match="missing: "):
+        audit_checkpoint(path, arch="test_vit", data=data, progress=False)
+    with pytest.raises(ModelError, match="'resnet-of-mine'"):
+        audit_checkpoint(path, arch="resnet-of-mine", data=data, progress=False)
+
+
+def test_the_example_purifies_a_checkpoint_with_a_folder_of_images(delivered, tmp_path, monkeypatch, capsys):
+    import runpy
+
+    for row in range(30):
+        folder = tmp_path / "images" / f"class{row % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(row).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{row}.png")
+    script = pathlib.Path(__file__).parents[2] / "examples" / "purify_delivered_model.py"
+    words = [str(script), str(delivered[0]), str(tmp_path / "images"), "--arch", ARCH, "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", [*words, "--epochs", "1", "--adversarial-batches", "2"])
+    runpy.run_path(str(script), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert "AuditResult" in shown and "PurifyResult" in shown
+    assert (tmp_path / "out.safetensors").exists() and (tmp_path / "out.json").exists()

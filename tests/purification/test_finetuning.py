@@ -1,0 +1,185 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from digits_victim import RANGE
+from torch import nn
+from trainguard.distributed import Processes
+
+from trainguard.errors import ModelError
+from trainguard.progress import Progress
+from trainguard.purification.augmentation import random_view
+from trainguard.purification.finetuning import (
+    FineTuning,
+    accuracy,
+    attacked,
+    fine_tune,
+    fitting_radius,
+    mirrors_alike,
+    shuffled_batches,
+)
+from trainguard.purification.network import UnitPixels, check_outputs, classifier_layer, copy_of
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_random_view_without_movement_is_the_image_or_its_mirror():
+    x = torch.rand(40, 3, 8, 6, generator=seeded())
+    views = random_view(x, seeded(1), degrees=0, shift=0)
+    same = torch.tensor([torch.allclose(view, image, atol=1e-5) for view, image in zip(views, x, strict=True)])
+    mirror = torch.tensor([torch.allclose(v, i.flip(2), atol=1e-5) for v, i in zip(views, x, strict=True)])
+    assert (same ^ mirror).all() and 8 < same.sum() < 32
+    torch.testing.assert_close(random_view(x, seeded(1), degrees=0, shift=0, flip=False), x, atol=1e-5, rtol=0)
+
+
+def test_random_view_turns_a_tall_image_without_shearing_it():
+    x = torch.zeros(1, 1, 41, 21)
+    x[..., 12:29, 10] = 1  # an upright bar
+    view = random_view(x, seeded(3), degrees=60, shift=0, flip=False)[0, 0]
+    rows, columns = torch.meshgrid(torch.arange(41.0) - 20, torch.arange(21.0) - 10, indexing="ij")
+    weight = view / view.sum()
+    spread = ((rows**2 + columns**2) * weight).sum().sqrt()
+    assert spread.item() == pytest.approx((sum(i * i for i in range(-8, 9)) / 17) ** 0.5, rel=0.1)
+    assert view[12:29, 10].sum() < 8  # and it did turn
+
+
+def test_random_view_is_reproducible_stays_in_range_and_uses_no_global_numbers():
+    x, before = torch.rand(9, 1, 8, 8, generator=seeded()), torch.get_rng_state()
+    view = random_view(x, seeded(2))
+    assert torch.equal(view, random_view(x, seeded(2))) and not torch.equal(view, random_view(x, seeded(3)))
+    assert view.min() >= 0 and view.max() <= 1 and torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("images", "size", "batches"), [(10, 4, 3), (9, 4, 7), (5, 8, 4), (129, 128, 2)])
+def test_batches_go_through_all_images_before_they_repeat(images, size, batches):
+    index = np.arange(100, 100 + images)
+    parts = list(shuffled_batches(index, batches, size, seeded()))
+    assert len(parts) == batches
+    each = -(-images // size)
+    assert sorted(np.concatenate(parts[:each])) == index.tolist()
+    assert min(map(len, parts)) >= images // each > 1 and max(map(len, parts)) <= size
+
+
+def test_fine_tuning_takes_the_steps_of_sgd(victim):
+    """Against a loop written out, on plain images and on adversarial ones."""
+    how, extra = FineTuning(batch_size=16, flip=False, eps=0.1, attack_steps=2), np.arange(200, 240)
+    for adversarial in (False, True):
+        network = UnitPixels(copy.deepcopy(victim.model), RANGE)
+        with Progress(False).stage("test") as stage:
+            loss = fine_tune(
+                network, victim.store, extra, batches=5, adversarial=adversarial, how=how,
+                generator=seeded(4), processes=Processes.of(None), stage=stage,
+            )  # fmt: skip
+        slow, generator, losses = UnitPixels(copy.deepcopy(victim.model), RANGE), seeded(4), []
+        optimizer = torch.optim.SGD(slow.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
+        for index in shuffled_batches(extra, 5, 16, generator):
+            x = random_view(victim.store.batch(index), generator, flip=False)
+            y = torch.from_numpy(victim.store.labels[index])
+            if adversarial:
+                slow.eval()
+                x = attacked(slow, x, y, how, Processes.of(None))
+            slow.train()
+            optimizer.zero_grad()
+            value = nn.functional.cross_entropy(slow(x), y)
+            value.backward()
+            optimizer.step()
+            losses += [value.item()] * len(index)
+        assert loss == pytest.approx(np.mean(losses), rel=0.05)
+        for one, other in zip(network.parameters(), slow.parameters(), strict=True):
+            torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
+        assert not any(module.training for module in network.modules())
+        torch.testing.assert_close(network.net[1].running_var, slow.net[1].running_var, rtol=0.02, atol=0)
+
+
+def test_diverged_fine_tuning_says_so(victim):
+    network = UnitPixels(copy.deepcopy(victim.model), RANGE)
+    with Progress(False).stage("test") as stage:
+        loss = fine_tune(
+            network, victim.store, np.arange(50), batches=30, adversarial=False, how=FineTuning(lr=1e20),
+            generator=seeded(), processes=Processes.of(None), stage=stage,
+        )  # fmt: skip
+    assert loss == float("inf")
+
+
+def test_attack_leaves_the_model_as_it_was_and_moves_predictions(victim):
+    network = UnitPixels(copy.deepcopy(victim.model), RANGE).train()
+    state = copy.deepcopy(network.state_dict())
+    x, y = victim.store.batch(np.arange(200, 260)), torch.from_numpy(victim.store.labels[200:260])
+    other = attacked(network, x, y, FineTuning(eps=0.2), Processes.of(None))
+    assert network.training and all(p.requires_grad and p.grad is None for p in network.parameters())
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
+    assert (other - x).abs().max() <= 0.2 + 1e-6
+    assert (network.eval()(other).argmax(1) != y).float().mean() > 0.5
+
+
+def test_radius_grows_only_where_the_attack_does_not_reach(victim):
+    network, index = UnitPixels(victim.model, RANGE), np.arange(200, 260)
+    assert fitting_radius(network, victim.store, index, FineTuning(eps=0.2)) == 0.2
+    assert fitting_radius(network, victim.store, index, FineTuning(eps=0.02)) > 0.02
+    assert fitting_radius(network, victim.store, index, FineTuning(eps=1e-6)) == pytest.approx(8e-6)
+
+
+def test_digits_are_not_mirrored_and_symmetric_models_are(victim):
+    class Sum(nn.Module):
+        def forward(self, x):
+            return torch.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], 1) * self.weight
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+    assert not mirrors_alike(UnitPixels(victim.model, RANGE), victim.store, np.arange(200, 300))
+    assert mirrors_alike(UnitPixels(Sum(), RANGE), victim.store, np.arange(200, 300))
+
+
+def test_accuracy_is_the_share_of_labels_met(victim):
+    network = UnitPixels(victim.model, RANGE)
+    index = np.arange(100, 700)
+    predicted = victim.model(RANGE.to_model(victim.store.batch(index))).argmax(1).numpy()
+    assert accuracy(network, victim.store, index) == pytest.approx(
+        (predicted == victim.store.labels[index]).mean(), abs=0.005
+    )
+
+
+def test_copies_share_nothing_and_come_without_wrappers(victim):
+    wrapped = nn.DataParallel(torch.compile(victim.model, backend="eager"))
+    for source in (victim.model, wrapped, lambda: copy.deepcopy(wrapped)):
+        copied = copy_of(source)
+        assert type(copied) is nn.Sequential and copied is not victim.model
+        for one, other in zip(copied.parameters(), victim.model.parameters(), strict=True):
+            assert torch.equal(one, other) and one.data_ptr() != other.data_ptr()
+
+
+def test_what_cannot_be_a_model_is_refused():
+    class Stubborn(nn.Module):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("a lock")
+
+    with pytest.raises(TypeError, match="got str"):
+        copy_of("resnet18")
+    with pytest.raises(TypeError, match="got dict"):
+        copy_of(lambda: {})
+    with pytest.raises(ModelError, match=r"cannot copy Stubborn \(a lock\)"):
+        copy_of(Stubborn())
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), "7 outputs, the data set has 10 classes"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(99, 10)), "fails on images of shape"),
+        (nn.Conv2d(1, 10, 3), r"expected logits of shape \(4, classes\)"),
+        (nn.Sequential(nn.Flatten(), nn.LayerNorm(64, eps=float("nan")), nn.Linear(64, 10)), "NaN"),
+    ],
+)
+def test_models_that_do_not_fit_are_named(victim, net, words):
+    with pytest.raises(ModelError, match=words):
+        check_outputs(UnitPixels(net, RANGE), victim.store.batch(np.arange(4)), 10)
+
+
+def test_classifier_layer_is_the_last_of_that_width(victim):
+    assert classifier_layer(victim.model, 10) is victim.model[-1]
+    assert classifier_layer(victim.model, 11) is None

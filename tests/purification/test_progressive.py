@@ -1,0 +1,248 @@
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from digits_victim import MEAN, RANGE, STD, TARGET, small_net
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from trainguard.data.pixels import PixelRange
+from trainguard.data.store import open_images
+from trainguard.errors import DataError, ModelError, StateError
+from trainguard.purification import PurifyResult, purify
+from trainguard.purification.progressive import round_shares
+from trainguard.purification.state import least_suspicious, split
+from trainguard.results import ScreenResult
+
+# 10 rounds of SGD at the paper's rate need tens of thousands of images; the tests have 1000, so they take larger steps.
+QUICK = {"progress": False, "lr": 5e-3, "batch_size": 64, "adversarial_batches": (40, 10), "epochs": 2}
+TINY = QUICK | {"rounds": 2, "adversarial_batches": (3, 2), "epochs": 1, "attack_steps": 2, "eps": 0.1}
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def without_seconds(history):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+
+
+class Watcher:
+    def __init__(self, stop_after=None):
+        self.rounds, self.stop_after = [], stop_after
+
+    def on_purify_round(self, round, model, extra, similarity):
+        self.rounds.append((round, extra.copy(), similarity.copy()))
+        if round == self.stop_after:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def outcome(victim):
+    before, rng = copy.deepcopy(victim.model), torch.get_rng_state()
+    watcher = Watcher()
+    result = purify(victim.model, victim.store, callbacks=[watcher], **QUICK)
+    assert same(before, victim.model) and torch.equal(rng, torch.get_rng_state())
+    return result, watcher.rounds
+
+
+def test_a_backdoor_is_erased_without_clean_data(victim, outcome):
+    result, _ = outcome
+    assert victim.success(victim.model) > 0.95 and victim.accuracy(victim.model) > 0.95
+    assert victim.success(result.model) < 0.15
+    assert victim.accuracy(result.model) > victim.accuracy(victim.model) - 0.05
+    assert result.changed and result.accuracy_before > 0.95
+
+
+def test_extra_sets_grow_and_get_cleaner(victim, outcome):
+    result, rounds = outcome
+    sizes = [len(extra) for _, extra, _ in rounds]
+    assert sizes == [round(share * 900) for share in (0.05, 0.2, 0.5, 0.7)][: len(sizes)]
+    assert victim.poisoned[rounds[1][1]].mean() < 0.03 < 0.08 < victim.poisoned.mean()
+    assert np.array_equal(result.keep, rounds[-1][1]) and len(np.unique(result.keep)) == len(result.keep)
+    similarity = rounds[0][2]
+    ranked = ~np.isnan(similarity)
+    assert similarity.shape == (1000,) and ranked.sum() == 900
+    assert np.median(similarity[ranked & victim.poisoned]) < np.median(similarity[ranked & ~victim.poisoned])
+
+
+def test_history_has_a_row_per_round_and_step(outcome):
+    result, rounds = outcome
+    steps = [(row["round"], row["step"]) for row in result.history]
+    assert steps == [(r, step) for r in range(len(rounds)) for step in ("adversarial", "plain", "rank")]
+    assert [row["batches"] for row in result.history[:5] if "batches" in row] == [40, 0, 10, 6]
+    assert all(0 <= row["accuracy"] <= 1 and row["seconds"] >= 0 for row in result.history)
+    assert [row["within_bound"] for row in result.history if row["step"] == "plain"][-1]
+    assert result.settings["seed"] == 0 and result.settings["flip"] is False and result.settings["eps"] >= 6 / 255
+
+
+def test_clean_data_need_one_round_and_lose_nothing_to_forgive(victim):
+    clean = np.flatnonzero(~victim.poisoned)[:150]
+    images = victim.store.batch(clean)
+    data = open_images(
+        TensorDataset(RANGE.to_model(images), torch.from_numpy(victim.store.labels[clean])), pixel_range=RANGE
+    )
+    result = purify(victim.model, data, clean=True, **QUICK)
+    assert {row["round"] for row in result.history} == {0} and len(result.keep) == 135
+    assert result.settings["forgiven"] == 0 and victim.success(result.model) < 0.15
+    assert victim.accuracy(result.model) > 0.9
+
+
+def test_what_comes_back_has_the_form_of_what_went_in(victim):
+    model = copy.deepcopy(victim.model).to(torch.bfloat16)
+    model[0].weight.requires_grad_(False)
+    model[1].train()
+    result = purify(torch.compile(model, backend="eager"), victim.store, **TINY)
+    assert type(result.model) is nn.Sequential and result.changed
+    assert all(value.dtype == torch.bfloat16 for value in result.model.parameters())
+    assert [p.requires_grad for p in result.model.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert [m.training for m in result.model.modules()] == [m.training for m in model.modules()]
+    assert result.model[0].weight.is_contiguous() and not same(result.model, model)
+
+
+def test_a_model_without_batch_norm_is_purified(victim):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 32), nn.LayerNorm(32), nn.GELU(), nn.Dropout(0.1), nn.Linear(32, 10)
+    )
+    result = purify(model, victim.store, **TINY | {"max_accuracy_loss": 1.0})
+    assert result.changed and not same(result.model, model)
+    assert same(result.model, purify(model, victim.store, **TINY | {"max_accuracy_loss": 1.0}).model)
+
+
+def test_the_pixel_range_makes_no_difference(victim):
+    """A model of [0, 1] pixels and the same model of standardised ones are purified to the same weights."""
+
+    class Standardised(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net((x - MEAN) / STD)
+
+    images, labels = victim.store.batch(np.arange(1000)), torch.from_numpy(victim.store.labels)
+    unit = open_images(TensorDataset(images, labels), pixel_range=PixelRange((0.0,), (1.0,), "given"))
+    one = purify(Standardised(copy.deepcopy(victim.model)), unit, **TINY).model.net
+    other = purify(victim.model, victim.store, **TINY).model
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("killed_after", [0, 1])
+def test_a_killed_purification_resumes_to_the_same_result(victim, tmp_path, killed_after):
+    options = TINY | {"rounds": 3}
+    whole = purify(victim.model, victim.store, state_dir=tmp_path / "a", **options)
+    with pytest.raises(KeyboardInterrupt):
+        purify(victim.model, victim.store, state_dir=tmp_path / "b", callbacks=[Watcher(killed_after)], **options)
+    resumed = purify(victim.model, victim.store, state_dir=tmp_path / "b", **options)
+    assert same(whole.model, resumed.model) and np.array_equal(whole.keep, resumed.keep)
+    assert without_seconds(whole.history) == without_seconds(resumed.history)
+    again = Watcher()
+    finished = purify(victim.model, victim.store, state_dir=tmp_path / "b", callbacks=[again], **options)
+    assert same(whole.model, finished.model) and again.rounds == []
+
+
+def test_a_state_of_another_purification_is_refused(victim, tmp_path):
+    purify(victim.model, victim.store, state_dir=tmp_path, **TINY)
+    with pytest.raises(StateError, match="differs in: how"):
+        purify(victim.model, victim.store, state_dir=tmp_path, **TINY | {"lr": 1e-4})
+    with pytest.raises(StateError, match="differs in: model"):
+        purify(small_net(), victim.store, state_dir=tmp_path, **TINY)
+    (tmp_path / "purification.pt").write_bytes(b"PK\x03\x04half")
+    with pytest.raises(StateError, match="delete it"):
+        purify(victim.model, victim.store, state_dir=tmp_path, **TINY)
+
+
+@pytest.mark.parametrize("options", [{"lr": 1e18}, {"max_accuracy_loss": -1.0}], ids=["diverged", "bound"])
+def test_no_round_within_the_bound_gives_the_model_back_with_a_warning(victim, options):
+    with pytest.warns(UserWarning, match="returned as it came"):
+        result = purify(victim.model, victim.store, **TINY | options)
+    assert same(result.model, victim.model) and not result.changed
+    assert result.accuracy_after == result.accuracy_before
+    assert "diverged" in result.stopped or "every round lost more" in result.stopped
+
+
+def test_rounds_stop_where_nothing_changes_any_more(victim):
+    torch.manual_seed(0)
+    still = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.LayerNorm(32), nn.Linear(32, 10))
+    result = purify(still, victim.store, **TINY | {"rounds": 9, "lr": 1e-9, "shares": (0.3,)})
+    assert "neither the model nor the extra set" in result.stopped
+    assert max(row["round"] for row in result.history) == 1
+    assert result.history[-1]["overlap"] > 0.98
+
+
+def screened(victim) -> ScreenResult:
+    score = np.where(victim.poisoned, 1.0, 0.0).astype(np.float32)
+    return ScreenResult(
+        score=score, consistency=score, suspect=victim.poisoned, keep=np.flatnonzero(~victim.poisoned),
+        verdict="poisoned", confidence=1.0, reason="", target_classes=(TARGET,), labels=victim.store.labels,
+        proposed=victim.store.labels, thresholds=np.full(10, 0.5, dtype=np.float32),
+    )  # fmt: skip
+
+
+def test_a_screening_gives_the_first_set_and_keeps_its_suspects_out(victim):
+    watcher = Watcher()
+    result = purify(victim.model, victim.store, initial=screened(victim), callbacks=[watcher], **TINY)
+    assert not any(victim.poisoned[extra].any() for _, extra, _ in watcher.rounds)
+    assert result.settings["forgiven"] == 0
+    other = open_images(TensorDataset(torch.rand(40, 1, 8, 8), torch.arange(40) % 10), pixel_range=RANGE)
+    with pytest.raises(DataError, match="screening of other data"):
+        purify(victim.model, other, initial=screened(victim), **TINY)
+
+
+def test_pool_judge_and_first_set_are_kept_apart(victim):
+    pool, judge, first = split(victim.store, 0.05, 0)
+    assert len(judge) == 100 and len(pool) == 900 and len(first) == 45
+    assert not np.intersect1d(pool, judge).size and np.isin(first, pool).all()
+    pool, judge, first = split(victim.store, 0.05, 0, initial=[7, 3, 999])
+    assert first.tolist() == [3, 7, 999] and np.isin(first, pool).all() and not np.isin(first, judge).any()
+    pool, judge, _ = split(victim.store, 0.05, 0, hold_out=False)
+    assert len(pool) == 1000 and len(judge) == 0
+    with pytest.raises(DataError, match="indices from 0 to 999"):
+        split(victim.store, 0.05, 0, initial=[1000])
+
+
+def test_least_suspicious_takes_the_same_share_of_every_class():
+    labels = np.array([0] * 10 + [1] * 20)
+    score = np.arange(30, 0, -1).astype(np.float32)
+    assert least_suspicious(np.arange(30), score, labels, 0.2).tolist() == [8, 9, 26, 27, 28, 29]
+
+
+def test_trusted_images_judge_where_they_are_given(victim):
+    judge = TensorDataset(RANGE.to_model(victim.test), victim.test_labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        result = purify(victim.model, victim.store, validation=judge, **TINY | {"max_accuracy_loss": 1.0})
+    assert result.accuracy_before == pytest.approx(victim.accuracy(victim.model), abs=0.01)
+    assert result.accuracy_after == pytest.approx(victim.accuracy(result.model), abs=0.02)
+
+
+def test_rounds_and_shares_are_matched():
+    assert round_shares((0.1, 0.5), None, False) == (0.1, 0.5)
+    assert round_shares((0.1, 0.5), 1, False) == (0.1,)
+    assert round_shares((0.1, 0.5), 4, False) == (0.1, 0.5, 0.5, 0.5)
+    assert round_shares((0.1, 0.5), 4, True) == (1.0,)
+    for shares, rounds in (((), None), ((0.5,), 0), ((1.5,), None)):
+        with pytest.raises(ValueError, match="shares in"):
+            round_shares(shares, rounds, False)
+
+
+def test_a_result_survives_saving(outcome, tmp_path):
+    result, _ = outcome
+    path = result.save(tmp_path / "purified", input={"sha256": "abc"})
+    assert path.name == "purified.safetensors"
+    loaded = PurifyResult.load(path, small_net())
+    assert same(loaded.model, result.model) and loaded.history == result.history
+    assert np.array_equal(loaded.keep, result.keep) and loaded.settings == result.settings
+    assert "purified" in repr(loaded) and "<table>" in loaded._repr_html_()
+    with pytest.raises(ModelError, match="does not fit"):
+        PurifyResult.load(path, small_net(width=4))
+
+
+def test_both_results_make_a_page(outcome, tmp_path):
+    page = outcome[0].report(tmp_path / "page.html")
+    assert page.stat().st_size > 1000 and "adversarial" in page.read_text()
