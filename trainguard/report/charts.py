@@ -63,7 +63,7 @@ def histogram(kept: NDArray, flagged: NDArray, threshold: float, name: str) -> M
         axes.set_yscale("symlog", linthresh=1)
         axes.set_ylim(0)
         axes.set(xlabel="score (higher is more suspicious)", ylabel="samples", title=_title(name))
-        axes.legend(fontsize=8)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8)
         text = f"Histogram of scores, {name}: {len(kept):,} kept, {len(flagged):,} flagged"
         return _svg(figure, f"{text}, threshold {threshold:.3g}" if np.isfinite(threshold) else text)
 

@@ -129,12 +129,9 @@ def _classes(result: ScreenResult, names: Names) -> Table:
 def _flagged(result: ScreenResult, names: Names) -> Table:
     members = np.flatnonzero(result.suspect)
     members = members[np.argsort(-result.score[members], kind="stable")][:LISTED]
-    rows = [
-        (int(i), names.sample(int(i)), *_labels(result, names, int(i)), float(result.score[i]))
-        for i in members.tolist()
-    ]
+    rows = [(names.sample(i), *_labels(result, names, i), float(result.score[i])) for i in members.tolist()]
     caption = "Flagged samples, most suspicious first"
-    return Table("flagged", caption, ("index", "sample", "given label", "proposed label", "score"), rows)
+    return Table("flagged", caption, ("sample", "given label", "proposed label", "score"), rows)
 
 
 def _labels(result: ScreenResult, names: Names, i: int) -> tuple[str, str]:
@@ -229,7 +226,7 @@ def _learning(history: Sequence[Mapping[str, Any]]) -> Markup | None:
     if len(history) < 2:
         return None
     names = list(dict.fromkeys(name for row in history for name in row if name not in ("stage", "epoch", "loss")))
-    lines = {name: [_share(row.get(name)) for row in history] for name in names}
+    lines = {name.replace("_", " "): [_share(row.get(name)) for row in history] for name in names}
     lines = {name: values for name, values in lines.items() if np.isfinite(values).any()}
     if not lines:
         return None
