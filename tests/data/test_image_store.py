@@ -211,6 +211,81 @@ def test_a_user_s_own_torchvision_subclass_is_read_as_training_reads_it():
     assert (open_images(Marked(40, (3, 8, 8), 3, transform=T.ToTensor())).batch(range(40))[:, :, 0, 0] == 1).all()
 
 
+class WithTransform(Dataset):
+    """The usual data set of a user's: images, labels and a transform."""
+
+    def __init__(self, images, labels, transform):
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.transform(self.images[index]), int(self.labels[index])
+
+
+TENSOR_TRAIN = T.Compose([T.RandomCrop(8, padding=2), T.RandomHorizontalFlip(), T.Normalize(MEAN, STD)])
+
+
+def test_a_user_s_data_set_is_read_before_its_transform(images, labels):
+    pictures = [as_pil(image) for image in images]
+    for stored, transform in ((pictures, TRAIN), (images, TENSOR_TRAIN)):
+        dataset = WithTransform(stored, labels, transform)
+        store = open_images(Subset(dataset, range(1, 60)))
+        assert torch.equal((store.batch(range(59)) * 255).round(), (images[1:] * 255).round())
+        assert store.pixel_range.source == "transform" and dataset.transform is transform
+
+
+def test_a_transform_by_name_is_left_out_too(images, labels):
+    class ByName(WithTransform):
+        def __getitem__(self, index):
+            image = (self.images[index] * 255).round().byte().permute(1, 2, 0).numpy()
+            return self.transform(image=image)["image"], int(self.labels[index])
+
+    class Albumentations:
+        """Called as albumentations' transforms are."""
+
+        mean, std = MEAN, STD
+
+        def __call__(self, *arguments, **data):
+            if arguments:
+                raise KeyError("pass named arguments")
+            return {"image": T.Normalize(MEAN, STD)(torch.from_numpy(data["image"]).permute(2, 0, 1).flip(2) / 255)}
+
+    torch.testing.assert_close(open_images(ByName(images, labels, Albumentations())).batch(range(60)), images)
+
+
+def test_a_step_after_the_transform_keeps_the_transform_in(images, labels):
+    class MarkedLater(WithTransform):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            if index % 20 == 7:
+                image[:, 0, 0] = 1
+            return image, label
+
+    whole = (images * 255).round().byte()
+    store = open_images(MarkedLater(whole, labels, T.Compose([T.ConvertImageDtype(torch.float32), T.RandomCrop(8, 2)])))
+    assert (store.batch([7, 27, 47])[:, :, 0, 0] == 1).all()
+
+
+def test_a_data_set_that_keeps_what_its_transform_made_is_read_as_it_is(images, labels):
+    class Remembering(WithTransform):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.made = {}
+
+        def __getitem__(self, index):
+            if index not in self.made:
+                self.made[index] = super().__getitem__(index)
+            return self.made[index]
+
+    dataset = Remembering([as_pil(image) for image in images], labels, TRAIN)
+    store = open_images(dataset)
+    assert all(torch.is_tensor(image) for image, _ in dataset.made.values())
+    seen = store.pixel_range.to_unit(torch.stack([dataset[i][0] for i in range(60)])).clamp(0, 1)
+    torch.testing.assert_close(store.batch(range(60)), seen, atol=0.51 / 255, rtol=0)
+
+
 def test_subsets_of_subsets_keep_their_own_positions(images, labels):
     inner = Subset(TensorDataset(images, labels), range(10, 50))
     store = open_images(Subset(inner, [30, 2, 5, 3, 9, 0]))

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainguard.data.pixels import PixelRange, data_range, most_trusted, probe_range, transform_range
 from trainguard.data.samples import as_bytes, as_floats, as_label, channels_of
-from trainguard.data.sources import Source
+from trainguard.data.sources import Source, spread
 from trainguard.errors import DataError
 from trainguard.rng import Generator, seed_streams
 
@@ -53,7 +53,8 @@ class Rows(Dataset):
     Args:
         source: the data set.
         shape: (C, H, W) of all images.
-        pixel_range: of floating-point images.
+        pixel_range: of the images that training feeds to a model.
+        stored_range: of floating-point images as read.
         transform: applied to images as read, in place of scaling them to `shape`.
         generators: random generators that the data set keeps, seeded by index before each read.
     """
@@ -63,12 +64,14 @@ class Rows(Dataset):
         source: Source,
         shape: Shape,
         pixel_range: PixelRange,
+        stored_range: PixelRange,
         transform: Transform | None,
         generators: list[Generator],
     ) -> None:
         self.source = source
         self.shape = shape
         self.pixel_range = pixel_range
+        self.stored_range = stored_range
         self.generators = generators
         self._transform = transform
         self._evened: set[tuple[int, int]] = set()
@@ -86,7 +89,7 @@ class Rows(Dataset):
         except Exception as error:  # a broken file, or a stranger's code that meets it, may raise anything
             return Row(index, problem=f"cannot be read: {shown(error)}")
         try:
-            return Row(index, as_bytes(image, self.shape, self.pixel_range), as_label(label))
+            return Row(index, as_bytes(image, self.shape, self.stored_range), as_label(label))
         except FloatingPointError as error:
             return Row(index, problem=str(error))
         except DataError as error:
@@ -136,15 +139,18 @@ def learn_rows(
     stored, seen = _first_images(source, transform)
     shape: Shape = (_channels(source, seen), *_size(seen))
     run = transform or source.probe
-    probed = (
-        probe_range(run, *_size(stored), channels_of(stored)) if transform or source.transform is not None else None
-    )
+    asked = transform is not None or source.transform is not None
+    probed = probe_range(run, *_size(stored), channels_of(stored)) if asked else None
     found = most_trusted([given, transform_range(transform or source.transform), probed], shape[0])
+    seen_by_row = (lambda row: transform(source.read(row)[0])) if transform else source.seen
     if found is None and _is_float(seen):
-        found = data_range(*_bounds(source, transform, shape[0]))
-    return Rows(
-        source, shape, found or PixelRange((0.0,) * shape[0], (1.0,) * shape[0], "assumed"), transform, generators
-    )
+        found = data_range(*_bounds(source.size, seen_by_row, shape[0]))
+    found = found or PixelRange((0.0,) * shape[0], (1.0,) * shape[0], "assumed")
+    stored_range = found
+    if source.raw and transform is None and _is_float(stored):
+        low, high = _bounds(source.size, lambda row: source.read(row)[0], channels_of(stored))
+        stored_range = data_range(low, high).for_channels(shape[0])
+    return Rows(source, shape, found, stored_range, transform, generators)
 
 
 def resized(image: Any, shape: Shape) -> Any:
@@ -171,7 +177,7 @@ def shown(error: Exception) -> str:
 def _first_images(source: Source, transform: Transform | None) -> tuple[Any, Any]:
     """One image as read and as training (or `transform`) makes it."""
     problem = ""
-    for index in _spread(source.size, FIRST_ROWS):
+    for index in spread(np.arange(source.size), FIRST_ROWS):
         seed_streams(index)
         try:
             stored = source.read(index)[0]
@@ -190,7 +196,7 @@ def _channels(source: Source, seen: Any) -> int:
     most = channels_of(seen)
     if not isinstance(seen, Image.Image):
         return most
-    for index in _spread(source.size, FIRST_ROWS):
+    for index in spread(np.arange(source.size), FIRST_ROWS):
         try:
             most = max(most, channels_of(source.seen(index)))
         except Exception:  # unreadable rows are reported when all rows are read
@@ -198,23 +204,18 @@ def _channels(source: Source, seen: Any) -> int:
     return most
 
 
-def _bounds(source: Source, transform: Transform | None, channels: int) -> tuple[list[float], list[float]]:
+def _bounds(size: int, image_of: Callable[[int], Any], channels: int) -> tuple[list[float], list[float]]:
     """Smallest and largest finite value per channel over at most 10,000 rows."""
     low, high = torch.full((channels,), float("inf")), torch.full((channels,), float("-inf"))
-    for index in _spread(source.size, BOUND_ROWS):
-        seed_streams(index)
+    for row in spread(np.arange(size), BOUND_ROWS):
+        seed_streams(row)
         try:
-            values = as_floats(transform(source.read(index)[0]) if transform else source.seen(index)).flatten(1).float()
+            values = as_floats(image_of(row)).flatten(1).float()
         except Exception:  # unreadable rows are reported when all rows are read
             continue
         if values.shape[0] == channels and bool(torch.isfinite(values).all()):
             low, high = torch.minimum(low, values.amin(1)), torch.maximum(high, values.amax(1))
     return low.tolist(), high.tolist()
-
-
-def _spread(size: int, count: int) -> list[int]:
-    """At most `count` positions, evenly over 0 to size - 1, the first one included."""
-    return np.unique(np.linspace(0, size - 1, min(size, count)).astype(int)).tolist()
 
 
 def _size(image: Any) -> tuple[int, int]:

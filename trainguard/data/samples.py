@@ -231,7 +231,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _channels_first(image: Tensor | np.ndarray) -> Tensor:
-    """(C, H, W); where both ends could be channels, an array has them last and a tensor first, as their libraries do."""
+    """(C, H, W); where both ends could be channels, an array has them last and a tensor first, by custom."""
     if image.ndim == 2:
         return torch.as_tensor(image)[None]
     first, last = image.shape[0] in CHANNELS, image.shape[-1] in CHANNELS

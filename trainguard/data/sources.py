@@ -5,19 +5,21 @@ from __future__ import annotations
 import copy
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, Subset
 from torchvision.datasets import VisionDataset
-from torchvision.datasets.vision import StandardTransform
 
-from trainguard.data.samples import Key, find_keys, is_image
+from trainguard.data.samples import Key, as_floats, find_keys, is_image
 from trainguard.errors import DataError
+from trainguard.rng import Generator, seed_streams
 
-TRANSFORM_NAMES = ("transform", "transforms", "image_transform", "tf", "preprocess")
+PROOF_ROWS = 256  # a step that touches 2% of the images is seen with a probability of 99.4%
+TRANSFORM_NAMES = ("transform", "image_transform", "tf", "preprocess")
 
 
 class Source(ABC):
@@ -52,13 +54,16 @@ class Source(ABC):
         """One PIL image sent through the transform."""
 
 
-def open_source(dataset: Any, image_column: Key | None = None, label_column: Key | None = None) -> Source:
-    """Find out what kind of data set this is.
+def open_source(
+    dataset: Any, image_column: Key | None = None, label_column: Key | None = None, generators: Sequence[Generator] = ()
+) -> Source:
+    """Find out what kind of data set this is. Reads some samples and draws random numbers: isolate the streams.
 
     Args:
         dataset: a map-style torch data set (subsets of subsets included) or a Hugging Face `Dataset`.
         image_column: key or position of the image in a sample, where it cannot be told.
         label_column: likewise of the label.
+        generators: random generators that the data set keeps.
 
     Raises:
         DataError: the data set has no positions (iterable), several splits, no samples, or no clear image and label.
@@ -71,7 +76,8 @@ def open_source(dataset: Any, image_column: Key | None = None, label_column: Key
     if is_hugging_face(base):
         source: Source = HuggingFaceSource(base, image_column, label_column)
     else:
-        source = TorchSource(base, image_column, label_column, first=0 if index is None else int(index[0]))
+        rows = index if index is not None else np.arange(size)
+        source = TorchSource(base, image_column, label_column, spread(rows, PROOF_ROWS), generators)
     return source if index is None else SubsetSource(source, index)
 
 
@@ -85,6 +91,11 @@ def unwrap(dataset: Any) -> tuple[Any, np.ndarray | None]:
     return dataset, index
 
 
+def spread(rows: np.ndarray, count: int) -> list[int]:
+    """At most `count` of `rows`, evenly over them, the first one included."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), count)).astype(int))].tolist()
+
+
 def is_hugging_face(dataset: Any) -> bool:
     """Whether this is a map-style Hugging Face `Dataset`; does not import the library."""
     library = sys.modules.get("datasets")
@@ -94,29 +105,48 @@ def is_hugging_face(dataset: Any) -> bool:
 class TorchSource(Source):
     """A map-style torch data set.
 
-    Torchvision's own data sets are read without their transform, and any data set is that offers a method
-    `read_raw(index)` giving (decoded image, label). Others are read as training reads them.
+    One with an attribute `transform` is read without it, if on a few hundred rows what it then gives, sent through the
+    transform, is bit for bit what training gets: only then is nothing else done to the image, before or after. A data
+    set with a method `read_raw(index)`, giving (decoded image, label), is read by that. Others are read as training
+    reads them.
+
+    Args:
+        dataset: to read.
+        image_column: key or position of the image in a sample, where it cannot be told.
+        label_column: likewise of the label.
+        rows: where to compare.
+        generators: random generators that the data set keeps.
     """
 
-    def __init__(self, dataset: Any, image_column: Key | None, label_column: Key | None, first: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        image_column: Key | None,
+        label_column: Key | None,
+        rows: Sequence[int],
+        generators: Sequence[Generator],
+    ) -> None:
         self.size = len(dataset)
         found = (getattr(dataset, name, None) for name in TRANSFORM_NAMES)
         self._transform = next((one for one in found if callable(one)), None)
         # Whoever sets `dataset.transform` anew leaves torchvision's `dataset.transforms` stale: look at one of them.
         self.transform = self._transform if isinstance(dataset, VisionDataset) else dataset
         self._dataset = dataset
-        self._read_raw = _raw_reader(dataset)
-        self.raw = self._read_raw is not None
-        names = getattr(dataset, "classes", None)
-        self.class_names = tuple(map(str, names)) if isinstance(names, (list, tuple)) and names else None
         self._wanted = image_column, label_column
         self._keys: tuple[Key, Key] | None = None
+        self._read_raw = getattr(dataset, "read_raw", None)
+        self._plain = None if self._read_raw else _without_transform(dataset)
+        if self._plain is not None and not self._transform_is_all(rows, generators):
+            self._plain = None
+        self.raw = self._read_raw is not None or self._plain is not None
+        names = getattr(dataset, "classes", None)
+        self.class_names = tuple(map(str, names)) if isinstance(names, (list, tuple)) and names else None
 
     def read(self, index: int) -> tuple[Any, Any]:
         """Image and label; see `Source.read`."""
         if self._read_raw is not None:
             return self._read_raw(index)[:2]
-        return self._split(self._dataset[index])
+        return self._split((self._dataset if self._plain is None else self._plain)[index])
 
     def seen(self, index: int) -> Any:
         """The image through the transform; see `Source.seen`."""
@@ -136,8 +166,32 @@ class TorchSource(Source):
         """The image through the data set's `transform`, as a PIL image."""
         if self._transform is None:
             raise DataError("the data set has no transform")
-        output = self._transform(image)
-        return output["image"] if isinstance(output, dict) else output
+        return self._transformed(image)
+
+    def _transform_is_all(self, rows: Sequence[int], generators: Sequence[Generator]) -> bool:
+        compared = 0
+        for row in rows:
+            try:
+                seed_streams(row, generators)
+                expected = self.seen(row)
+            except Exception:  # an unreadable row; named when all rows are read
+                continue
+            try:
+                seed_streams(row, generators)
+                stored = self._split(self._plain[row])[0]  # type: ignore[index]
+                if not _is_same(self._transformed(stored), expected):
+                    return False
+            except Exception:  # a data set or a transform that cannot do with a bare image
+                return False
+            compared += 1
+        return compared > 0
+
+    def _transformed(self, image: Any) -> Any:
+        assert self._transform is not None
+        try:
+            return self._transform(image)
+        except KeyError:  # albumentations takes arguments by name only
+            return self._transform(image=np.array(image))["image"]
 
     def _split(self, sample: Any) -> tuple[Any, Any]:
         if self._keys is None:
@@ -241,19 +295,29 @@ def _refuse(dataset: Any) -> None:
         raise DataError(f"expected a data set with __len__ and __getitem__, got {type(dataset).__name__}")
 
 
-def _raw_reader(dataset: Any) -> Callable[[int], Any] | None:
-    if hasattr(dataset, "read_raw"):
-        return dataset.read_raw
-    own = isinstance(dataset, VisionDataset) and type(dataset).__getitem__.__module__.startswith("torchvision.")
-    if not own:
-        return None
-    if dataset.transform is None and dataset.transforms is None:
+def _without_transform(dataset: Any) -> Any:
+    """The data set with its transform replaced by one that does nothing, as a shallow copy; None where it has none."""
+    name = next((name for name in TRANSFORM_NAMES if callable(getattr(dataset, name, None))), None)
+    if name is None:
         return None
     plain = copy.copy(dataset)
-    plain.transform = None
-    keeps_labels = plain.target_transform is not None
-    plain.transforms = StandardTransform(None, plain.target_transform) if keeps_labels else None
-    return plain.__getitem__
+    try:
+        setattr(plain, name, _as_is)
+    except AttributeError:  # a property
+        return None
+    return plain
+
+
+def _as_is(*arguments: Any, **named: Any) -> Any:
+    """A transform that does nothing, called as `transform(image)` or, for albumentations, `transform(image=...)`."""
+    return arguments[0] if arguments else named
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if not (is_image(one) and is_image(other)):
+        return False
+    one, other = as_floats(one), as_floats(other)
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
 
 
 def _column(dataset: Any, kind: type, wanted: Key | None, what: str) -> str:

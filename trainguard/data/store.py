@@ -138,9 +138,10 @@ def open_images(
     """Read every sample of a data set once, check it, and keep it decoded.
 
     The images are those that training starts from, before its augmentation, where the data set lets that be seen
-    (torchvision's own data sets, Hugging Face data sets, data sets with a method `read_raw(index)`), at the size that
-    training uses. Otherwise they are what the data set gives, its random augmentation fixed by the sample's index. No
-    random stream of the user's is moved, nor one that the data set keeps for itself.
+    (Hugging Face data sets, data sets whose last step is their attribute `transform`, such as torchvision's, and those
+    with a method `read_raw(index)`), at the size that training uses. Otherwise they are what the data set gives, its
+    random augmentation fixed by the sample's index. No random stream of the user's is moved, nor one that the data set
+    keeps for itself.
 
     Args:
         dataset: map-style torch data set giving (image, label) or a dict, subset of one, or Hugging Face `Dataset`.
@@ -158,9 +159,9 @@ def open_images(
     """
     if on_error not in ("raise", "skip"):
         raise DataError(f"expected on_error='raise' or 'skip', got {on_error!r}")
-    source = open_source(dataset, image_column, label_column)
     generators = find_generators(dataset)
     with isolated_rng(0, generators):
+        source = open_source(dataset, image_column, label_column, generators)
         rows = learn_rows(source, pixel_range, transform, generators)
         labels, slots = np.full((2, source.size), -1, dtype=np.int64)
         cache = torch.empty((min(source.size, cache_bytes // math.prod(rows.shape)), *rows.shape), dtype=torch.uint8)
