@@ -3,9 +3,11 @@ import copy
 import random
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 from trainguard.screening.settings import PRESETS
@@ -266,6 +268,36 @@ def test_relabel_before_protect_is_an_error_and_a_disabled_guard_does_nothing(im
         Guard().relabel(network())
     off = Guard(enabled=False)
     assert off.relabel(network()) is None and off.result is None
+
+
+def hugging_face(images, labels):
+    features = datasets.Features(
+        {"row": datasets.Value("int64"), "img": datasets.Image(), "kind": datasets.ClassLabel(names=["a", "b", "c"])}
+    )
+    pictures = [Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in images]
+    return datasets.Dataset.from_dict({"row": range(60), "img": pictures, "kind": labels.tolist()}, features=features)
+
+
+def to_training_form(batch):
+    tensors = [torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in batch["img"]]
+    return {"pixel_values": tensors, "labels": batch["kind"], "row": batch["row"]}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_hugging_face_data_behind_a_loader(workers, screening, images, labels):
+    dataset = hugging_face(images, labels).with_transform(to_training_form)
+    loader = DataLoader(dataset, 16, shuffle=True, num_workers=workers)
+    guard = Guard(progress=False)
+    protected = guard.protect(loader, network())
+    assert rows(protected) == KEPT and guard.result.class_names == ("a", "b", "c")
+    model = network(4)
+    guard.relabel(model)
+    given = {
+        int(row): int(label) for batch in protected for row, label in zip(batch["row"], batch["labels"], strict=True)
+    }
+    with torch.no_grad():
+        predicted = model.eval()(images[FLAGGED]).argmax(1).tolist()
+    assert given == dict(enumerate(labels.tolist())) | dict(zip(FLAGGED, predicted, strict=True))
 
 
 class Broken(Dataset):

@@ -1,4 +1,6 @@
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -64,3 +66,28 @@ def test_legacy_numpy_state_is_restored():
     with isolated_rng(7, [state]):
         state.rand(5)
     assert state.rand() == np.random.RandomState(3).rand()
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@needs_cuda
+def test_cuda_streams_are_left_as_they_were():
+    torch.cuda.manual_seed_all(1)
+    expected = torch.rand(3, device="cuda").tolist()
+    torch.cuda.manual_seed_all(1)
+    with isolated_rng(7):
+        torch.rand(5, device="cuda")
+    assert torch.rand(3, device="cuda").tolist() == expected
+
+
+@needs_cuda
+@pytest.mark.parametrize("seeding", ["torch.manual_seed(5)", "pass"])
+def test_cuda_started_inside_is_seeded_as_it_would_have_been(seeding):
+    use = "with isolated_rng(7): torch.rand(5, device='cuda')"
+    code = "import torch; from trainguard.rng import isolated_rng\n{}\n{}\nprint(torch.rand(3, device='cuda').tolist())"
+    drawn = [
+        subprocess.run([sys.executable, "-c", code.format(seeding, middle)], capture_output=True, text=True, check=True)
+        for middle in (use, "pass")
+    ]
+    assert drawn[0].stdout == drawn[1].stdout

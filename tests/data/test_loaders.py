@@ -1,4 +1,6 @@
 import collections
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from trainguard.data.loaders import Follower, open_loader, population_of
+from trainguard.data.loaders import HOSTS, Follower, HostLoader, open_loader, population_of
 from trainguard.data.views import LiveView
 from trainguard.errors import DataError
 
@@ -281,6 +283,24 @@ def test_loaders_without_positions_are_refused():
         open_loader(DataLoader(Stream()))
     with pytest.raises(DataError, match="expected a torch DataLoader, got list"):
         open_loader([1, 2])
+
+
+def test_a_host_s_loader_is_opened_by_its_adapter(monkeypatch):
+    class Prefetching:
+        __module__ = "timm.data.loader"
+
+        def __init__(self, loader):
+            self.loader = loader
+
+    adapter = SimpleNamespace(open_loader=lambda loader: HostLoader(loader.loader, Prefetching))
+    monkeypatch.setitem(HOSTS, "timm", "an_adapter")
+    monkeypatch.setitem(sys.modules, "an_adapter", adapter)
+    inner = DataLoader(DATA)
+    host = open_loader(Prefetching(inner))
+    assert host.inner is inner and type(host.rebuild(inner)) is Prefetching
+    monkeypatch.setitem(HOSTS, "timm", "trainguard.no_such_adapter")
+    with pytest.raises(DataError, match="protect the torch DataLoader before it is handed to timm"):
+        open_loader(Prefetching(inner))
 
 
 def test_a_plain_loader_is_its_own_core():

@@ -63,7 +63,7 @@ def open_loader(loader: Any) -> HostLoader:
     packages = [kind.__module__.split(".")[0] for kind in type(loader).__mro__]
     host = next((package for package in packages if package in HOSTS), None)
     if host is not None:
-        found = import_module(HOSTS[host]).open_loader(loader)
+        found = _adapter(host).open_loader(loader)
     elif isinstance(loader, DataLoader):
         found = HostLoader(loader, lambda inner: inner, pixel_range=loader_range(loader))
     else:
@@ -76,6 +76,17 @@ def open_loader(loader: Any) -> HostLoader:
         hint = "load it with streaming=False" if streaming else "use a map-style data set with __len__ and __getitem__"
         raise DataError(f"the loader's data set is iterable, it has no positions to flag: {hint}")
     return found
+
+
+def _adapter(host: str) -> Any:
+    try:
+        return import_module(HOSTS[host])
+    except ModuleNotFoundError as error:
+        if error.name != HOSTS[host]:
+            raise
+        raise DataError(
+            f"loaders of {host} are not known here: protect the torch DataLoader before it is handed to {host}"
+        ) from error
 
 
 def population_of(loader: DataLoader) -> np.ndarray | None:

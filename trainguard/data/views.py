@@ -46,14 +46,15 @@ class LiveView(Dataset):
         return int(self._count)
 
     def __getitem__(self, position: int) -> Any:
-        return self._with_label(self._dataset[self._sample(position)], self._sample(position))
+        sample = self._sample(position)
+        return self._with_label(self._dataset[sample], sample)
 
     def __getitems__(self, positions: list[int]) -> list[Any]:
         """Several samples at once, fetched as the data set itself would fetch them."""
-        wanted = [self._sample(position) for position in positions]
+        samples = [self._sample(position) for position in positions]
         fetch = getattr(self._dataset, "__getitems__", None)
-        samples = fetch(wanted) if callable(fetch) else [self._dataset[sample] for sample in wanted]
-        return [self._with_label(sample, index) for sample, index in zip(samples, wanted, strict=True)]
+        fetched = fetch(samples) if callable(fetch) else [self._dataset[sample] for sample in samples]
+        return [self._with_label(content, sample) for content, sample in zip(fetched, samples, strict=True)]
 
     @property
     def positions(self) -> np.ndarray:
@@ -140,9 +141,9 @@ class LiveView(Dataset):
             raise IndexError(f"position {position} is outside the {len(self)} samples of the protected data set")
         return int(self._positions[position % len(self)])
 
-    def _with_label(self, sample: Any, index: int) -> Any:
-        label = int(self._labels[index])
-        return sample if label < 0 else relabelled(sample, self._label_key, label)
+    def _with_label(self, content: Any, sample: int) -> Any:
+        label = int(self._labels[sample])
+        return content if label < 0 else relabelled(content, self._label_key, label)
 
     def _in_view_order(self, value: Any, is_label: bool) -> Any:
         positions = self.positions
