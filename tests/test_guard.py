@@ -404,6 +404,13 @@ def test_screen_gives_the_result_and_moves_nothing(arguments, screening, images,
     assert (screening.calls[0].model is None) == (not arguments)
 
 
+def test_memory_for_decoded_images_is_switchable(screening, images, labels):
+    dataset = Augmented(images, labels)
+    trainguard.screen(dataset, progress=False, cache_bytes=0)
+    protected = Guard(progress=False).protect(DataLoader(dataset, 16), cache_bytes=10 * 192)
+    assert [call.images.cached_bytes for call in screening.calls] == [0, 1920] and rows(protected) == KEPT
+
+
 def test_screen_knows_its_presets(screening, images, labels):
     dataset = TensorDataset(images, labels)
     settings = [

@@ -13,7 +13,7 @@ from torch import nn
 from trainguard.data.loaders import Follower, HostLoader, open_loader, population_of
 from trainguard.data.pixels import PixelRange, given_range
 from trainguard.data.samples import Key, find_label
-from trainguard.data.store import ImageStore, OnError, open_images
+from trainguard.data.store import CACHE_BYTES, ImageStore, OnError, open_images
 from trainguard.data.views import LiveView
 from trainguard.data.walk import find_generators
 from trainguard.distributed import Processes
@@ -97,6 +97,7 @@ class Guard:
         std: Sequence[float] | float | None = None,
         bounds: tuple[float, float] | None = None,
         on_error: OnError = "raise",
+        cache_bytes: int = CACHE_BYTES,
         preset: str = "default",
     ) -> Any:
         """Screen the loader's data set now, and give a loader of the same kind without the flagged samples.
@@ -116,6 +117,7 @@ class Guard:
             std: see `mean`.
             bounds: the model inputs of black and white, equal for all channels: a third way.
             on_error: `"raise"`, or `"skip"` to leave out unreadable samples and list them in the result.
+            cache_bytes: memory for decoded images, 4 GiB unless told; those beyond are read again, 0 keeps none.
             preset: name of the screening settings: `"default"`, or `"paper"` for AdvrBD as published.
 
         Raises:
@@ -134,6 +136,7 @@ class Guard:
             image_column=image_column,
             label_column=label_column,
             on_error=on_error,
+            cache_bytes=cache_bytes,
             workers=host.inner.num_workers,
             progress=Progress(self._progress),
         )
@@ -243,6 +246,7 @@ def screen(
     std: Sequence[float] | float | None = None,
     bounds: tuple[float, float] | None = None,
     on_error: OnError = "raise",
+    cache_bytes: int = CACHE_BYTES,
     workers: int = 0,
     preset: str = "default",
 ) -> ScreenResult:
@@ -265,6 +269,7 @@ def screen(
         std: see `mean`.
         bounds: the model inputs of black and white, equal for all channels: a third way.
         on_error: `"raise"`, or `"skip"` to leave out unreadable samples and list them in the result.
+        cache_bytes: memory for decoded images, 4 GiB unless told; those beyond are read again, 0 keeps none.
         workers: processes that read images.
         preset: name of the screening settings: `"default"`, or `"paper"` for AdvrBD as published.
 
@@ -279,6 +284,7 @@ def screen(
         image_column=image_column,
         label_column=label_column,
         on_error=on_error,
+        cache_bytes=cache_bytes,
         workers=workers,
         progress=Progress(progress),
     )
