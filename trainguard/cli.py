@@ -163,7 +163,7 @@ def _names(text: str) -> tuple[str, ...]:
 def _add_demo(commands: argparse._SubParsersAction) -> None:
     summary = "poison a bundled set of real images, train on it unguarded and guarded, and show the difference"
     parser = _subcommand(commands, "demo", _demo, summary)
-    parser.add_argument("--out", type=Path, help="also keep the table and the pictures in this folder")
+    parser.add_argument("--out", type=Path, help="folder for the table and the pictures (default: trainguard-demo)")
 
 
 def _demo(arguments: argparse.Namespace) -> int:
