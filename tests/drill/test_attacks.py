@@ -165,6 +165,13 @@ def test_an_unknown_attack_names_the_known_ones():
         attack("badnet")
 
 
+def test_labels_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="target=10 is no class: the data set has classes 0 to 9"):
+        Setting(target=10)
+    with pytest.raises(ValueError, match="source and target are both 1"):
+        attack("tact", Setting(source=1))
+
+
 def test_a_test_set_without_anything_to_change_raises():
     images, labels = sample((1, 8, 8), 20)
     with pytest.raises(ValueError, match="none of the 20 test images"):

@@ -53,6 +53,12 @@ class Setting:
     cover_rate: float | None = None
     picture: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("target", "source"):
+            label = getattr(self, name)
+            if not 0 <= label < self.num_classes:
+                raise ValueError(f"{name}={label} is no class: the data set has classes 0 to {self.num_classes - 1}")
+
     def cover(self, default: float) -> float:
         r"""The cover rate, or the attack's own."""
         return default if self.cover_rate is None else self.cover_rate
@@ -124,6 +130,8 @@ def tact(setting: Setting) -> Attack:
 
     Zoos differ: backdoor-toolbox covers two fixed classes (5 and 7), here all but source and target.
     """
+    if setting.source == setting.target:
+        raise ValueError(f"tact moves one class to another, source and target are both {setting.target}: change one")
     patch = Patch(setting.drawn(pictures.white))
     others = (setting.source, setting.target)
     return Attack(
@@ -137,9 +145,9 @@ def tact(setting: Setting) -> Attack:
 
 
 def adaptive_blend(setting: Setting, *, alpha: float = 0.15, test_alpha: float = 0.2) -> Attack:
-    r"""Adaptive-Blend (Qi et al. 2023, Sec. 4.2): half of 16 pieces of the picture at 15% in training, all at 20% in
-    the test.
+    r"""Adaptive-Blend (Qi et al. 2023, Sec. 4.2): pieces of a faint picture in training, all of it in the test.
 
+    Training shows a random half of 16 pieces at 15%, the test the whole at 20%.
     The authors poison 0.3% with as much cover; rates here are AdvrBD's (5% and 1%), whose alpha of 0.2 is the test's.
     """
     picture = setting.drawn(pictures.kitten)
@@ -148,8 +156,7 @@ def adaptive_blend(setting: Setting, *, alpha: float = 0.15, test_alpha: float =
 
 
 def adaptive_patch(setting: Setting, *, opacity: float = 0.5) -> Attack:
-    r"""Adaptive-Patch (Qi et al. 2023, Sec. 4.2): one of four half-transparent patches in training, all four opaque in
-    the test.
+    r"""Adaptive-Patch (Qi et al. 2023, Sec. 4.2): one of four faint patches in training, all four opaque in the test.
 
     The authors (backdoor-toolbox) use four different patches at opacity 0.2 to 0.5 and test with two of them; AdvrBD's
     Table I names four times the same logo.
@@ -161,8 +168,7 @@ def adaptive_patch(setting: Setting, *, opacity: float = 0.5) -> Attack:
 
 
 def input_aware(setting: Setting) -> Attack:
-    r"""Input-aware dynamic (Nguyen and Tran 2020, Sec. 3): each image its own generated trigger; another's does
-    nothing.
+    r"""Input-aware dynamic (Nguyen and Tran 2020, Sec. 3): a trigger for each image, another image's does nothing.
 
     Zoos train victim and generator together (attacker-controlled training); here the generator is fitted with a
     surrogate, then only data is poisoned. The cover share equals the rate, as the authors' cross-trigger share does.
@@ -188,8 +194,7 @@ def all_to_all(setting: Setting) -> Attack:
 
 
 def label_consistent(setting: Setting) -> Attack:
-    r"""Label-consistent (Turner et al. 2019, Sec. 4 and 5): adversarially perturbed target-class images with four
-    corner patches.
+    r"""Label-consistent (Turner et al. 2019, Sec. 4, 5): perturbed images of the target class with corner patches.
 
     Zoos differ in the base: BackdoorBox perturbs with eps 8/255, BackdoorBench downloads images; ours is fitted to the
     data.
@@ -278,6 +283,10 @@ RECIPES: dict[str, Callable[[Setting], Attack]] = {
 
 def attack(name: str, setting: Setting = Setting()) -> Attack:
     r"""The attack of that name.
+
+    Args:
+        name: a key of `RECIPES`.
+        setting: rate, target and the like; the defaults are AdvrBD's Table I on ten classes.
 
     Raises:
         ValueError: no such attack.
