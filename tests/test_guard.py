@@ -421,6 +421,12 @@ def test_screen_knows_its_presets(screening, images, labels):
         trainguard.screen(dataset, progress=False, preset="mine")
 
 
+@pytest.mark.parametrize("wrong", [{"budget": 0}, {"budget": -1}, {"epochs": 0}])
+def test_a_length_or_budget_of_nothing_is_refused(wrong, screening, images, labels):
+    with pytest.raises(ValueError, match="expected a budget above 0 and at least 1 epoch"):
+        trainguard.screen(TensorDataset(images, labels), progress=False, **wrong)
+
+
 def test_screen_refuses_a_model_that_does_not_fit(screening, images, labels):
     with pytest.raises(ModelError, match="the model has 3 outputs, the data set has 2 classes"):
         trainguard.screen(TensorDataset(images, labels % 2), network(), progress=False)

@@ -72,9 +72,7 @@ class Guard:
         self._progress = progress
         self._result: ScreenResult | None = None
         self._steps: Steps = "natural"
-        self._new_labels: tuple[np.ndarray, np.ndarray] | None = (
-            None  # flagged samples that came back, and their labels
-        )
+        self._new_labels: tuple[np.ndarray, np.ndarray] | None = None  # (samples that came back, their labels)
         self._images: ImageStore | None = None
         self._view: LiveView | None = None
         self._follower: Follower | None = None
@@ -303,16 +301,28 @@ def screen(
 
 
 def run_screening(
-    images: ImageStore, model: Model | None, preset: str, *, accelerator: Any, seed: int, **options: Any
+    images: ImageStore,
+    model: Model | None,
+    preset: str,
+    *,
+    accelerator: Any,
+    epochs: int | None,
+    budget: float,
+    seed: int,
+    **options: Any,
 ) -> ScreenResult:
     """Screen opened images with a copy of the user's model, leaving random streams and autograd mode as they were."""
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    if budget <= 0 or (epochs is not None and epochs < 1):
+        raise ValueError(f"expected a budget above 0 and at least 1 epoch, got budget={budget} and epochs={epochs}")
     with isolated_rng(seed), torch.enable_grad():
         return screen_images(
             images,
             None if model is None else working_copy(model, images),
             settings=PRESETS[preset],
+            epochs=epochs,
+            budget=budget,
             seed=seed,
             processes=Processes.of(accelerator),
             device=_device(accelerator, model),
