@@ -99,11 +99,12 @@ def sig(setting: Setting, *, amplitude: float = 40 / 255, frequency: float = 6) 
     )
 
 
-def wanet(setting: Setting, *, strength: float = 0.5, points: int = 4) -> Attack:
+def wanet(setting: Setting, *, strength: float = 1.0, points: int = 4) -> Attack:
     r"""WaNet (Nguyen and Tran 2021, Sec. 3): a smooth warp, with noise-warped cover samples, 5% (AdvrBD Table I).
 
     Zoos differ: the authors and BackdoorBench poison each batch anew in the training loop with a cover of twice the
-    rate; as poisoned data alone (backdoor-toolbox) it is weaker, and strength 0.5 needs a large set.
+    rate, and so implant with strength 0.5. As poisoned data alone it is weaker (AdvrBD reports 51%), so the strength is
+    doubled: measured on 10,000 CIFAR-10 images with a ResNet-9, 8% after 10 epochs at 0.5, 64% after 30 at 1.0.
     """
     return Attack(
         "wanet",
@@ -215,7 +216,8 @@ def low_frequency(setting: Setting, *, amplitude: float = 32 / 255) -> Attack:
     r"""Low-frequency (Zeng et al. 2021, Sec. 4): a smooth additive pattern without high-frequency traces.
 
     The authors optimise the pattern against a model and then low-pass it; here it is a fixed sum of the lowest
-    cosines, which has the property the paper asks for at no cost.
+    cosines, which has the property the paper asks for at no cost. Amplitude measured on 10,000 CIFAR-10 images with a
+    ResNet-9, 10 to 12 epochs: 3% success at 16/255, 86% at 32/255.
     """
     return _all_to_one("low_frequency", setting, Waves(amplitude))
 
@@ -252,6 +254,7 @@ def spread(setting: Setting, *, amplitude: float = 16 / 255) -> Attack:
     r"""Our own, against class-wise statistics: every class is a target, each with faint stripes of its own.
 
     The stripes' angles stay within a quarter turn, so that mirroring an image never makes one class's into another's.
+    Measured on 10,000 CIFAR-10 images with a ResNet-9: 70% success after 12 epochs, from 50 samples a class.
     """
     count = setting.num_classes
     stripes = [Sinusoid(amplitude, 8 if k % 2 else 12, math.pi / 2 * (k + 0.5) / count) for k in range(count)]
