@@ -1,0 +1,207 @@
+r"""What a screening found: one frozen value, saved whole or not at all, and shown as a short table."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainguard.files import write_atomically
+
+Verdict = Literal["clean", "poisoned", "undecided"]
+
+_ARRAYS = ("score", "consistency", "suspect", "keep", "labels", "proposed", "thresholds", "embedding")
+_FORMAT = 1
+
+
+@dataclass(frozen=True, repr=False)
+class ScreenResult:
+    r"""The outcome of screening a data set of N samples and K classes.
+
+    Arrays are aligned with the data set's own indices: entry `i` speaks of sample `i`, whatever was flagged or unreadable.
+
+    Attributes:
+        score: (N,) float32, higher is more suspicious; NaN for an unreadable sample.
+        consistency: (N,) float32, the divergence of AdvrBD Eq. 3 (low: the prediction holds under perturbation).
+        suspect: (N,) bool, True for samples that training should leave out.
+        keep: (M,) int64, the indices that are left, in ascending order.
+        verdict: `"clean"`, `"poisoned"` or `"undecided"`.
+        confidence: How sure the verdict is, in [0, 1].
+        reason: One sentence: what the verdict rests on.
+        target_classes: The classes that the flagged samples are labelled with, largest first.
+        labels: (N,) int64 as given; -1 for an unreadable sample.
+        proposed: (N,) int64, the label that the screening's purified probe gives to a flagged sample; the given label elsewhere.
+        thresholds: (K,) float32, the score from which a sample of each class is flagged; inf where none is.
+        unreadable: Indices that could not be read (only with `on_error="skip"`).
+        class_names: K names.
+        fingerprint: Fingerprint of the data set.
+        settings: Everything that made this result, with seed and versions; plain JSON values.
+        timing: Wall seconds by stage.
+        history: One row per probe epoch: stage, epoch, loss, accuracy and the share of each part.
+        embedding: (N, D) float16 features of the enhanced probe, or None where they were not kept.
+        evidence: Thumbnails for the report, or None.
+    """
+
+    score: NDArray[np.float32]
+    consistency: NDArray[np.float32]
+    suspect: NDArray[np.bool_]
+    keep: NDArray[np.int64]
+    verdict: Verdict
+    confidence: float
+    reason: str
+    target_classes: tuple[int, ...]
+    labels: NDArray[np.int64]
+    proposed: NDArray[np.int64]
+    thresholds: NDArray[np.float32]
+    unreadable: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
+    fingerprint: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    embedding: NDArray[np.float16] | None = None
+    evidence: Any = None
+
+    def apply(self, dataset: Any) -> Any:
+        """The kept part of `dataset`, of the data set's own type where it has `select` (Hugging Face), else a `Subset`.
+
+        Raises:
+            ValueError: `dataset` has another length than the one that was screened.
+        """
+        self._check_length(dataset)
+        if hasattr(dataset, "select"):
+            return dataset.select(self.keep)
+        from torch.utils.data import Subset
+
+        return Subset(dataset, self.keep.tolist())
+
+    def annotate(self, dataset: Any) -> Any:
+        """A Hugging Face `dataset` with two more columns: `poison_score` (float32) and `keep` (bool).
+
+        Raises:
+            TypeError: `dataset` has no columns.
+            ValueError: `dataset` has another length than the one that was screened.
+        """
+        if not hasattr(dataset, "add_column"):
+            raise TypeError(
+                f"expected a Hugging Face Dataset, got {type(dataset).__name__}: use result.score and result.keep"
+            )
+        self._check_length(dataset)
+        kept = np.zeros(len(self.score), dtype=bool)
+        kept[self.keep] = True
+        return dataset.add_column("poison_score", self.score.tolist()).add_column("keep", kept.tolist())
+
+    def _check_length(self, dataset: Any) -> None:
+        if len(dataset) != len(self.score):
+            raise ValueError(
+                f"this result is about {len(self.score)} samples, the data set has {len(dataset)}: "
+                "pass the data set that was screened"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the arrays of evidence, as plain JSON values (NaN becomes None)."""
+        plain = {name: _plain(getattr(self, name)) for name in _ARRAYS if name != "embedding"}
+        return plain | self._header()
+
+    def _header(self) -> dict[str, Any]:
+        names = ("verdict", "confidence", "reason", "fingerprint", "settings", "timing", "history")
+        header = {name: getattr(self, name) for name in names}
+        return header | {
+            "format": _FORMAT,
+            "target_classes": list(self.target_classes),
+            "unreadable": list(self.unreadable),
+            "class_names": list(self.class_names),
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `result.json` and `arrays.npz` (and `evidence.npz`) into `folder`, each whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {name: value for name in _ARRAYS if (value := getattr(self, name)) is not None}
+        with write_atomically(folder / "arrays.npz") as file:
+            file.write_bytes(_npz(arrays))
+        if self.evidence is not None:
+            with write_atomically(folder / "evidence.npz") as file:
+                file.write_bytes(_npz(self.evidence.to_arrays()))
+        with write_atomically(folder / "result.json") as file:
+            file.write_text(json.dumps(self._header(), indent=1, default=_plain))
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ScreenResult:
+        """Reads what `save` wrote; nothing in the folder can run code.
+
+        Raises:
+            ValueError: `folder` holds no screening result, or one of a later format.
+        """
+        folder = Path(folder)
+        if not (folder / "result.json").is_file():
+            raise ValueError(f"{folder} holds no screening result (no result.json): pass the folder given to save()")
+        header = json.loads((folder / "result.json").read_text())
+        if header.pop("format", None) != _FORMAT:
+            raise ValueError(f"{folder}/result.json has another format than {_FORMAT}: screen again")
+        with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+            values = {name: arrays[name] for name in arrays.files}
+        evidence = None
+        if (folder / "evidence.npz").is_file():
+            from trainguard.report.evidence import Evidence
+
+            with np.load(folder / "evidence.npz", allow_pickle=False) as arrays:
+                evidence = Evidence.from_arrays({name: arrays[name] for name in arrays.files})
+        for name in ("target_classes", "unreadable", "class_names"):
+            header[name] = tuple(header[name])
+        return cls(**values, **header, evidence=evidence)
+
+    def report(self, path: str | Path, dataset: Any = None) -> Path:
+        """Writes one self-contained HTML page; pass `dataset` to show images where the result kept no thumbnails."""
+        from trainguard.report import build
+
+        return build(self, path, dataset=dataset)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The short table behind `repr`: (what, value)."""
+        flagged = int(self.suspect.sum())
+        n = max(1, len(self.suspect))
+        names = [f"{k} ({self.class_names[k]})" if k < len(self.class_names) else str(k) for k in self.target_classes]
+        table = [
+            ("verdict", f"{self.verdict} (confidence {self.confidence:.2f})"),
+            ("because", self.reason),
+            ("flagged", f"{flagged} of {len(self.suspect)} ({100 * flagged / n:.2f}%)"),
+            ("target classes", ", ".join(names) or "none"),
+            ("unreadable", str(len(self.unreadable))),
+            ("seconds", f"{self.timing.get('total', float('nan')):.1f}"),
+        ]
+        return [row for row in table if row != ("unreadable", "0")]
+
+    def __repr__(self) -> str:
+        rows = self.rows()
+        width = max(len(what) for what, _ in rows)
+        return "ScreenResult\n" + "\n".join(f"  {what:<{width}}  {value}" for what, value in rows)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        cells = "".join(f"<tr><th align=left>{escape(what)}</th><td>{escape(value)}</td></tr>" for what, value in self.rows())
+        return f"<table><caption>ScreenResult</caption>{cells}</table>"
+
+
+def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind == "f":
+            return [None if not np.isfinite(v) else v for v in value.astype(float).tolist()]
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value)
