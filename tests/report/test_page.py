@@ -23,8 +23,19 @@ def poisoned(tmp_path_factory, screened):
 def audit_of(k):
     share = np.full((k, k), 0.2 / k, dtype=np.float32)
     share[:, k // 2] += 0.8
-    movement = np.zeros(k, dtype=np.float32)
-    return AuditResult("backdoored", 0.95, "they pile up", (k // 2,), share, share.mean(0), movement, 500)
+    patch = np.array([[5, 6, 1.0], [7, 6, 0.0]], dtype=np.float32)
+    return AuditResult(
+        verdict="backdoored",
+        confidence=0.95,
+        reason="they pile up",
+        target_classes=(k // 2,),
+        transitions=share,
+        pull=share.mean(0),
+        movement=np.zeros(k, dtype=np.float32),
+        patch_success=0.87,
+        patch=patch,
+        images=500,
+    )
 
 
 def purification():
@@ -195,11 +206,12 @@ def test_page_of_an_audit_names_the_target(tmp_path, read):
     assert "This model looks backdoored" in page.text
     assert "push images of every class towards 2" in page.text
     assert page.text.count("84.0%") >= 5
+    assert "changes 87% of them" in page.text and "rows 5 to 7, columns 6 to 6" in page.text
 
 
 def test_page_of_an_audit_with_many_classes_draws_the_matrix(tmp_path, read):
     page = read(build(audit_of(100), tmp_path / "report.html"))
-    assert len(page.all("img")) == 1 and len(page.source) < 200_000
+    assert len(page.all("img")) == 2 and len(page.source) < 200_000
 
 
 def test_page_of_a_purification_needs_no_weights(tmp_path, read):

@@ -48,6 +48,8 @@ def context(result: AuditResult) -> dict[str, Any]:
         "classes": _classes(result, names),
         "matrix": _matrix(result, names) if k <= WRITTEN_OUT else None,
         "picture": _picture(result) if k > WRITTEN_OUT else None,
+        "patch": _patch(result),
+        "patch_success": f"{result.patch_success:.0%}",
         "cost": costs(result.timing),
         "settings": list(flattened(result.settings)),
         "fingerprint": result.fingerprint,
@@ -72,3 +74,15 @@ def _picture(result: AuditResult) -> str:
     """The matrix as an image of one pixel per cell, dark where the share is high."""
     grey = 255 - (np.clip(result.transitions, 0, 1) * 255).round().astype(np.uint8)
     return pictures.data_uri(grey[..., None], lossless=True)
+
+
+def _patch(result: AuditResult) -> dict[str, str] | None:
+    """The pixels of the best patch, cut out, on grey where it has none."""
+    if not len(result.patch):
+        return None
+    place = result.patch[:, :2].astype(int)
+    (top, left), (bottom, right) = place.min(0), place.max(0)
+    canvas = np.full((bottom - top + 1, right - left + 1, result.patch.shape[1] - 2), 128, dtype=np.uint8)
+    canvas[place[:, 0] - top, place[:, 1] - left] = (np.clip(result.patch[:, 2:], 0, 1) * 255).round()
+    where = f"rows {top} to {bottom}, columns {left} to {right}"
+    return {"src": pictures.data_uri(canvas, lossless=True), "where": where}
