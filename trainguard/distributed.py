@@ -1,0 +1,101 @@
+r"""Work shared by index over processes: every rank does its part, all ranks end with the same arrays and decisions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Processes:
+    """The ranks of one run. Without an accelerator there is one, and every method is free.
+
+    Args:
+        rank: of this process, 0 to `world` - 1.
+        world: how many processes there are.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        self.rank, self.world = rank, world
+
+    @classmethod
+    def of(cls, accelerator: Any | None) -> Processes:
+        """The processes of an `accelerate.Accelerator`; a single one for None."""
+        if accelerator is None or accelerator.num_processes == 1:
+            return cls()
+        return cls(accelerator.process_index, accelerator.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        """True on the process that writes files and shows progress."""
+        return self.rank == 0
+
+    def share(self, index: np.ndarray) -> np.ndarray:
+        """This rank's part of a list of indices: every `world`-th one."""
+        return index[self.rank :: self.world]
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's `value` on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def merge(self, index: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
+        """Put the ranks' per-sample values together.
+
+        Args:
+            index: (B,) int64, the samples that this rank worked on.
+            values: (B, ...) their values.
+            n: length of the merged array.
+
+        Returns:
+            (n, ...) of the values' type on every rank; zero where no rank worked.
+
+        Raises:
+            RuntimeError: two ranks worked on one sample.
+        """
+        parts: list[Any] = [(index, values)]
+        if self.world > 1:
+            parts = [None] * self.world
+            torch.distributed.all_gather_object(parts, (index, values))
+        merged = np.zeros((n, *values.shape[1:]), dtype=values.dtype)
+        times = np.zeros(n, dtype=np.int64)
+        for places, part in parts:
+            merged[places] = part
+            times[places] += 1
+        if times.max(initial=0) > 1:
+            raise RuntimeError(f"sample {int(times.argmax())} was worked on twice: the ranks' parts overlap")
+        return merged
+
+    def average_gradients(self, model: nn.Module, weight: float = 1.0) -> None:
+        """Replace each gradient by its mean over the ranks, weighted by how many samples each rank had.
+
+        Args:
+            model: the same on every rank; its gradients are changed in place.
+            weight: this rank's share of the batch times `world`; 1 where all ranks had equally many samples.
+        """
+        if self.world == 1:
+            return
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in gradients]) * (weight / self.world)
+        torch.distributed.all_reduce(flat)
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def average_buffers(self, model: nn.Module) -> None:
+        """Replace each floating-point buffer (BatchNorm's running statistics) by its mean over the ranks."""
+        if self.world == 1:
+            return
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                torch.distributed.all_reduce(buffer)
+                buffer.div_(self.world)

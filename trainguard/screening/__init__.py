@@ -1,0 +1,1 @@
+r"""AdvrBD, one file per step of the paper; `pipeline` has their order."""

@@ -1,0 +1,104 @@
+r"""Training a probe within a screening: seeded epoch by epoch, kept epoch by epoch, so that a kill costs one epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainguard.data.store import ImageStore
+from trainguard.screening.pipeline import Run
+from trainguard.screening.probe import Probe
+from trainguard.training import Recipe, batches, outputs, run_epoch
+
+Loss = Callable[[Tensor, np.ndarray], Tensor]
+
+
+def fresh_probe(run: Run, seed: int) -> Probe:
+    """A probe with seeded weights, on the run's device."""
+    some = run.store.batch(np.random.default_rng(0).permutation(run.store.readable)[:2000])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        probe = Probe(run.store.shape, run.store.num_classes, some.mean((0, 2, 3)), some.std((0, 2, 3)))
+    return probe.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def recipe_for(run: Run, samples: int, share: float) -> Recipe:
+    """How long a probe learns: a share of what may be spent, within the settings' least and most steps."""
+    settings = run.settings
+    size = int(np.clip(2 ** round(np.log2(max(1, samples / 64))), 16, settings.batch_size))
+    steps = max(1, samples // size)
+    epochs = round(share * run.spend * len(run.store.readable) / samples)
+    epochs = int(np.clip(epochs, -(-settings.least_steps // steps), max(2, settings.most_steps // steps)))
+    return Recipe(epochs=max(2, epochs), batch_size=size, rate=0.2 * (size / 128) ** 0.5)
+
+
+def label_loss(store: ImageStore) -> Loss:
+    """Cross-entropy to the given labels."""
+    labels = torch.from_numpy(store.labels)
+
+    def loss(logits: Tensor, index: np.ndarray) -> Tensor:
+        return F.cross_entropy(logits, labels[torch.from_numpy(index)].to(logits.device))
+
+    return loss
+
+
+def train(run: Run, name: str, model: nn.Module, index: np.ndarray, recipe: Recipe, loss: Loss | None = None) -> None:
+    """Train `model` on the samples `index`, resuming where a killed run stopped.
+
+    Args:
+        run: the screening.
+        name: of the stage; also of its file in the state folder.
+        model: changed in place.
+        index: (M,) int64.
+        recipe: how.
+        loss: None for cross-entropy to the given labels.
+    """
+    loss = loss or label_loss(run.store)
+    optimizer, first = recipe.optimizer(model), 0
+    if (saved := run.state.load(name)) is not None:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first = saved["epochs"]
+        for row in saved["rows"]:
+            run.epoch_done(**row)
+    rows = [row for row in run.history if row["stage"] == name]
+    with run.stage(name), run.progress.stage(name, (recipe.epochs - first) * len(index)) as shown:
+        for epoch in range(first, recipe.epochs):
+            generator = torch.Generator().manual_seed(run.seed * 7919 + epoch * 101 + sum(name.encode()))
+            plan = list(batches(index, recipe.batch_size, generator))
+            total = recipe.epochs * len(plan)
+            rates = [recipe.rate_at((epoch * len(plan) + step) / total) for step in range(len(plan))]
+            mean = run_epoch(
+                model,
+                optimizer,
+                plan,
+                run.store,
+                loss,
+                rates,
+                shift=recipe.shift,
+                generator=generator,
+                processes=run.processes,
+                stage=shown,
+            )
+            row = {"stage": name, "epoch": epoch + 1, "loss": mean}
+            shown.advance(0, epoch=epoch + 1, loss=mean)
+            rows.append(row)
+            run.state.save(
+                name,
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "epochs": epoch + 1,
+                    "rows": rows,
+                },
+            )
+            run.epoch_done(**row)
+
+
+def logits(run: Run, model: nn.Module, index: np.ndarray) -> np.ndarray:
+    """(M, K) float32 logits of the samples `index`."""
+    return outputs(model, model, run.store, index, run.processes)

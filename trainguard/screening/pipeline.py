@@ -1,0 +1,180 @@
+r"""The steps of a screening in their order, each resumable: learn, score, partition, relearn or enhance, identify."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainguard.data.store import ImageStore
+from trainguard.distributed import Processes
+from trainguard.progress import Progress
+from trainguard.results import ScreenResult
+from trainguard.screening.settings import Settings
+from trainguard.screening.state import State
+from trainguard.versions import versions
+
+
+@dataclass
+class Run:
+    """What every step of one screening needs.
+
+    Attributes:
+        store: the images.
+        model: a copy of the user's model in model input space, or None.
+        settings: what decides.
+        spend: epoch-equivalents of forward and backward passes that may be used.
+        seed: of everything random.
+        processes: the ranks.
+        device: where the probes live.
+        state: finished steps on disk.
+        progress: the terminal.
+        callbacks: the user's.
+        timing: wall seconds by stage, filled as they end.
+        history: a row per probe epoch.
+    """
+
+    store: ImageStore
+    model: nn.Module | None
+    settings: Settings
+    spend: float
+    seed: int
+    processes: Processes
+    device: torch.device
+    state: State
+    progress: Progress
+    callbacks: Sequence[Any]
+    timing: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def tell(self, hook: str, *args: Any, **figures: Any) -> None:
+        """Call a hook on every callback that has it."""
+        for callback in self.callbacks:
+            if (method := getattr(callback, hook, None)) is not None:
+                method(*args, **figures)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Announce a stage and take its time."""
+        self.tell("on_stage_start", name)
+        start = time.perf_counter()
+        yield
+        self.timing[name] = self.timing.get(name, 0.0) + time.perf_counter() - start
+
+    def epoch_done(self, **row: Any) -> None:
+        """Note a probe epoch and tell the callbacks."""
+        self.history.append(row)
+        self.tell("on_probe_epoch_end", **row)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a variant found: arrays over all N samples, ready for a `ScreenResult`."""
+
+    score: np.ndarray
+    consistency: np.ndarray
+    suspect: np.ndarray
+    thresholds: np.ndarray
+    proposed: np.ndarray
+    verdict: Any
+    confidence: float
+    reason: str
+    target_classes: tuple[int, ...]
+    details: dict[str, Any]
+
+
+def screen_images(
+    store: ImageStore,
+    model: nn.Module | None = None,
+    *,
+    settings: Settings | None = None,
+    epochs: float | None = None,
+    budget: float = 0.5,
+    seed: int = 0,
+    processes: Processes | None = None,
+    device: torch.device | None = None,
+    state_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+    callbacks: Sequence[Any] = (),
+) -> ScreenResult:
+    """Screen opened images.
+
+    Args:
+        store: the images and labels.
+        model: a copy of the user's model that may be trained (only the paper's variant does); None for the probe alone.
+        settings: what decides; None for the defaults.
+        epochs: length of the protected run; None for `settings.default_epochs` epoch-equivalents in all.
+        budget: share of the protected run that screening may spend.
+        seed: of everything random.
+        processes: the ranks; None for one.
+        device: where to work; None for a GPU where there is one.
+        state_dir: folder that a killed screening resumes from.
+        progress: show it on the terminal.
+        callbacks: objects with any of `on_stage_start(stage)`, `on_probe_epoch_end(**row)`, `on_scores(score=...,
+            consistency=...)`, `on_result(result)`.
+
+    Returns:
+        The result, equal on every rank.
+
+    Raises:
+        StateError: `state_dir` holds a state of other data or settings, or cannot be written.
+    """
+    from trainguard.screening import paper, separating
+
+    settings = settings or Settings()
+    processes = processes or Processes()
+    spend = settings.default_epochs if epochs is None else budget * epochs
+    made_with = settings.to_dict() | {"seed": seed, "epochs": epochs, "budget": budget, "spend": spend}
+    key = {"fingerprint": store.fingerprint, "samples": len(store)} | made_with
+    start = time.perf_counter()
+    run = Run(
+        store=store,
+        model=model,
+        settings=settings,
+        spend=spend,
+        seed=seed,
+        processes=processes,
+        device=device or torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        state=State(state_dir, key, writes=processes.is_main),
+        progress=Progress(progress),
+        callbacks=callbacks,
+    )
+    variant = paper.decide if settings.variant == "paper" else separating.decide
+    found: Decision = processes.broadcast(variant(run))
+    run.tell("on_scores", score=found.score, consistency=found.consistency)
+    with run.stage("evidence"):
+        from trainguard.report.evidence import collect_evidence
+
+        evidence = collect_evidence(
+            store, found.score, found.suspect, store.labels, found.proposed, thresholds=found.thresholds
+        )
+    readable = store.labels >= 0
+    result = ScreenResult(
+        score=found.score.astype(np.float32),
+        consistency=found.consistency.astype(np.float32),
+        suspect=found.suspect,
+        keep=np.flatnonzero(readable & ~found.suspect).astype(np.int64),
+        verdict=found.verdict,
+        confidence=found.confidence,
+        reason=found.reason,
+        target_classes=found.target_classes,
+        labels=store.labels.astype(np.int64),
+        proposed=found.proposed.astype(np.int64),
+        thresholds=found.thresholds.astype(np.float32),
+        unreadable=store.unreadable,
+        class_names=store.class_names,
+        fingerprint=store.fingerprint,
+        settings=made_with | {"versions": versions()} | found.details,
+        timing=run.timing | {"total": time.perf_counter() - start},
+        history=run.history,
+        evidence=evidence,
+    )
+    run.tell("on_result", result)
+    return result

@@ -1,0 +1,86 @@
+r"""The probe: a small residual network that trainguard trains on the suspect data to see what they teach.
+
+It stands in for the user's architecture: it costs little, it is the same for everybody, and so the thresholds that are
+calibrated on it hold whatever model is being protected.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WIDTH = 16
+SIDE = 48  # larger images are brought to about this side by a strided stem
+
+
+class Probe(nn.Module):
+    r"""A ResNet-9 (Page 2018) of width 16 for images of any size, in unit pixels.
+
+    Args:
+        shape: (C, H, W) of the images.
+        num_classes: K.
+        mean: (C,) mean of the images, in [0, 1].
+        std: (C,) their standard deviation.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.least = 16  # smaller images are enlarged, so that three halvings leave something
+        stride = 2 ** max(0, math.ceil(math.log2(max(1.0, min(height, width) / SIDE))))
+        w = WIDTH
+        self.register_buffer("mean", mean.float().view(1, -1, 1, 1))
+        self.register_buffer("std", std.float().clamp_min(1e-2).view(1, -1, 1, 1))
+        self.stem = _conv(channels, w, stride)
+        self.stages = nn.ModuleList(
+            [
+                nn.Sequential(_conv(w, 2 * w), nn.MaxPool2d(2), _Residual(2 * w)),
+                nn.Sequential(_conv(2 * w, 4 * w), nn.MaxPool2d(2)),
+                nn.Sequential(_conv(4 * w, 8 * w), nn.MaxPool2d(2)),
+                _Residual(8 * w),
+            ]
+        )
+        self.head = nn.Linear(8 * w, num_classes)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        r"""(B, C, H, W) to the feature maps of the three last stages, shallow to deep."""
+        x = (images - self.mean) / self.std
+        if min(x.shape[-2:]) < self.least:
+            scale = self.least / min(x.shape[-2:])
+            x = F.interpolate(x, scale_factor=scale, mode="nearest")
+        x = self.stem(x)
+        found = []
+        for stage in self.stages:
+            x = stage(x)
+            found.append(x)
+        return found[1:]
+
+    def forward(self, images: Tensor) -> Tensor:
+        r"""(B, C, H, W) in [0, 1] to (B, K) logits."""
+        return self.head(self.maps(images)[-1].amax((2, 3)))
+
+    def features(self, images: Tensor) -> Tensor:
+        r"""(B, C, H, W) to (B, D): mean and maximum of the channels of the three last stages."""
+        return torch.cat([torch.cat([m.float().mean((2, 3)), m.float().amax((2, 3))], 1) for m in self.maps(images)], 1)
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_conv(channels, channels), _conv(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    size = 3 if stride == 1 else 2 * stride - 1
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )

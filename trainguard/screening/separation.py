@@ -1,0 +1,141 @@
+r"""Does a class fall into two parts, and how far apart are they? Looked for in the features of the warm probe.
+
+A trigger is one more direction in feature space, shared by every poisoned sample and by nobody else with that label. So
+inside the target class the samples lie in two heaps with a gap between them, while a clean class is one cloud, however
+long. AdvrBD looks for the poison with one number per sample (Eq. 3); the features that the same forward pass computes
+say more (measured, see docs/experiments.md).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+Array = NDArray[np.float64]
+
+SHRINKAGE = 0.1  # of the pooled covariance towards a sphere
+DIRECTIONS = 100  # principal directions of a class that the discriminant may use
+FOLDS = 4
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Features with the spread that all classes share taken out.
+
+    Attributes:
+        mean: (D,) of the features.
+        scale: (D,) their standard deviation.
+        matrix: (D, D), which makes the pooled within-class covariance a unit matrix.
+    """
+
+    mean: Array
+    scale: Array
+    matrix: Array
+
+    @classmethod
+    def fit(cls, features: NDArray[np.float32], labels: NDArray[np.int64]) -> Whitening:
+        """Learn from (M, D) features and their (M,) labels."""
+        mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64) + 1e-6
+        x = (features - mean) / scale
+        for label in np.unique(labels):
+            x[labels == label] -= x[labels == label].mean(0)
+        covariance = x.T @ x / len(x)
+        size = len(covariance)
+        covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.eye(size) * np.trace(covariance) / size
+        return cls(mean, scale, np.linalg.inv(np.linalg.cholesky(covariance)).T)
+
+    def __call__(self, features: NDArray[np.float32]) -> Array:
+        """(M, D) features, whitened."""
+        return ((features - self.mean) / self.scale) @ self.matrix
+
+
+@dataclass(frozen=True)
+class Split:
+    """One class in two parts.
+
+    Attributes:
+        position: (n,) float64, where each sample lies on the line that separates the parts best; a sample's own place
+            is never used to draw its line.
+        probability: (n,) float64 in [0, 1], of belonging to the upper part.
+        distance: Ashman's D of the two parts: their means' distance in units of their widths.
+        valley: density between the two means over the lower of the densities at them, in [0, 1].
+    """
+
+    position: Array
+    probability: Array
+    distance: float
+    valley: float
+
+    @property
+    def upper(self) -> NDArray[np.bool_]:
+        """(n,) True for the upper part."""
+        return self.probability > 0.5
+
+    def turned(self) -> Split:
+        """The same split with the parts' names exchanged."""
+        return Split(-self.position, 1 - self.probability, self.distance, self.valley)
+
+
+def split_class(whitened: Array, seed: int) -> Split:
+    """Find the two parts of one class.
+
+    Two Gaussians in the two widest directions give a first guess; then a linear discriminant is drawn on three quarters
+    of the class and read on the rest, the parts are read off the line, and this is repeated: noise in the guess averages
+    out of the discriminant, as it does in self-training.
+
+    Args:
+        whitened: (n, D) features of the class, n at least 8.
+        seed: of folds and starts.
+
+    Returns:
+        The split; its distance is 0 where the class has no second part.
+    """
+    n = len(whitened)
+    x = whitened - whitened.mean(0)
+    left, sizes, _ = np.linalg.svd(x, full_matrices=False)
+    z = (left * sizes)[:, : min(DIRECTIONS, max(2, n // 5))]
+    rng = np.random.default_rng(seed)
+    upper = _mixture(z[:, :2], seed).predict(z[:, :2]) == 1
+    position, probability, mixture = np.zeros(n), np.zeros(n), None
+    for _ in range(ROUNDS):
+        if min(upper.sum(), n - upper.sum()) < FOLDS:
+            return Split(position, np.zeros(n), 0.0, 1.0)
+        position = _held_out(z, upper, rng)
+        mixture = _mixture(position[:, None], seed)
+        high = int(mixture.means_[:, 0].argmax())
+        probability = mixture.predict_proba(position[:, None])[:, high]
+        upper = probability > 0.5
+    if mixture is None or min(upper.sum(), n - upper.sum()) < FOLDS:
+        return Split(position, np.zeros(n), 0.0, 1.0)
+    mean, var = mixture.means_[:, 0], mixture.covariances_[:, 0]
+    distance = float(abs(mean[0] - mean[1]) * np.sqrt(2 / var.sum()))
+    density = np.exp(mixture.score_samples(np.linspace(mean.min(), mean.max(), 200)[:, None]))
+    # A wide Gaussian may outweigh a narrow one beyond its mean: the posterior must not fall again along the line.
+    order = np.argsort(position)
+    probability[order] = np.maximum.accumulate(probability[order])
+    return Split(position, probability, distance, float(density.min() / min(density[0], density[-1])))
+
+
+def _held_out(z: Array, upper: NDArray[np.bool_], rng: np.random.Generator) -> Array:
+    fold = rng.permutation(len(z)) % FOLDS
+    position = np.zeros(len(z))
+    for k in range(FOLDS):
+        rest = fold != k
+        if upper[rest].all() or not upper[rest].any():
+            continue
+        line = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(z[rest], upper[rest])
+        position[~rest] = line.decision_function(z[~rest])
+    return position
+
+
+def _mixture(points: Array, seed: int) -> GaussianMixture:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return GaussianMixture(2, covariance_type="diag", n_init=3, random_state=seed, reg_covar=1e-4).fit(points)

@@ -1,0 +1,71 @@
+r"""The screening's settings: one set for all attacks, and the paper's variant beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Settings:
+    r"""Everything that decides what is flagged. Lengths are shares of what screening may spend.
+
+    Attributes:
+        variant: `"separation"`: trainguard's own; `"paper"`: AdvrBD as published.
+        default_epochs: epoch-equivalents of forward and backward passes where the caller names no `epochs`.
+        warmup_share: of them for the probe that learns everything, the trigger included. Measured: at 8 of 15 epochs on
+            10,000 images the trigger separates inside its class for every attack of the drill.
+        relearn_share: of them for the purified probe, trained without what is suspected.
+        least_steps: gradient steps that a probe takes whatever the budget: small data sets cost little.
+        most_steps: steps after which a probe's warm-up ends however large the data set is.
+        batch_size: of the probes; smaller on data sets of under 64 batches.
+        patch_side: side of Eq. 3's patch as a share of the image's side: half, measured best of 8, 16 and 32 pixels.
+        eps: radius of Eq. 3's perturbation in unit pixels: 8/255, measured best of 4, 8, 16 and 32.
+        attack_steps: gradient steps of Eq. 3; one, because a scoring pass should cost about an epoch.
+        least_members: samples below which a class is not looked into.
+        candidate_distance: Ashman's D from which a class's two parts are worth a closer look.
+        candidate_valley: density between the parts, relative to the lower of the two peaks, up to which likewise.
+        conflict: agreement of the purified probe with the suspected part's labels, relative to the rest of the class,
+            under which those labels contradict the images (poisoned labels).
+        transfer: share of other classes' images that the parts' mean difference moves into the class, from which it
+            acts as a trigger (clean-label attacks).
+        transfer_distance: Ashman's D that a class needs when the transfer is the only evidence.
+        learned: the probe's accuracy on the data, relative to chance, below which the verdict is `"undecided"`.
+        partition_rate: `"paper"` only: share of the data that each iteration of Algorithm 2 moves to D_c.
+        iterations: `"paper"` only: of Algorithm 2.
+        unlearn_rate: `"paper"` only: learning rate of Eq. 4. ABL's published 5e-4.
+    """
+
+    variant: Literal["separation", "paper"] = "separation"
+    default_epochs: float = 12.0
+    warmup_share: float = 0.55
+    relearn_share: float = 0.3
+    least_steps: int = 400
+    most_steps: int = 6000
+    batch_size: int = 128
+    patch_side: float = 0.5
+    eps: float = 8 / 255
+    attack_steps: int = 1
+    least_members: int = 20
+    candidate_distance: float = 3.2
+    candidate_valley: float = 0.6
+    conflict: float = 0.4
+    transfer: float = 0.3
+    transfer_distance: float = 4.5
+    learned: float = 2.0
+    partition_rate: float = 0.05
+    iterations: int = 4
+    unlearn_rate: float = 5e-4
+
+    @classmethod
+    def paper(cls) -> Settings:
+        """AdvrBD as published, on the user's architecture; what the text lost comes from ABL and D-BR (see docs)."""
+        return cls(variant="paper", warmup_share=0.4)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return dataclasses.asdict(self)
+
+
+PRESETS = {"default": Settings(), "paper": Settings.paper()}

@@ -1,0 +1,192 @@
+r"""The one epoch loop: mixed precision, channels_last, a seeded order, augmentation, gradients averaged over ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainguard.data.store import ImageStore
+from trainguard.distributed import Processes
+from trainguard.progress import Stage
+
+SCORING_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a probe is trained.
+
+    Attributes:
+        epochs: passes over the samples.
+        batch_size: over all processes together.
+        rate: peak learning rate of a one-cycle schedule (Smith and Topin 2018) for SGD with Nesterov momentum.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        shift: random translation, as a share of the image's side; 0 for none.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    rate: float = 0.2
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    shift: float = 0.125
+
+    def rate_at(self, progress: float) -> float:
+        """The learning rate after a share `progress` of all steps, in [0, 1]: linear up to a quarter, cosine down."""
+        if progress < 0.25:
+            return self.rate * (0.04 + 0.96 * progress / 0.25)
+        return self.rate * (0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * (progress - 0.25) / 0.75)))
+
+    def optimizer(self, model: nn.Module) -> torch.optim.SGD:
+        """A fresh optimizer for `model`."""
+        return torch.optim.SGD(
+            model.parameters(), self.rate, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
+        )
+
+
+def autocast(device: torch.device) -> AbstractContextManager:
+    """bf16 where the device gains from it (a GPU, a CPU with bf16 instructions); otherwise fp32."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
+    if device.type == "cpu":
+        return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
+    return torch.autocast(device.type, enabled=False)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters lie; the CPU for a model without any."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def shifted(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Each image moved by up to `share` of its side in both directions, its border mirrored.
+
+    No flips: a mirrored digit or traffic sign is another class.
+
+    Args:
+        images: (B, C, H, W).
+        share: in [0, 0.5); 0 gives the images back.
+        generator: on the CPU.
+    """
+    count, _, height, width = images.shape
+    up, left = int(share * height), int(share * width)
+    if up == 0 and left == 0:
+        return images
+    padded = F.pad(images, (left, left, up, up), mode="reflect")
+    top = torch.randint(2 * up + 1, (count, 1), generator=generator) + torch.arange(height)
+    side = torch.randint(2 * left + 1, (count, 1), generator=generator) + torch.arange(width)
+    top, side = top.to(images.device), side.to(images.device)
+    row = torch.arange(count, device=images.device).view(-1, 1, 1)
+    moved = padded.permute(0, 2, 3, 1)[row, top[:, :, None], side[:, None, :]]
+    return moved.permute(0, 3, 1, 2)
+
+
+def batches(index: np.ndarray, size: int, generator: torch.Generator) -> Iterator[np.ndarray]:
+    """The samples in a random order, in batches of `size`; a last batch under half of it is left out."""
+    order = index[torch.randperm(len(index), generator=generator).numpy()]
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        if start == 0 or len(part) * 2 >= size:
+            yield part
+
+
+def run_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    plan: list[np.ndarray],
+    store: ImageStore,
+    loss: Callable[[Tensor, np.ndarray], Tensor],
+    rates: list[float],
+    *,
+    shift: float,
+    generator: torch.Generator,
+    processes: Processes,
+    stage: Stage | None = None,
+    clip: float = 5.0,
+) -> float:
+    r"""Train for the batches of a plan.
+
+    Args:
+        model: eats unit pixels; it is left in train mode.
+        optimizer: over the model's parameters.
+        plan: the batches, equal on every rank; each rank takes its share of each batch.
+        store: the images.
+        loss: from logits (B, K) and the batch's indices (B,) to a mean loss.
+        rates: the learning rate of each batch.
+        shift: see `shifted`.
+        generator: on the CPU, equal on every rank.
+        processes: the ranks.
+        stage: where to show progress.
+        clip: largest norm of the gradient.
+
+    Returns:
+        The mean loss on this rank.
+    """
+    device, total = device_of(model), 0.0
+    model.train()
+    for part, rate in zip(plan, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        own = processes.share(part)
+        images = shifted(store.batch(own, device), shift, generator)
+        with autocast(device):
+            logits = model(images.contiguous(memory_format=torch.channels_last)).float()
+        value = loss(logits, own)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        processes.average_gradients(model, len(own) * processes.world / len(part))
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        total += float(value.detach())
+        if stage is not None:
+            stage.advance(len(part))
+    processes.average_buffers(model)
+    return total / max(1, len(plan))
+
+
+@torch.no_grad()
+def outputs(
+    function: Callable[[Tensor], Tensor],
+    model: nn.Module,
+    store: ImageStore,
+    index: np.ndarray,
+    processes: Processes | None = None,
+    *,
+    batch_size: int = SCORING_BATCH,
+) -> np.ndarray:
+    """What `function` gives for every sample of `index`, with `model` in eval mode, shared among the ranks.
+
+    Args:
+        function: from unit pixels (B, C, H, W) to (B, ...).
+        model: the module that `function` runs; its mode is put back.
+        store: the images.
+        index: (M,) int64, without repeats.
+        processes: the ranks; None for one.
+        batch_size: images at once.
+
+    Returns:
+        (M, ...) float32, in the order of `index`.
+    """
+    processes = processes or Processes()
+    device, mode = device_of(model), model.training
+    places = processes.share(np.arange(len(index)))
+    model.eval()
+    try:
+        parts = []
+        for start in range(0, len(places), batch_size):
+            images = store.batch(index[places[start : start + batch_size]], device)
+            with autocast(device):
+                part = function(images.contiguous(memory_format=torch.channels_last))
+            parts.append(part.float().cpu().numpy())
+    finally:
+        model.train(mode)
+    own = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+    return processes.merge(places, own, len(index))
