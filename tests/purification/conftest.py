@@ -35,5 +35,6 @@ def victim() -> Victim:
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+    model.zero_grad()
     store = open_images(TensorDataset((train - MEAN) / STD, given), pixel_range=RANGE)
     return Victim(model.eval(), store, poisoned, test, labels[1400:])

@@ -13,6 +13,8 @@ from trainguard.errors import DataError
 from trainguard.purification import AuditResult, audit
 from trainguard.purification.audit import balanced, features_of, judge, movement_of, one_way, pull_of, transition_counts
 
+SAFE = np.eye(10, dtype=int) * 20  # a patch that changes nothing
+
 
 def uniform(classes: int = 10, moved: int = 90) -> np.ndarray:
     counts = np.full((classes, classes), moved // (classes - 1))
@@ -43,14 +45,15 @@ def test_one_way_tells_a_cycle_from_a_mutual_confusion():
 @pytest.mark.parametrize("classes", [3, 10, 43])
 def test_judge_follows_the_matrix(classes):
     even = uniform(classes, 20 * (classes - 1))
-    verdict, confidence, _, targets = judge(even)
+    safe = np.eye(classes, dtype=int) * 20
+    verdict, confidence, _, targets = judge(even, safe)
     assert verdict == "clean" and confidence > 0.9 and targets == ()
     poisoned = even.copy()
     poisoned[:, 1] += even.sum(axis=1) * 5
-    verdict, confidence, reason, targets = judge(poisoned)
+    verdict, confidence, reason, targets = judge(poisoned, safe)
     assert verdict == "backdoored" and confidence > 0.9 and targets == (1,) and "class 1" in reason
     cycle = np.roll(np.eye(classes, dtype=int), 1, axis=1) * 200 + 1
-    verdict, _, reason, targets = judge(cycle)
+    verdict, _, reason, targets = judge(cycle, safe)
     assert verdict == "backdoored" and targets == tuple(range(classes)) and "all-to-all" in reason
 
 
@@ -58,15 +61,26 @@ def test_judge_follows_a_renaming_of_the_classes():
     counts = uniform()
     counts[:, 7] *= 20
     order = np.random.default_rng(0).permutation(10)
-    assert order[list(judge(counts[np.ix_(order, order)])[3])].tolist() == [7]
+    assert order[list(judge(counts[np.ix_(order, order)], SAFE)[3])].tolist() == [7]
 
 
 def test_judge_does_not_decide_on_too_little():
-    assert judge(np.array([[0, 90], [90, 0]]))[0] == "undecided"
+    assert judge(np.array([[0, 90], [90, 0]]), np.eye(2, dtype=int) * 20)[0] == "undecided"
     few = np.zeros((10, 10), dtype=int)
     few[:, 3] = 2
-    verdict, confidence, reason, _ = judge(few)
+    verdict, confidence, reason, _ = judge(few, SAFE)
     assert verdict == "undecided" and confidence == 0 and "eps=" in reason
+
+
+def test_judge_believes_a_patch_that_breaks_the_model():
+    patched = np.zeros((10, 10), dtype=int)
+    patched[:, 4] = 20
+    verdict, confidence, reason, targets = judge(uniform(), patched)
+    assert verdict == "backdoored" and confidence > 0.9 and targets == (4,) and "patch changes 90%" in reason
+    verdict, _, reason, targets = judge(uniform(), np.roll(SAFE, 1, axis=1))
+    assert verdict == "backdoored" and targets == tuple(range(10)) and "all-to-all" in reason
+    assert judge(np.array([[0, 90], [90, 0]]), np.array([[20, 0], [20, 0]]))[0] == "undecided"
+    assert judge(np.array([[0, 90], [90, 0]]), np.array([[0, 20], [20, 0]]))[0] == "backdoored"
 
 
 def test_movement_is_the_relative_approach_to_a_class():
@@ -104,6 +118,7 @@ def test_a_blended_backdoor_is_found_with_its_target(found):
     assert found.verdict == "backdoored" and found.target_classes == (TARGET,) and found.confidence > 0.9
     assert found.pull[TARGET] > 0.7 and found.movement.argmax() == TARGET
     np.testing.assert_allclose(found.transitions.sum(axis=1), 1, atol=1e-5)
+    assert found.patch_success < 0.5 and found.patch.shape == (4, 3)
     assert found.transitions.shape == (10, 10) and found.images > 280
 
 

@@ -14,7 +14,15 @@ from trainguard.errors import ModelError
 from trainguard.purification import audit_checkpoint, purify_checkpoint
 
 ARCH = "test_resnet"  # timm's smallest, made for tests
-FEW = {"progress": False, "rounds": 1, "adversarial_batches": (2,), "attack_steps": 1, "eps": 0.02, "batch_size": 16}
+FEW = {
+    "progress": False,
+    "rounds": 1,
+    "adversarial_batches": (2,),
+    "attack_steps": 1,
+    "eps": 0.02,
+    "batch_size": 16,
+    "patches": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +32,7 @@ def delivered(tmp_path_factory):
     model = timm.create_model(ARCH, num_classes=3)
     path = tmp_path_factory.mktemp("delivered") / "model.pt"
     torch.save({"state_dict": model.state_dict(), "epoch": 7}, path)
-    images = torch.rand(60, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(60, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     return path, TensorDataset(images, torch.arange(60) % 3)
 
 
@@ -49,7 +57,7 @@ def test_a_checkpoint_is_purified_into_safetensors_with_a_record(delivered, tmp_
 
 def test_a_checkpoint_is_audited(delivered):
     path, data = delivered
-    result = audit_checkpoint(path, arch=ARCH, data=data, progress=False, images=30)
+    result = audit_checkpoint(path, arch=ARCH, data=data, progress=False, images=30, eps=0.02)
     assert result.transitions.shape == (3, 3) and 0 < result.images <= 30
     assert result.verdict in ("clean", "backdoored", "undecided")
 
@@ -82,7 +90,7 @@ def test_the_example_purifies_a_checkpoint_with_a_folder_of_images(delivered, tm
     for row in range(30):
         folder = tmp_path / "images" / f"class{row % 3}"
         folder.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(row).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(row).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{row}.png")
     script = pathlib.Path(__file__).parents[2] / "examples" / "purify_delivered_model.py"
     words = [str(script), str(delivered[0]), str(tmp_path / "images"), "--arch", ARCH, "--out", str(tmp_path / "out")]

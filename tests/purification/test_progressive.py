@@ -18,7 +18,14 @@ from trainguard.results import ScreenResult
 
 # 10 rounds of SGD at the paper's rate need tens of thousands of images; the tests have 1000, so they take larger steps.
 QUICK = {"progress": False, "lr": 5e-3, "batch_size": 64, "adversarial_batches": (40, 10), "epochs": 2}
-TINY = QUICK | {"rounds": 2, "adversarial_batches": (3, 2), "epochs": 1, "attack_steps": 2, "eps": 0.1}
+TINY = QUICK | {
+    "rounds": 2,
+    "adversarial_batches": (3, 2),
+    "epochs": 1,
+    "attack_steps": 2,
+    "eps": 0.1,
+    "patches": False,
+}
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:

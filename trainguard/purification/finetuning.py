@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,12 +16,15 @@ from torch import Tensor
 from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.purification.augmentation import random_view
 from trainguard.purification.network import UnitPixels
-from trainguard.training import autocast
+from trainguard.purification.universal import Patch
+from trainguard.training import autocast, device_of
 
 if TYPE_CHECKING:
     from trainguard.data.store import ImageStore
     from trainguard.distributed import Processes
     from trainguard.progress import Stage
+
+RADIUS: dict[Norm, float] = {"linf": 6 / 255, "l2": 0.5}  # of PBE's authors' code on CIFAR-10, and its like in l2
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,10 @@ def fine_tune(
     *,
     batches: int,
     adversarial: bool,
+    patch: Patch | None = None,
     how: FineTuning,
     generator: torch.Generator,
     processes: Processes,
-    accelerator: Any = None,
     stage: Stage,
 ) -> float:
     r"""Fine-tune in place, with adversarial images (Eq. 8) or plain ones (step 2).
@@ -72,11 +75,11 @@ def fine_tune(
         extra: (n,) the extra set, as indices of the store.
         batches: how many optimizer steps; the set is shuffled anew whenever it has been gone through.
         adversarial: make untargeted adversarial examples of each batch, in eval mode (Eq. 6), and train on these.
+        patch: put on a random half of the images before they are attacked: the trigger, where it is visible.
         how: rates, batch size, perturbation.
         generator: order and augmentation, on the CPU.
         processes: ranks that share the work. The adversarial examples, three quarters or more of the cost, are made in
             parts; the optimizer step is repeated on every rank, so that BatchNorm sees the whole batch.
-        accelerator: gathers these parts; needed with more than one process.
         stage: progress, counted in images.
 
     Returns:
@@ -85,7 +88,7 @@ def fine_tune(
     Deviation from the paper: adversarial examples are made batch by batch against the current model, as in the authors'
     code, where Algorithm 1 reads as if they were all made at once; each step has its own optimizer.
     """
-    device = next(network.parameters()).device
+    device = device_of(network)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay, foreach=True
     )
@@ -95,7 +98,10 @@ def fine_tune(
         x = random_view(store.batch(index, device), generator, flip=how.flip)
         y = torch.from_numpy(store.labels[index]).to(device)
         if adversarial:
-            x = attacked(network, x, y, how, processes, accelerator)
+            if patch is not None:
+                half = torch.rand(len(x), generator=generator).to(device) < 0.5
+                x = torch.where(half.view(-1, 1, 1, 1), patch.on(x), x)
+            x = attacked(network, x, y, how, processes)
         with autocast(device):
             loss = F.cross_entropy(network(x).float(), y)
         optimizer.zero_grad(set_to_none=True)
@@ -110,9 +116,7 @@ def fine_tune(
     return total / seen if math.isfinite(total) else math.inf
 
 
-def attacked(
-    network: UnitPixels, x: Tensor, y: Tensor, how: FineTuning, processes: Processes, accelerator: Any = None
-) -> Tensor:
+def attacked(network: UnitPixels, x: Tensor, y: Tensor, how: FineTuning, processes: Processes) -> Tensor:
     r"""Untargeted adversarial examples of one batch (Eq. 6), made in parts where there are several processes.
 
     Args:
@@ -121,7 +125,6 @@ def attacked(
         y: (B,) labels.
         how: the perturbation.
         processes: rank r makes images r, r + world, ...
-        accelerator: adds the parts up.
 
     Returns:
         (B, C, H, W) in [0, 1], the same on every rank.
@@ -131,7 +134,9 @@ def attacked(
     if len(x[part]):
         with frozen(network), autocast(x.device):
             result[part] = untargeted(network, x[part], y[part], eps=how.eps, norm=how.norm, steps=how.attack_steps)
-    return accelerator.reduce(result, reduction="sum") if processes.world > 1 else result
+    if processes.world > 1:
+        torch.distributed.all_reduce(result)
+    return result
 
 
 def shuffled_batches(
@@ -155,7 +160,7 @@ def logits_of(
     network: UnitPixels, store: ImageStore, index: NDArray[np.int64], batch_size: int = 512
 ) -> Iterator[Tensor]:
     """Logits in eval mode, batch by batch: (b, K) float32 for consecutive parts of `index`."""
-    device = next(network.parameters()).device
+    device = device_of(network)
     for start in range(0, len(index), batch_size):
         x = store.batch(index[start : start + batch_size], device)
         with frozen(network), autocast(device):
@@ -178,7 +183,7 @@ def fitting_radius(
         how: norm, steps and the smallest radius.
         moved: share of the images whose prediction has to change.
     """
-    device = next(network.parameters()).device
+    device = device_of(network)
     x, y = store.batch(index, device), torch.from_numpy(store.labels[index]).to(device)
     eps = how.eps
     for _ in range(3):
@@ -201,7 +206,7 @@ def mirrors_alike(network: UnitPixels, store: ImageStore, index: NDArray[np.int6
         index: (n,) the images to try it on; a hundred do.
         least: share of the images, in [0, 1].
     """
-    device = next(network.parameters()).device
+    device = device_of(network)
     x = store.batch(index, device)
     with frozen(network), torch.no_grad(), autocast(device):
         same = network(x).argmax(1) == network(x.flip(3)).argmax(1)

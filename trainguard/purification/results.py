@@ -17,6 +17,7 @@ from trainguard.checkpoints import load_weights, read_checkpoint, write_weights
 from trainguard.files import write_atomically
 
 _FORMAT = 1
+_AUDIT_ARRAYS = ("transitions", "pull", "movement", "patch")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -131,6 +132,8 @@ class AuditResult:
         pull: (K,) float32, how much of the adversarial examples of the other classes ends in each class, in [0, 1].
         movement: (K,) float32, how much nearer the features of the other classes' adversarial examples are to the
             features of each class than before the attack, as a share of the distance (after PBE Table 5).
+        patch_success: share of held-out images whose prediction one small patch changes, the same for all; in [0, 1].
+        patch: (n, 2 + C) float32, that patch: row, column, and values in [0, 1] of each pixel.
         images: how many images were attacked.
         class_names: K names.
         fingerprint: of the data set.
@@ -145,6 +148,8 @@ class AuditResult:
     transitions: NDArray[np.float32]
     pull: NDArray[np.float32]
     movement: NDArray[np.float32]
+    patch_success: float
+    patch: NDArray[np.float32]
     images: int
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""
@@ -153,8 +158,8 @@ class AuditResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The whole result as plain JSON values."""
-        names = ("verdict", "confidence", "reason", "images", "fingerprint", "settings", "timing")
-        arrays = {name: getattr(self, name).astype(float).tolist() for name in ("transitions", "pull", "movement")}
+        names = ("verdict", "confidence", "reason", "patch_success", "images", "fingerprint", "settings", "timing")
+        arrays = {name: getattr(self, name).astype(float).tolist() for name in _AUDIT_ARRAYS}
         lists = {"target_classes": list(self.target_classes), "class_names": list(self.class_names)}
         return {"format": _FORMAT, "kind": "audit", **{n: getattr(self, n) for n in names}, **arrays, **lists}
 
@@ -174,7 +179,7 @@ class AuditResult:
         """
         record = _read_record(Path(folder) / "audit.json", "audit")
         values = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
-        for name in ("transitions", "pull", "movement"):
+        for name in _AUDIT_ARRAYS:
             values[name] = np.asarray(values[name], dtype=np.float32)
         for name in ("target_classes", "class_names"):
             values[name] = tuple(values[name])
@@ -199,6 +204,7 @@ class AuditResult:
             ("because", self.reason),
             ("target classes", ", ".join(self.name_of(k) for k in self.target_classes) or "none"),
             ("strongest pull", f"{self.pull[strongest]:.3f}, class {self.name_of(strongest)}"),
+            ("one small patch", f"changes {self.patch_success:.0%} of the predictions"),
             ("images", str(self.images)),
             ("seconds", f"{self.timing.get('total', float('nan')):.1f}"),
         ]
