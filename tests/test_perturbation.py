@@ -11,6 +11,10 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def places(n: int) -> torch.Tensor:
+    return torch.rand(n, 2, generator=seeded(1))
+
+
 def images(n: int = 6, side: int = 8, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, 3, side, side, generator=seeded(seed))
 
@@ -24,7 +28,7 @@ def small_net() -> nn.Module:
 
 @pytest.mark.parametrize("side", [1, 3, 8, 20])
 def test_patch_mask_holds_one_whole_square_per_sample(side):
-    mask = patch_mask(50, 8, 10, side, seeded())
+    mask = patch_mask(places(50), 8, 10, side)
     assert mask.shape == (50, 1, 8, 10) and mask.dtype == torch.float32
     assert set(mask.unique().tolist()) <= {0.0, 1.0}
     assert (mask.amax(3).sum((1, 2)) == min(side, 8)).all()
@@ -32,15 +36,18 @@ def test_patch_mask_holds_one_whole_square_per_sample(side):
     assert (mask.sum((1, 2, 3)) == min(side, 8) * min(side, 10)).all()
 
 
-def test_patch_mask_is_the_same_for_the_same_seed_and_reaches_every_position():
-    assert torch.equal(patch_mask(9, 8, 8, 3, seeded(4)), patch_mask(9, 8, 8, 3, seeded(4)))
-    corners = {tuple(m[0].nonzero()[0].tolist()) for m in patch_mask(2000, 6, 6, 3, seeded())}
+def test_patch_mask_is_a_function_of_the_sample_and_reaches_every_position():
+    some = places(9)
+    assert torch.equal(patch_mask(some, 8, 8, 3)[4:], patch_mask(some[4:], 8, 8, 3))
+    corner = patch_mask(torch.tensor([[0.0, 0.999]]), 6, 6, 3)[0, 0]
+    assert corner.sum() == 9 and corner[:3, 3:].all()
+    corners = {tuple(m[0].nonzero()[0].tolist()) for m in patch_mask(places(2000), 6, 6, 3)}
     assert corners == {(i, j) for i in range(4) for j in range(4)}
 
 
 def test_patch_mask_refuses_an_empty_patch():
     with pytest.raises(ValueError, match="side=0"):
-        patch_mask(1, 8, 8, 0)
+        patch_mask(places(1), 8, 8, 0)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -81,7 +88,7 @@ def test_step_direction_agrees_with_finite_differences():
 def test_perturbation_stays_in_ball_mask_and_valid_pixels(norm, random_start):
     x, net = images(), small_net().eval()
     x[0], x[1] = 0.0, 1.0
-    mask = patch_mask(6, 8, 8, 5, seeded(1))
+    mask = patch_mask(places(6), 8, 8, 5)
     y = torch.arange(6) % 5
     delta = ascend(
         lambda image: nn.functional.cross_entropy(net(image), y, reduction="none"),

@@ -45,27 +45,19 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(flag)
 
 
-def patch_mask(
-    batch: int,
-    height: int,
-    width: int,
-    side: int,
-    generator: torch.Generator | None = None,
-    *,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    r"""Draw one square patch per sample: M in AdvrBD Eq. 3.
+def patch_mask(places: Tensor, height: int, width: int, side: int, *, device: torch.device | str = "cpu") -> Tensor:
+    r"""One square patch per sample: M in AdvrBD Eq. 3.
 
     Args:
-        batch: how many masks to draw.
+        places: (B, 2) uniform numbers in [0, 1), the patch's place from top to bottom and from left to right; see
+            `trainguard.draws` for numbers that depend on the sample alone.
         height: of the images, in pixels.
         width: of the images, in pixels.
         side: of the square, in pixels. A side beyond the image covers it in that direction.
-        generator: where the positions come from. They are drawn on its device, then moved.
         device: where the mask is wanted.
 
     Returns:
-        (batch, 1, height, width) float32 of 0 and 1. The patch always lies whole inside the image and every position is
+        (B, 1, height, width) float32 of 0 and 1. The patch always lies whole inside the image and every position is
         equally likely.
 
     Raises:
@@ -76,9 +68,8 @@ def patch_mask(
     if side < 1:
         raise ValueError(f"expected a patch of one pixel or more, got side={side}")
     high, wide = min(side, height), min(side, width)
-    source = generator.device if generator is not None else torch.device("cpu")
-    top = torch.randint(height - high + 1, (batch, 1), generator=generator, device=source).to(device)
-    left = torch.randint(width - wide + 1, (batch, 1), generator=generator, device=source).to(device)
+    top = (places[:, :1] * (height - high + 1)).long().to(device)
+    left = (places[:, 1:] * (width - wide + 1)).long().to(device)
     row, column = torch.arange(height, device=device), torch.arange(width, device=device)
     rows = (row >= top) & (row < top + high)  # (B, H)
     columns = (column >= left) & (column < left + wide)  # (B, W)

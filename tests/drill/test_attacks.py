@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from trainguard.draws import draws
 from trainguard.drill import craft, pictures, triggers
-from trainguard.drill.draws import draws
 from trainguard.drill.labels import keep, shift, to
 from trainguard.drill.poison import Attack, Role, Rule, fitted, plan, poison, poison_arrays, triggered_test
 from trainguard.drill.recipes import RECIPES, Setting, attack

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainguard.drill.draws import draws
+from trainguard.draws import draws
 from trainguard.drill.models import ResNet9, Standardised
 from trainguard.drill.train import Recipe, augment, autocast, train_classifier, triangle
 

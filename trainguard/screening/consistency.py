@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from trainguard.data.store import ImageStore
 from trainguard.distributed import Processes
+from trainguard.draws import draws
 from trainguard.perturbation import ascend, frozen, patch_mask
 from trainguard.progress import Stage
 from trainguard.training import SCORING_BATCH, autocast, device_of
 
 
-def divergence(
-    model: nn.Module, images: Tensor, *, side: int, eps: float, steps: int, generator: torch.Generator
-) -> Tensor:
+def divergence(model: nn.Module, images: Tensor, *, mask: Tensor, eps: float, steps: int) -> Tensor:
     r"""Eq. 3: the divergence between the predictions on x and on the perturbed x.
 
     .. math:: S(x) = KL\bigl(f(x) \,\|\, f(x + M \odot \delta)\bigr), \quad \|\delta\|_\infty \le \epsilon
@@ -27,10 +26,9 @@ def divergence(
     Args:
         model: from unit pixels (B, C, H, W) to logits; call inside `perturbation.frozen`.
         images: (B, C, H, W) in [0, 1].
-        side: of the patch, in pixels.
+        mask: (B, 1, H, W) of 0 and 1, the patches.
         eps: radius of the perturbation in unit pixels.
         steps: gradient steps; of `eps` / `steps` each.
-        generator: of the patches' places.
 
     Returns:
         (B,) float32, at least 0.
@@ -39,17 +37,20 @@ def divergence(
     divergence itself has none; the divergence of the result is what is returned.
     """
     device = images.device
-    mask = patch_mask(len(images), images.shape[-2], images.shape[-1], side, generator, device=device)
 
     def predict(x: Tensor) -> Tensor:
         with autocast(device):
             return model(x.contiguous(memory_format=torch.channels_last)).float()
 
-    with torch.no_grad():
-        before = predict(images)
-    label = before.argmax(1)
+    seen: list[Tensor] = []  # the first forward pass of the ascent is the one on x itself: no need for another
+
+    def loss(x: Tensor) -> Tensor:
+        logits = predict(x)
+        seen.append(logits.detach())
+        return F.cross_entropy(logits, seen[0].argmax(1), reduction="none")
+
     delta = ascend(
-        lambda x: F.cross_entropy(predict(x), label, reduction="none"),
+        loss,
         images,
         eps=eps,
         steps=steps,
@@ -58,7 +59,7 @@ def divergence(
     )
     with torch.no_grad():
         after = predict(images + delta)
-    p, q = before.log_softmax(1), after.log_softmax(1)
+    p, q = seen[0].log_softmax(1), after.log_softmax(1)
     return (p.exp() * (p - q)).sum(1).clamp_min(0)
 
 
@@ -83,9 +84,9 @@ def consistency(
     with frozen(model):
         for start in range(0, len(own), SCORING_BATCH):
             part = own[start : start + SCORING_BATCH]
-            generator = torch.Generator().manual_seed((seed * 1_000_003 + int(part[0])) % 2**63)
-            images = store.batch(part, device)
-            found = divergence(model, images, side=side, eps=eps, steps=steps, generator=generator)
+            places = draws(part, seed, "Eq. 3 patch", 2)
+            mask = patch_mask(places, *store.shape[1:], side, device=device)
+            found = divergence(model, store.batch(part, device), mask=mask, eps=eps, steps=steps)
             values.append(found.cpu().numpy())
             if stage is not None:
                 stage.advance(len(part) * processes.world)

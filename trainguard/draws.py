@@ -16,7 +16,7 @@ def draws(index: np.ndarray, seed: int, stream: str, count: int) -> Tensor:
 
     Args:
         index: (B,) int64 sample indices.
-        seed: seed of the poisoning.
+        seed: of the whole use.
         stream: name of the use; different names give independent numbers for the same sample.
         count: how many numbers each sample gets.
 
