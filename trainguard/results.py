@@ -24,7 +24,7 @@ _FORMAT = 1
 class ScreenResult:
     r"""The outcome of screening a data set of N samples and K classes.
 
-    Arrays are aligned with the data set's own indices: entry `i` speaks of sample `i`, whatever was flagged or unreadable.
+    Arrays are aligned with the data set's own indices: entry `i` speaks of sample `i`, whatever was flagged.
 
     Attributes:
         score: (N,) float32, higher is more suspicious; NaN for an unreadable sample.
@@ -36,7 +36,7 @@ class ScreenResult:
         reason: One sentence: what the verdict rests on.
         target_classes: The classes that the flagged samples are labelled with, largest first.
         labels: (N,) int64 as given; -1 for an unreadable sample.
-        proposed: (N,) int64, the label that the screening's purified probe gives to a flagged sample; the given label elsewhere.
+        proposed: (N,) int64, the label that the purified probe gives to a flagged sample; the given label elsewhere.
         thresholds: (K,) float32, the score from which a sample of each class is flagged; inf where none is.
         unreadable: Indices that could not be read (only with `on_error="skip"`).
         class_names: K names.
@@ -187,7 +187,9 @@ class ScreenResult:
     def _repr_html_(self) -> str:
         from html import escape
 
-        cells = "".join(f"<tr><th align=left>{escape(what)}</th><td>{escape(value)}</td></tr>" for what, value in self.rows())
+        cells = "".join(
+            f"<tr><th align=left>{escape(what)}</th><td>{escape(value)}</td></tr>" for what, value in self.rows()
+        )
         return f"<table><caption>ScreenResult</caption>{cells}</table>"
 
 

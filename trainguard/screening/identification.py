@@ -73,9 +73,9 @@ def orient(
 ) -> tuple[Split, float]:
     """Decide which part of a class is the suspected one.
 
-    By AdvrBD's observation: the part whose predictions hold still under Eq. 3's perturbation. Where the two parts do not
-    differ much in that, the part whose mean difference in pixels, added to images of other classes, moves more of them
-    into the class; where neither moves many, the smaller part.
+    By AdvrBD's observation: the part whose predictions hold still under Eq. 3's perturbation. Where the two parts do
+    not differ much in that, the part whose mean difference in pixels, added to images of other classes, moves more of
+    them into the class; where neither moves many, the smaller part.
 
     Args:
         split: the class in two.

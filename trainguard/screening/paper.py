@@ -1,7 +1,7 @@
-r"""AdvrBD as published: Algorithms 1 and 2 on the user's architecture; what the enhanced probe gets right is poisoned.
+r"""AdvrBD as published: Algorithms 1 and 2 on the user's architecture; what the enhanced probe gets right is flagged.
 
-The text at hand has lost its numbers; the substitutes are those that the methods it builds on published (ABL, D-BR), and
-stand in `Settings`. The paper has no verdict: a set is called poisoned wherever a sample is flagged.
+The text at hand has lost its numbers; the substitutes are those that the methods it builds on published (ABL, D-BR),
+and stand in `Settings`. The paper has no verdict: a set is called poisoned wherever a sample is flagged.
 """
 
 from __future__ import annotations

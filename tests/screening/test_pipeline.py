@@ -1,0 +1,176 @@
+"""A whole screening on the bundled digits: what it finds, what it leaves alone, and that a kill changes nothing."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import Dataset
+
+from trainguard.data.store import open_images
+from trainguard.errors import StateError
+from trainguard.results import ScreenResult
+from trainguard.screening.pipeline import screen_images
+from trainguard.screening.settings import Settings
+
+SHORT = dataclasses.replace(Settings(), least_steps=150, default_epochs=4)
+
+
+class Digits(Dataset):
+    """Eight by eight digits; a share of the others carries a corner patch and the label 1."""
+
+    def __init__(self, poisoned=0, rows=900):
+        digits = load_digits()
+        self.images = torch.from_numpy(digits.images[:rows] / 16).float()[:, None]
+        self.labels = torch.from_numpy(digits.target[:rows]).clone()
+        others = torch.nonzero(self.labels != 1).flatten()
+        self.payload = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:poisoned]]
+        self.images[self.payload, :, -2:, -2:] = 1.0
+        self.labels[self.payload] = 1
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.images[i], int(self.labels[i])
+
+
+@pytest.fixture(scope="module")
+def poisoned():
+    data = Digits(poisoned=70)
+    return data, open_images(data, pixel_range=None)
+
+
+def screened(store, **options):
+    return screen_images(store, settings=SHORT, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def result(poisoned):
+    return screened(poisoned[1])
+
+
+def test_poisoned_digits_are_found(poisoned, result):
+    payload = poisoned[0].payload.numpy()
+    clean = np.setdiff1d(np.arange(900), payload)
+    assert result.verdict == "poisoned" and result.target_classes == (1,)
+    assert result.suspect[payload].mean() > 0.9
+    assert result.suspect[clean].mean() < 0.01
+    assert set(result.keep) == set(np.flatnonzero(~result.suspect))
+
+
+def test_flagged_digits_get_their_own_label_back(poisoned, result):
+    flagged = np.flatnonzero(result.suspect)
+    truth = load_digits().target[:900]
+    assert (result.proposed[flagged] == truth[flagged]).mean() > 0.8
+    kept = result.keep
+    assert (result.proposed[kept] == result.labels[kept]).all()
+
+
+def test_clean_digits_stay_whole():
+    found = screened(open_images(Digits()))
+    assert found.verdict == "clean" and not found.suspect.any() and len(found.keep) == 900
+
+
+def test_a_result_comes_back_from_its_folder(result, tmp_path):
+    loaded = ScreenResult.load(result.save(tmp_path / "found"))
+    for name in ("score", "consistency", "suspect", "keep", "labels", "proposed", "thresholds"):
+        assert np.array_equal(getattr(loaded, name), getattr(result, name), equal_nan=True)
+    assert loaded.to_dict() == json.loads(json.dumps(result.to_dict()))
+    assert (loaded.verdict, loaded.target_classes, loaded.fingerprint) == ("poisoned", (1,), result.fingerprint)
+
+
+class Killed(Exception):
+    """Stands for a power cut."""
+
+
+@pytest.mark.parametrize(("stage", "epochs"), [("warm-up", 3), ("scoring", 0), ("relearn", 1)])
+def test_a_killed_screening_goes_on_to_the_same_result(poisoned, result, tmp_path, stage, epochs):
+    class Cut:
+        seen = ""
+        done = 0
+
+        def on_stage_start(self, name):
+            self.seen = name
+            if name == stage and epochs == 0:
+                raise Killed
+
+        def on_probe_epoch_end(self, **row):
+            self.done += row["stage"] == stage
+            if self.done == epochs and epochs:
+                raise Killed
+
+    with pytest.raises(Killed):
+        screened(poisoned[1], state_dir=tmp_path, callbacks=[Cut()])
+    again = screened(poisoned[1], state_dir=tmp_path)
+    assert np.array_equal(again.score, result.score) and np.array_equal(again.suspect, result.suspect)
+    assert again.history == result.history
+
+
+def test_a_state_of_other_data_or_settings_is_refused(poisoned, tmp_path):
+    (tmp_path / "screening.json").write_text(json.dumps({"fingerprint": "other"}))
+    with pytest.raises(StateError, match=f"other.*{poisoned[1].fingerprint}"):
+        screened(poisoned[1], state_dir=tmp_path)
+    (tmp_path / "screening.json").write_text(json.dumps({"fingerprint": poisoned[1].fingerprint, "seed": 9}))
+    with pytest.raises(StateError, match="seed: saved 9, now 0"):
+        screened(poisoned[1], state_dir=tmp_path)
+
+
+def test_callbacks_hear_every_stage_and_epoch(poisoned):
+    class Ear:
+        def __init__(self):
+            self.heard = []
+
+        def on_stage_start(self, stage):
+            self.heard.append(stage)
+
+        def on_probe_epoch_end(self, **row):
+            self.heard.append((row["stage"], row["epoch"]))
+
+        def on_scores(self, score, consistency):
+            self.heard.append((score.shape, consistency.shape))
+
+        def on_result(self, result):
+            self.heard.append(result.verdict)
+
+    ear = Ear()
+    found = screened(poisoned[1], callbacks=[ear])
+    stages = [entry for entry in ear.heard if isinstance(entry, str)]
+    assert stages == ["warm-up", "scoring", "partition", "relearn", "evidence", "poisoned"]
+    assert [(row["stage"], row["epoch"]) for row in found.history] == [
+        e for e in ear.heard if isinstance(e, tuple) and isinstance(e[0], str)
+    ]
+    assert ((900,), (900,)) in ear.heard
+
+
+def test_unreadable_samples_keep_their_place(poisoned):
+    data = Digits(poisoned=70)
+
+    class Holes(Dataset):
+        def __len__(self):
+            return len(data)
+
+        def __getitem__(self, i):
+            if i in (5, 700):
+                raise OSError("truncated file")
+            return data[i]
+
+    found = screened(open_images(Holes(), on_error="skip"))
+    assert found.unreadable == (5, 700)
+    assert np.isnan(found.score[[5, 700]]).all() and not np.isin([5, 700], found.keep).any()
+    assert found.suspect[data.payload.numpy()].mean() > 0.9
+
+
+def test_the_papers_variant_runs_on_the_users_architecture_and_leaves_it_alone(poisoned):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10)
+    )
+    settings = dataclasses.replace(Settings.paper(), least_steps=100, default_epochs=4)
+    found = screen_images(poisoned[1], model, settings=settings, progress=False)
+    iterations = [row for row in found.history if row["stage"].startswith("enhancement")]
+    assert [round(row["trusted"], 2) for row in iterations] == [0.05, 0.1, 0.15, 0.2]
+    assert found.suspect.any() and len(found.score) == 900

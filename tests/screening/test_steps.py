@@ -1,0 +1,155 @@
+"""The steps of a screening, each against a slow reference, a closed form or an invariant."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from trainguard.perturbation import frozen, patch_mask
+from trainguard.screening.consistency import divergence
+from trainguard.screening.enhancement import CAP, enhancement_loss
+from trainguard.screening.identification import Finding, decide
+from trainguard.screening.partition import least_consistent
+from trainguard.screening.separation import Split, Whitening, split_class
+from trainguard.screening.settings import Settings
+
+
+def linear(classes=3, pixels=3 * 8 * 8):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes))
+
+
+def test_divergence_equals_a_loop_over_samples(monkeypatch):
+    monkeypatch.setattr(
+        "trainguard.screening.consistency.autocast", lambda device: torch.autocast("cpu", enabled=False)
+    )
+    model, images, mask = linear(), torch.rand(5, 3, 8, 8), patch_mask(torch.rand(5, 2), 8, 8, 4)
+    with frozen(model):
+        found = divergence(model, images, mask=mask, eps=0.1, steps=1)
+    for i in range(5):
+        x = images[i : i + 1].clone().requires_grad_(True)
+        before = model(x)
+        nn.functional.cross_entropy(before, before.argmax(1)).backward()
+        moved = (images[i : i + 1] + mask[i : i + 1] * 0.1 * x.grad.sign()).clamp(0, 1)
+        p, q = before.softmax(1), model(moved).softmax(1)
+        expected = (p * (p.log() - q.log())).sum()
+        assert found[i].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_divergence_is_zero_without_room_to_move():
+    model, images = linear(), torch.rand(4, 3, 8, 8)
+    with frozen(model):
+        found = divergence(model, images, mask=torch.ones(4, 1, 8, 8), eps=0.0, steps=1)
+    assert found.abs().max() < 1e-6
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.floats(0, 1), st.integers(1, 5), st.integers(0, 10**6))
+def test_partition_takes_the_share_that_moves_most(n, rate, classes, seed):
+    rng = np.random.default_rng(seed)
+    moves = rng.random(n).astype(np.float32)
+    moves[rng.random(n) < 0.1] = np.nan
+    labels = rng.integers(classes, size=n)
+    usable = np.isfinite(moves)
+    plain = least_consistent(moves, rate)
+    assert len(plain) == round(rate * usable.sum())
+    rest = np.setdiff1d(np.flatnonzero(usable), plain)
+    assert not len(plain) or not len(rest) or moves[plain].min() >= moves[rest].max()
+    by_class = least_consistent(moves, rate, labels)
+    for k in range(classes):
+        members = usable & (labels == k)
+        assert members[by_class].sum() == round(rate * members.sum())
+    assert np.isfinite(moves[by_class]).all() and len(np.unique(by_class)) == len(by_class)
+
+
+def test_partition_refuses_a_rate_above_one():
+    with pytest.raises(ValueError, match=r"1\.5"):
+        least_consistent(np.zeros(3, np.float32), 1.5)
+
+
+def test_enhancement_loss_rises_on_trusted_and_falls_on_the_rest():
+    labels = torch.tensor([0, 1])
+    logits = torch.zeros(2, 2, requires_grad=True)
+    enhancement_loss(torch.tensor([True, False]), labels)(logits, np.array([0, 1])).backward()
+    assert logits.grad[0, 0] > 0  # descent lowers the trusted sample's own label
+    assert logits.grad[1, 1] < 0
+
+
+def test_enhancement_loss_is_bounded_below():
+    logits = torch.tensor([[-100.0, 100.0]])
+    value = enhancement_loss(torch.tensor([True]), torch.tensor([0]))(logits, np.array([0]))
+    assert value == -CAP
+
+
+def heaps(n=600, share=0.3, gap=6.0, seed=0, size=40):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, size))
+    second = rng.random(n) < share
+    x[second, 0] += gap
+    return x, second
+
+
+def test_split_finds_two_heaps():
+    x, second = heaps()
+    split = split_class(x, seed=0)
+    agreement = (split.upper == second).mean()
+    assert max(agreement, 1 - agreement) > 0.98
+    assert split.distance > 4 and split.valley < 0.2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_split_of_one_cloud_is_no_candidate(seed):
+    x = np.random.default_rng(seed).normal(size=(600, 40))
+    finding = Finding(0, np.arange(600), split_class(x, seed))
+    assert not finding.is_candidate(Settings())
+
+
+def test_split_probability_never_falls_along_the_line():
+    x, _ = heaps(gap=3.0)
+    split = split_class(x, seed=0)
+    order = np.argsort(split.position)
+    assert (np.diff(split.probability[order]) >= 0).all()
+
+
+def test_turning_a_split_twice_gives_it_back():
+    split = Split(np.array([1.0, -1.0]), np.array([0.9, 0.2]), 4.0, 0.1)
+    again = split.turned().turned()
+    assert np.array_equal(again.position, split.position) and np.allclose(again.probability, split.probability)
+
+
+def test_whitening_makes_the_spread_within_classes_round():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=3000)
+    features = rng.normal(size=(3000, 6)) * [1, 2, 3, 4, 5, 6] + rng.normal(size=(3000, 1)) + labels[:, None]
+    white = Whitening.fit(features.astype(np.float32), labels)(features.astype(np.float32))
+    for k in range(3):
+        white[labels == k] -= white[labels == k].mean(0)
+    assert np.allclose(np.cov(white.T), np.eye(6), atol=0.25)
+
+
+def finding(distance=6.0, agreement=0.05, reference=0.8, transfer=0.0, valley=0.05):
+    half = np.r_[np.zeros(70), np.ones(30)]
+    return Finding(1, np.arange(100), Split(half, half, distance, valley), transfer, agreement, reference)
+
+
+@pytest.mark.parametrize(
+    ("case", "verdict"),
+    [
+        (finding(), "poisoned"),
+        (finding(agreement=0.75), "undecided"),  # far apart, unexplained
+        (finding(distance=4.0, valley=0.4, agreement=0.75), "clean"),  # a natural group
+        (finding(agreement=0.75, transfer=0.9), "poisoned"),  # clean-label: the difference is a trigger
+        (finding(distance=2.0, valley=0.9), "clean"),  # one cloud
+    ],
+)
+def test_verdict_follows_the_evidence(case, verdict):
+    found, confidence, reason, poisoned = decide([case], 0.8, 10, Settings())
+    assert found == verdict and 0 <= confidence <= 1 and reason
+    assert bool(poisoned) == (verdict == "poisoned")
+
+
+def test_a_probe_that_learned_nothing_leaves_the_verdict_open():
+    verdict, _, reason, _ = decide([finding(distance=2.0, valley=0.9)], 0.11, 10, Settings())
+    assert verdict == "undecided" and "learned too little" in reason
