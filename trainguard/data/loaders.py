@@ -28,6 +28,7 @@ from trainguard.data.views import LiveView
 from trainguard.errors import DataError
 
 HOSTS = {"timm": "trainguard.integrations.timm_train", "accelerate": "trainguard.integrations.accelerate_loop"}
+PUT_THERE = ("sampler", "batch_sampler", "generator")
 WAY_OUT = (
     "use one of torch's samplers, or screen first: result = trainguard.screen(dataset, model), and build the loader on "
     "result.apply(dataset)"
@@ -55,12 +56,13 @@ def open_loader(loader: Any) -> HostLoader:
     """Take a loader apart.
 
     Args:
-        loader: a torch `DataLoader`, or one of a host that has a module in `HOSTS`.
+        loader: a torch `DataLoader`, or one of a host that has a module in `HOSTS`, by its own type or its data set's.
 
     Raises:
         DataError: neither, or its data set is iterable.
     """
-    packages = [kind.__module__.split(".")[0] for kind in type(loader).__mro__]
+    kinds = type(loader).__mro__ + type(getattr(loader, "dataset", None)).__mro__
+    packages = [kind.__module__.split(".")[0] for kind in kinds]
     host = next((package for package in packages if package in HOSTS), None)
     if host is not None:
         found = _adapter(host).open_loader(loader)
@@ -137,8 +139,8 @@ class Follower:
             )
         fresh = self._rebuilt(sampler)
         live = self._live.setdefault(id(sampler), fresh)
-        if live is not fresh:
-            vars(live).update(vars(fresh))
+        if live is not fresh:  # accelerate's `prepare` may have put its own sampler or generator there: leave those
+            vars(live).update({name: value for name, value in vars(fresh).items() if name not in PUT_THERE})
         return live
 
     def _rebuilt(self, sampler: Any) -> Sampler:

@@ -1,0 +1,84 @@
+"""timm: the loader that `create_loader` gave, and its data sets read without skipping what cannot be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+from timm.data import AugMixDataset, ImageDataset
+from timm.data.loader import PrefetchLoader
+from torch.utils.data import DataLoader
+
+from trainguard.data.loaders import HostLoader
+from trainguard.data.pixels import loader_range
+from trainguard.errors import DataError
+
+
+def open_loader(loader: Any) -> HostLoader:
+    """Open a `PrefetchLoader`, or a torch loader over one of timm's data sets.
+
+    The `PrefetchLoader` stays: the switch of mixup, random erasing and the normalisation on the device live there. The
+    torch loader in it is exchanged.
+
+    Args:
+        loader: what `timm.data.create_loader` gave.
+
+    Raises:
+        DataError: another kind of loader.
+    """
+    if isinstance(loader, PrefetchLoader):
+
+        def rebuild(changed: DataLoader) -> Any:
+            loader.loader = changed
+            return loader
+
+        return HostLoader(loader.loader, rebuild, _readable(loader.loader.dataset), loader_range(loader))
+    if isinstance(loader, DataLoader):
+        return HostLoader(loader, lambda changed: changed, _readable(loader.dataset))
+    raise DataError(f"expected what timm.data.create_loader gives, got {type(loader).__name__}: protect that")
+
+
+class Readings:
+    """A timm `ImageDataset` for screening: its files before the training transform, and an error for a broken one.
+
+    timm itself puts the next sample in the place of one that it cannot read, with a line in the log.
+
+    Args:
+        dataset: any `ImageDataset` whose reader has positions.
+    """
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self._dataset = dataset
+        self.transform = dataset.transform
+        self.samples = getattr(dataset.reader, "samples", None)  # (path, label) of an image folder, for names of rows
+        self.classes = _class_names(getattr(dataset.reader, "class_to_idx", None))
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = self.read_raw(index)
+        return (self.transform(image) if self.transform else image), label
+
+    def read_raw(self, index: int) -> tuple[Image.Image, Any]:
+        """The decoded image and the label of one sample."""
+        stream, label = self._dataset.reader[index][:2]
+        with stream:
+            image = Image.open(stream)
+            image = image.convert(self._dataset.input_img_mode or image.mode)
+        target_transform = self._dataset.target_transform
+        return image, label if target_transform is None else target_transform(label)
+
+
+def _readable(dataset: Any) -> Readings | None:
+    """What screening reads in place of a timm data set; None for any other."""
+    if isinstance(dataset, AugMixDataset):
+        dataset = dataset.dataset
+    return Readings(dataset) if isinstance(dataset, ImageDataset) else None
+
+
+def _class_names(positions: dict[str, int] | None) -> list[str] | None:
+    """Names in the order of their numbers; None where numbers are left out."""
+    names = sorted(positions, key=positions.__getitem__) if positions else []
+    complete = positions is not None and [positions[name] for name in names] == list(range(len(names)))
+    return names if names and complete else None
