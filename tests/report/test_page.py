@@ -77,6 +77,27 @@ def test_page_is_one_file_that_loads_nothing(poisoned, read):
     assert policy["content"].startswith("default-src 'none'")
 
 
+def test_page_shows_what_was_seen_in_each_class(tmp_path, screened, read):
+    result = screened(with_images=False)
+    seen = {"suspected": 12, "distance": 8.25, "valley": 0.01, "agreement": 0.04, "reference": 0.97, "transfer": -0.1}
+    result.settings["findings"] = [{"label": 1, "members": 60, "strength": 0.99} | seen]
+    page = read(build(result, tmp_path / "report.html"))
+    assert "8.25" in page.text and "4.0%" in page.text and "99.0%" in page.text
+    assert "findings" not in page.text
+
+
+def test_page_maps_the_features_that_the_evidence_holds(tmp_path, screened, read):
+    from dataclasses import replace
+
+    result = screened()
+    index = np.arange(40)
+    features = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float16)
+    result = replace(result, evidence=replace(result.evidence, mapped=index, features=features))
+    flagged = int(result.suspect[:40].sum())
+    page = read(build(result, tmp_path / "report.html"))
+    assert f"Samples as the probe sees them: {40 - flagged} kept and {flagged} flagged samples" in page.source
+
+
 def test_page_says_what_was_found(poisoned, read):
     page = read(poisoned[0])
     headings = re.findall(r"<h2[^>]*>(.*?)</h2>", page.source)
@@ -111,7 +132,7 @@ def test_page_can_be_heard(poisoned, read):
 
 def test_page_drawings_take_their_colours_from_the_page(poisoned, read):
     drawings = re.findall(r"<svg.*?</svg>", read(poisoned[0]).source, flags=re.DOTALL)
-    assert len(drawings) == 1 + 2 + 1 + 1  # all classes, two classes, learning, map
+    assert len(drawings) == 1 + 2 + 2 + 1  # all classes, two classes, loss and accuracy, map
     for drawing in drawings:
         ElementTree.fromstring(drawing)
         assert not re.search(r"#[0-9a-f]{6}\b", drawing)

@@ -69,9 +69,15 @@ def histogram(kept: NDArray, flagged: NDArray, threshold: float, name: str) -> M
 
 
 def curves(
-    x: Sequence[float], lines: Mapping[str, Sequence[float]], *, xlabel: str, title: str, stages: Sequence[str] = ()
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    *,
+    xlabel: str,
+    title: str,
+    stages: Sequence[str] = (),
+    top: float | None = 1.0,
 ) -> Markup:
-    """Shares in [0, 1] over steps; NaN leaves a gap.
+    """Figures over steps, such as shares; NaN leaves a gap.
 
     Args:
         x: (T,) the steps.
@@ -79,6 +85,7 @@ def curves(
         xlabel: what a step is.
         title: of the drawing.
         stages: (T,) names; a thin line and a label mark where the name changes.
+        top: of the vertical axis, which begins at 0; None for what the values need.
     """
     with rc_context(STYLE):
         figure, axes = _axes()
@@ -89,8 +96,8 @@ def curves(
             if i and stage != stages[i - 1]:
                 axes.axvline((x[i] + x[i - 1]) / 2, color=LINE, linewidth=0.8)
             if not i or stage != stages[i - 1]:
-                axes.text(x[i], 1.03, stage, fontsize=7.5, ha="left", va="bottom", rotation=0)
-        axes.set_ylim(-0.02, 1.02)
+                axes.text(x[i], 1.03, _title(stage, 16), fontsize=7.5, transform=axes.get_xaxis_transform())
+        axes.set_ylim(*((-0.02 * top, 1.02 * top) if top is not None else (0, None)))
         axes.set(xlabel=xlabel)
         axes.set_title(_title(title), pad=16 if len(stages) else 6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -24,6 +24,7 @@ GROUPS = 6  # classes whose flagged samples are shown side by side
 CARDS = 48  # flagged samples shown in all
 CARDS_PER_GROUP = 24
 BORDERLINE = 24
+MAPPED = (900, 600)  # most kept and most flagged samples on the map: t-SNE of 1,500 takes a few seconds
 NAMED = 1000  # flagged samples listed by name
 AVERAGED_PIXELS = 50_000_000  # bounds the reading per class: 1,000 images of 32 x 32, 190 of 512 x 512
 AVERAGED = (64, 1000)  # fewest and most images in an average
@@ -49,6 +50,8 @@ class Evidence:
             flagged ones would look like without the trigger.
         kept_var: (G, H, W, C) float32, their variance.
         shape: (3,) int64, channels, height and width of an image in the data set.
+        mapped: (P,) int64, the indices on the map of samples.
+        features: (P, D) float16, what the probe saw in them.
     """
 
     thumbnails: NDArray[np.uint8]
@@ -64,6 +67,8 @@ class Evidence:
     kept_mean: NDArray[np.float32]
     kept_var: NDArray[np.float32]
     shape: NDArray[np.int64]
+    mapped: NDArray[np.int64]
+    features: NDArray[np.float16]
 
     def to_arrays(self) -> dict[str, NDArray]:
         """Every field by its name, ready for `numpy.savez`."""
@@ -82,6 +87,8 @@ def collect_evidence(
     labels: NDArray[np.int64],
     proposed: NDArray[np.int64],
     thresholds: NDArray[np.float32] | None = None,
+    mapped: NDArray[np.int64] | None = None,
+    features: NDArray[np.floating] | None = None,
 ) -> Evidence:
     """Read the few images that a report shows. The same arguments give the same evidence.
 
@@ -93,6 +100,8 @@ def collect_evidence(
         proposed: (N,) the label each sample would get.
         thresholds: (K,) the score from which each class is flagged; inf where nothing is. Without them the flagged
             samples of least score and the kept ones of most count as borderline.
+        mapped: (P,) the samples on the map, see `samples_for_map`.
+        features: (P, D) the probe's features of these.
     """
     findings = _Findings(score, suspect, labels, proposed)
     groups = findings.groups()
@@ -116,7 +125,22 @@ def collect_evidence(
         kept_mean=_stacked([m[3] for m in moments]),
         kept_var=_stacked([m[4] for m in moments]),
         shape=np.array(store.shape, dtype=np.int64),
+        mapped=np.zeros(0, np.int64) if mapped is None else mapped,
+        features=np.zeros((0, 0), np.float16) if features is None else features.astype(np.float16),
     )
+
+
+def samples_for_map(suspect: NDArray[np.bool_], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which samples to draw on the map: some kept and some flagged ones, at random, the same every time.
+
+    Args:
+        suspect: (N,) True for flagged samples.
+        labels: (N,) given labels; -1 where unreadable.
+    """
+    rng = np.random.default_rng(0)
+    readable = labels >= 0
+    pools = [(np.flatnonzero(readable & side), most) for side, most in zip((~suspect, suspect), MAPPED, strict=True)]
+    return np.sort(np.concatenate([rng.choice(pool, size=min(len(pool), most), replace=False) for pool, most in pools]))
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from trainguard.report import charts, pictures
-from trainguard.report.evidence import Evidence
+from trainguard.report.evidence import Evidence, samples_for_map
 from trainguard.report.parts import Share, Table, costs, flattened, percent
 from trainguard.results import ScreenResult
 
 HISTOGRAMS = 12  # classes drawn; the table has them all
 LISTED = 1000  # flagged samples in the page; keep.csv has them all
-MAPPED = (900, 600)  # most kept and most flagged samples on the map: t-SNE of 1,500 takes a few seconds
 
 HEADLINES = {
     "clean": "No sign of backdoor poison",
@@ -43,11 +42,12 @@ def context(result: ScreenResult, evidence: Evidence | None) -> dict[str, Any]:
         "advice": ADVICE[result.verdict],
         "facts": _facts(result, names),
         "classes": _classes(result, names),
+        "findings": _findings(result, names),
         "cards": _cards(result, names, evidence),
         "traces": _traces(result, names, evidence),
         "histograms": _histograms(result, names),
         "learning": _learning(result.history),
-        "map": _map(result),
+        "map": _map(result, evidence),
         "borderline": _borderline(result, names, evidence),
         "flagged": _flagged(result, names),
         "flagged_total": int(result.suspect.sum()),
@@ -56,7 +56,7 @@ def context(result: ScreenResult, evidence: Evidence | None) -> dict[str, Any]:
         "cost": costs(result.timing),
         "reason": result.reason,
         "unreadable_total": len(result.unreadable),
-        "settings": list(flattened(result.settings)),
+        "settings": list(flattened({name: value for name, value in result.settings.items() if name != "findings"})),
         "fingerprint": result.fingerprint,
     }
 
@@ -124,6 +124,28 @@ def _classes(result: ScreenResult, names: Names) -> Table:
     ]
     columns = ("class", "samples", "flagged", "share flagged", "threshold", "suspected target")
     return Table("classes", "Flagged samples by given label", columns, rows)
+
+
+def _findings(result: ScreenResult, names: Names) -> Table | None:
+    """What screening saw in each class, where its variant looks class by class."""
+    found = result.settings.get("findings")
+    if not found:
+        return None
+    rows = [
+        (
+            names.label(row["label"]),
+            row["suspected"],
+            row["distance"],
+            row["valley"],
+            Share(row["agreement"]),
+            Share(row["reference"]),
+            Share(max(0.0, row["transfer"])),
+            Share(row["strength"]),
+        )
+        for row in sorted(found, key=lambda row: (-row["strength"], -row["distance"]))
+    ]
+    columns = ("class", "suspected part", "distance", "valley", "agrees", "rest agrees", "acts as trigger", "evidence")
+    return Table("findings", "Two parts of each class, and what speaks against one of them", columns, rows)
 
 
 def _flagged(result: ScreenResult, names: Names) -> Table:
@@ -221,39 +243,42 @@ def _histograms(result: ScreenResult, names: Names) -> list[Markup]:
     return drawn
 
 
-def _learning(history: Sequence[Mapping[str, Any]]) -> Markup | None:
-    """Accuracy and every other share in the history, over the probe's epochs."""
+def _learning(history: Sequence[Mapping[str, Any]]) -> list[Markup]:
+    """The losses, the accuracy and every other share in the history, over the probes' epochs."""
     if len(history) < 2:
-        return None
-    names = list(dict.fromkeys(name for row in history for name in row if name not in ("stage", "epoch", "loss")))
-    lines = {name.replace("_", " "): [_share(row.get(name)) for row in history] for name in names}
-    lines = {name: values for name, values in lines.items() if np.isfinite(values).any()}
-    if not lines:
-        return None
+        return []
     stages = [str(row.get("stage", "")) for row in history]
-    title = "The probe, epoch by epoch"
-    return charts.curves(range(1, len(history) + 1), lines, xlabel="probe epoch", title=title, stages=stages)
+    names = [name for name in dict.fromkeys(name for row in history for name in row) if name not in ("stage", "epoch")]
+    lines = {name.replace("_", " "): [_number(row.get(name)) for row in history] for name in names}
+    lines = {name: values for name, values in lines.items() if np.isfinite(values).any()}
+    steps = range(1, len(history) + 1)
+    shares = {name: values for name, values in lines.items() if name != "loss" and np.nanmax(values) <= 1}
+    drawn = []
+    if "loss" in lines:
+        one = {"loss": lines["loss"]}
+        drawn.append(charts.curves(steps, one, xlabel="probe epoch", title="Loss", stages=stages, top=None))
+    if shares:
+        title = "Accuracy and shares" if "accuracy" in shares else "Shares"
+        drawn.append(charts.curves(steps, shares, xlabel="probe epoch", title=title, stages=stages))
+    return drawn
 
 
-def _share(value: object) -> float:
-    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
-    return number if 0 <= number <= 1 else float("nan")
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
 
 
-def _map(result: ScreenResult) -> Markup | None:
+def _map(result: ScreenResult, evidence: Evidence | None) -> Markup | None:
     """The probe's features in the plane, a sample of them, coloured by decision."""
-    if result.embedding is None:
+    if result.embedding is not None:
+        index = samples_for_map(result.suspect, np.where(np.isfinite(result.embedding).all(1), result.labels, -1))
+        features = result.embedding[index]
+    elif evidence is not None:
+        index, features = evidence.mapped, evidence.features
+    else:
         return None
-    rng = np.random.default_rng(0)
-    usable = np.isfinite(result.embedding).all(1)
-    chosen = []
-    for members, most in zip((usable & ~result.suspect, usable & result.suspect), MAPPED, strict=True):
-        index = np.flatnonzero(members)
-        chosen.append(np.sort(rng.choice(index, size=min(len(index), most), replace=False)))
-    index = np.concatenate(chosen)
     if len(index) < 10:
         return None
-    return charts.scatter(plane(result.embedding[index]), result.suspect[index], "Samples as the probe sees them")
+    return charts.scatter(plane(features), result.suspect[index], "Samples as the probe sees them")
 
 
 def plane(features: NDArray) -> NDArray:
