@@ -1,0 +1,130 @@
+import pytest
+import torch
+from flagged import result_for
+from PIL import Image
+from timm.data import FastCollateMixup, create_dataset, create_loader
+from timm.data.loader import PrefetchLoader
+from torch import nn
+
+import trainguard.guard
+from trainguard import Guard
+from trainguard.data.loaders import open_loader
+from trainguard.data.store import open_images
+from trainguard.errors import DataError
+
+SIZE, STEP = 30, 8  # image i has the grey value 8 i
+FLAGGED = [0, 4, 20]
+KEPT = [i for i in range(SIZE) if i not in FLAGGED]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """15 images each of classes 'a' and 'b', of several sizes, told apart by their grey."""
+    for row in range(SIZE):
+        path = tmp_path / "train" / "ab"[row >= 15] / f"{row:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20 + row % 3, 20), (STEP * row,) * 3).save(path)
+    return tmp_path
+
+
+@pytest.fixture
+def screened(monkeypatch):
+    """The stores that were screened; `FLAGGED` is flagged in each."""
+    stores = []
+
+    def screen_images(images, model=None, **options):
+        stores.append(images)
+        return result_for(images, FLAGGED)
+
+    monkeypatch.setattr(trainguard.guard, "screen_images", screen_images)
+    return stores
+
+
+def loader_of(folder, **settings):
+    usual = {"batch_size": 5, "is_training": True, "num_workers": 0, "device": torch.device("cpu")}
+    return create_loader(create_dataset("", str(folder), split="train"), 16, **usual | settings)
+
+
+def rows(loader, mean=0.0, std=1.0):
+    return sorted(round(float(x.mean() * std + mean) * 255 / STEP) for batch, _ in loader for x in batch)
+
+
+def network():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 2))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_prefetch_loader_stays_and_gives_kept_samples_only(workers, folder, screened):
+    loader = loader_of(folder, no_aug=True, mean=(0.5,) * 3, std=(0.25,) * 3, num_workers=workers)
+    given_loader = open_loader(loader).inner
+    protected = Guard(progress=False).protect(loader, network())
+    assert protected is loader and type(loader) is PrefetchLoader and loader.loader is not given_loader
+    assert len(loader) == 27 // 5 and loader.loader.drop_last
+    seen = set()
+    for _ in range(6):  # the last two of each epoch are dropped, others each time
+        epoch = rows(loader, 0.5, 0.25)
+        assert len(epoch) == len(set(epoch)) == 25
+        seen.update(epoch)
+    assert seen == set(KEPT)
+
+
+def test_mixup_and_random_erasing_are_what_they_were(folder, screened):
+    mixup = FastCollateMixup(mixup_alpha=0.5, num_classes=2)
+    loader = loader_of(folder, re_prob=0.9, collate_fn=mixup, batch_size=6)
+    erasing = loader.random_erasing
+    Guard(progress=False).protect(loader, network())
+    assert loader.loader.collate_fn is mixup and loader.random_erasing is erasing is not None
+    assert next(iter(loader))[1].shape == (6, 2)
+    loader.mixup_enabled = False
+    assert not mixup.mixup_enabled
+    assert set(next(iter(loader))[1].argmax(1).tolist()) <= {0, 1}
+
+
+def test_flagged_samples_come_back_relabelled(folder, screened):
+    class Always(nn.Linear):
+        def forward(self, x):
+            return torch.tensor([[0.0, 5.0]]).expand(len(x), 2)
+
+    loader = loader_of(folder, no_aug=True, mean=(0.0,) * 3, std=(1.0,) * 3, batch_size=1)
+    guard = Guard(progress=False)
+    guard.protect(loader, network())
+    guard.relabel(Always(1, 1))
+    labels = {round(float(x.mean()) * 255 / STEP): int(y) for x, y in loader}
+    assert labels == {row: 1 if row in FLAGGED else int(row >= 15) for row in range(SIZE)}
+
+
+def test_screening_sees_whole_files_before_augmentation_and_the_loader_s_normalisation(folder, screened):
+    loader = loader_of(folder, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5), color_jitter=0.9, auto_augment="rand-m5")
+    Guard(progress=False).protect(loader, network())
+    (images,) = screened
+    assert images.shape == (3, 16, 16) and images.class_names == ("a", "b")
+    grey = torch.arange(SIZE).view(-1, 1, 1, 1).expand(-1, 3, 16, 16) * STEP / 255
+    torch.testing.assert_close(images.batch(range(SIZE)), grey)
+    assert images.pixel_range.source == "loader"
+    assert images.pixel_range.low == pytest.approx((-2.5, -1.6, -0.6), abs=1e-6)
+    assert images.pixel_range.high == pytest.approx((2.5, 2.4, 1.4), abs=1e-6)
+
+
+@pytest.mark.parametrize("prefetcher", [True, False])
+def test_a_file_that_cannot_be_read_is_named_and_not_replaced_by_the_next(prefetcher, folder, screened):
+    (folder / "train" / "a" / "07.png").write_bytes(b"not an image")
+    loader = loader_of(folder, use_prefetcher=prefetcher)
+    with pytest.raises(DataError, match=r"row 7 \(.*07\.png\) cannot be read: UnidentifiedImageError"):
+        Guard(progress=False).protect(loader, network())
+    guard = Guard(progress=False)
+    guard.protect(loader, network(), on_error="skip")
+    assert guard.result.unreadable == (7,)
+
+
+def test_without_the_prefetcher_the_normalisation_is_found_in_the_transform(folder):
+    loader = loader_of(folder, use_prefetcher=False, mean=(0.5,) * 3, std=(0.25,) * 3)
+    host = open_loader(loader)
+    assert host.inner is loader and host.pixel_range is None
+    assert open_images(host.dataset).pixel_range.low == pytest.approx((-2.0,) * 3)
+
+
+def test_schedules_of_sizes_are_refused_before_any_screening(folder, screened):
+    loader = loader_of(folder, input_size_choices=(16, 24))
+    with pytest.raises(DataError, match=r"schedule of image sizes \(input_size_choices\) .* screen first"):
+        Guard(progress=False).protect(loader, network())
+    assert not screened
