@@ -74,7 +74,7 @@ def _readable(dataset: Any) -> Readings | None:
     """What screening reads in place of a timm data set; None for any other."""
     if type(dataset).__name__ == "ScheduledTransformDataset":  # not in every version of timm
         raise DataError(
-            "a schedule of image sizes (input_size_choices) has no fixed sampler to leave samples out of: screen first, "
+            "a schedule of image sizes (input_size_choices) has no sampler to leave samples out of: screen first, "
             "result = trainguard.screen(dataset, model), and build the loader on result.apply(dataset)"
         )
     if isinstance(dataset, AugMixDataset):
