@@ -7,11 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from flagged import result_for
+from torch import nn
+from torch.utils.data import DataLoader
+from two_processes import CONFIGURATIONS, FLAGGED, SIZE, Numbered
+
+import trainguard.guard
+from trainguard import Guard
 
 HERE = Path(__file__).parent
-SIZE, FLAGGED = 101, [0, 3, 50, 77, 100]
 KEPT = [i for i in range(SIZE) if i not in FLAGGED]
-CONFIGURATIONS = ("shards", "seedable", "dispatcher", "split batches", "split dispatcher", "uneven")
 
 
 def launch(*arguments, processes=2):
@@ -78,3 +86,55 @@ def test_gathering_for_metrics_gives_every_kept_sample_once(configuration, when,
 def test_a_rank_that_fails_takes_the_others_down_with_its_message(tmp_path):
     done = launch(tmp_path, "fail")
     assert done.returncode != 0 and "ZeroDivisionError" in done.stderr
+
+
+def trained(folder, monkeypatch, *, protect_first, epoch, kill=False, resume=False):
+    """Weights, and the rows of each batch, after three epochs; samples come back after the first of them."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    screenings = []
+    monkeypatch.setattr(
+        trainguard.guard, "screen_images", lambda images, *_, **__: screenings.append(1) or result_for(images, FLAGGED)
+    )
+    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))
+    set_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    guard = Guard(accelerator, progress=False)
+    loader = DataLoader(Numbered(), batch_size=8, shuffle=True)
+    if protect_first:
+        loader = guard.protect(loader)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    accelerator.register_for_checkpointing(guard)
+    first, step = 0, -1
+    if resume:
+        accelerator.load_state(folder)
+        first, step = epoch, 4
+    if not protect_first:
+        loader = guard.protect(loader)
+    seen = []
+    for number in range(first, 3):
+        loader.set_epoch(number)
+        batches = accelerator.skip_first_batches(loader, step + 1) if resume and number == first else loader
+        for position, (x, y, rows) in enumerate(batches, step + 1 if resume and number == first else 0):
+            seen.append(rows.tolist())
+            optimizer.zero_grad()
+            accelerator.backward(nn.functional.cross_entropy(model(x), y))
+            optimizer.step()
+            if kill and (number, position) == (epoch, 4):
+                accelerator.save_state(folder)
+                return None
+        if number == 0:
+            guard.relabel(model)
+    return seen, [parameter.detach().clone() for parameter in model.parameters()], len(screenings)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("protect_first", [False, True])
+def test_a_run_killed_in_mid_epoch_ends_as_the_uninterrupted_one(protect_first, epoch, tmp_path, monkeypatch):
+    how = {"protect_first": protect_first, "epoch": epoch}
+    seen, weights, _ = trained(tmp_path, monkeypatch, **how)
+    trained(tmp_path, monkeypatch, **how, kill=True)
+    again, resumed, screenings = trained(tmp_path, monkeypatch, **how, resume=True)
+    assert len(seen) == 12 + 13 + 13 and again == seen[12 * epoch + 5 :]
+    assert all(torch.equal(one, other) for one, other in zip(weights, resumed, strict=True))
+    assert screenings == (1 if protect_first else 0)
