@@ -64,8 +64,8 @@ class Readings:
         """The decoded image and the label of one sample."""
         stream, label = self._dataset.reader[index][:2]
         with stream:
-            image = Image.open(stream)
-            image = image.convert(self._dataset.input_img_mode or image.mode)
+            opened = Image.open(stream)
+            image = opened.convert(self._dataset.input_img_mode or opened.mode)
         target_transform = self._dataset.target_transform
         return image, label if target_transform is None else target_transform(label)
 
