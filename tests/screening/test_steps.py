@@ -93,7 +93,7 @@ def heaps(n=600, share=0.3, gap=6.0, seed=0, size=40):
 
 def test_split_finds_two_heaps():
     x, second = heaps()
-    split = split_class(x, seed=0)
+    split = split_class(x, seed=0)[0]
     agreement = (split.upper == second).mean()
     assert max(agreement, 1 - agreement) > 0.98
     assert split.distance > 4 and split.valley < 0.2
@@ -102,13 +102,12 @@ def test_split_finds_two_heaps():
 @pytest.mark.parametrize("seed", range(5))
 def test_split_of_one_cloud_is_no_candidate(seed):
     x = np.random.default_rng(seed).normal(size=(600, 40))
-    finding = Finding(0, np.arange(600), split_class(x, seed))
-    assert not finding.is_candidate(Settings())
+    assert not any(Finding(0, np.arange(600), s).is_candidate(Settings()) for s in split_class(x, seed))
 
 
 def test_split_probability_never_falls_along_the_line():
     x, _ = heaps(gap=3.0)
-    split = split_class(x, seed=0)
+    split = split_class(x, seed=0)[0]
     order = np.argsort(split.position)
     assert (np.diff(split.probability[order]) >= 0).all()
 
@@ -129,16 +128,18 @@ def test_whitening_makes_the_spread_within_classes_round():
     assert np.allclose(np.cov(white.T), np.eye(6), atol=0.25)
 
 
-def finding(distance=6.0, agreement=0.05, reference=0.8, transfer=0.0, valley=0.05):
+def finding(distance=6.0, agreement=0.05, reference=0.8, transfer=0.0, valley=0.05, company=0.2):
     half = np.r_[np.zeros(70), np.ones(30)]
-    return Finding(1, np.arange(100), Split(half, half, distance, valley), transfer, agreement, reference)
+    return Finding(1, np.arange(100), Split(half, half, distance, valley), transfer, agreement, reference, company)
 
 
 @pytest.mark.parametrize(
     ("case", "verdict"),
     [
         (finding(), "poisoned"),
-        (finding(agreement=0.75), "undecided"),  # far apart, unexplained
+        (finding(agreement=0.75, transfer=0.2), "undecided"),  # far apart, half a trigger
+        (finding(distance=12.0, agreement=0.75), "clean"),  # a natural group, however far
+        (finding(distance=5.0, company=0.9), "clean"),  # unlike the rest of its class, and among its own
         (finding(distance=4.0, valley=0.4, agreement=0.75), "clean"),  # a natural group
         (finding(agreement=0.75, transfer=0.9), "poisoned"),  # clean-label: the difference is a trigger
         (finding(distance=2.0, valley=0.9), "clean"),  # one cloud

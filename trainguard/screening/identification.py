@@ -16,7 +16,7 @@ from trainguard.screening.settings import Settings
 PROBED = 200  # images of other classes that a part's mean difference is tried on
 HOLDS_STILL = 2.5  # times: by how much the parts' median divergence must differ to say which one is suspected
 AVERAGED = 500  # images of a part that its mean is taken over
-STANDS_OUT = 6.0  # Ashman's D that no clean class of the calibration came near; unexplained, it makes the verdict open
+STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class Finding:
         transfer: share of other classes' images that the suspected part's mean difference moves into the class.
         agreement: share of the suspected part that the purified probe, trained without it, puts into the class.
         reference: the same share for samples of the trusted part that were held out likewise.
+        company: share of the suspected part's nearest neighbours, in the purified probe's features, that have its
+            label, relative to the same share for held-out trusted samples. Poisoned images mix with those of their
+            true class; a natural group keeps to itself, wherever the probe puts it.
     """
 
     label: int
@@ -38,10 +41,16 @@ class Finding:
     transfer: float = 0.0
     agreement: float = 1.0
     reference: float = 1.0
+    company: float = 1.0
 
     def is_candidate(self, settings: Settings) -> bool:
         """True where the two parts lie far enough apart for a closer look."""
         return self.split.distance >= settings.candidate_distance and self.split.valley <= settings.candidate_valley
+
+    @property
+    def suspected(self) -> NDArray[np.int64]:
+        """The samples of the upper part."""
+        return self.members[self.split.upper]
 
     @property
     def relative_agreement(self) -> float:
@@ -56,9 +65,12 @@ class Finding:
         """
         if not self.is_candidate(settings):
             return 0.0
-        contradiction = _passes(settings.conflict - self.relative_agreement, 0.1)
+        contradiction = min(
+            _passes(settings.conflict - self.relative_agreement, 0.05), _passes(settings.company - self.company, 0.1)
+        )
         far = _passes(self.split.distance - settings.transfer_distance, 0.5)
-        trigger = min(_passes(self.transfer - settings.transfer, 0.1), far)
+        minor = float(self.split.upper.mean() <= settings.transfer_share)
+        trigger = minor * min(_passes(self.transfer - settings.transfer, 0.1), far)
         return max(contradiction, trigger)
 
 
@@ -87,7 +99,8 @@ def orient(
         seed: of the images that are drawn.
 
     Returns:
-        The split with the suspected part as its upper one, and the share of images that its difference moves.
+        The split with the suspected part as its upper one, and the share of images that the parts' difference moves
+        into the class, with whichever sign moves more.
     """
     rng = np.random.default_rng(seed)
     others = rng.permutation(store.readable[store.labels[store.readable] != label])[:PROBED]
@@ -105,7 +118,8 @@ def orient(
         turn = moved[1] > moved[0]
     else:
         turn = bool(split.upper.mean() > 0.5)
-    return (split.turned(), moved[1]) if turn else (split, moved[0])
+    # A trigger may work with its sign turned as well: the negative of a sinusoid is one half a period on.
+    return (split.turned() if turn else split), max(moved)
 
 
 def decide(
@@ -134,12 +148,16 @@ def decide(
             "give screening more epochs or more data"
         )
         return "undecided", 0.0, reason, []
-    open_cases = [f for f in findings if f.split.distance >= STANDS_OUT and f.split.valley < 0.1]
+    open_cases = [
+        f
+        for f in findings
+        if f.split.distance >= STANDS_OUT and f.split.valley < 0.1 and f.transfer >= settings.transfer / 2
+    ]
     if open_cases:
         case = max(open_cases, key=lambda f: f.split.distance)
         reason = (
-            f"class {case.label} falls into two parts far apart (D = {case.split.distance:.1f}), but nothing shows a "
-            "trigger: look at its samples"
+            f"class {case.label} falls into two parts far apart (D = {case.split.distance:.1f}), and their "
+            f"difference moves {case.transfer:.0%} of other images into it: look at its samples"
         )
         return "undecided", 0.3, reason, []
     doubt = max(strengths, default=0.0)
@@ -151,7 +169,7 @@ def decide(
 def _sentence(poisoned: Sequence[Finding], settings: Settings) -> str:
     first = max(poisoned, key=lambda f: f.strength(settings))
     count = int(first.split.upper.sum())
-    if first.relative_agreement < settings.conflict:
+    if first.relative_agreement < settings.conflict and first.company < settings.company:
         because = f"a probe trained without them puts {first.agreement:.0%} of them into that class"
     else:
         because = f"their mean difference moves {first.transfer:.0%} of other images into that class"

@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 
 SHRINKAGE = 0.1  # of the pooled covariance towards a sphere
 DIRECTIONS = 100  # principal directions of a class that the discriminant may use
+KEPT = 2  # splits of one class that are looked into
 STARTS = 6  # widest directions that a first guess is taken from
 LEAST_SHARE = 0.02  # of a class, for a part to count: below it stand single odd images
 RIDGE = 0.1  # of the discriminant's covariance towards a sphere
@@ -85,25 +86,30 @@ class Split:
         """(n,) True for the upper part."""
         return self.probability > 0.5
 
+    def differs_from(self, other: Split) -> bool:
+        """True unless the two cut the class in nearly the same way."""
+        same = (self.upper == other.upper).mean()
+        return bool(0.2 < same < 0.8)
+
     def turned(self) -> Split:
         """The same split with the parts' names exchanged."""
         return Split(-self.position, 1 - self.probability, self.distance, self.valley)
 
 
-def split_class(whitened: Array, seed: int) -> Split:
-    """Find the two parts of one class.
+def split_class(whitened: Array, seed: int) -> list[Split]:
+    """Find the ways in which one class falls into two parts.
 
-    Two Gaussians along each of the widest directions, and in the plane of the first two, give first guesses. From each a
-    linear discriminant is drawn on three quarters of the class and read on the rest, the parts are read off that line,
-    and this is repeated: noise in the guess averages out of the discriminant, as it does in self-training. The guess
-    that ends with the widest gap wins.
+    Two Gaussians along each of the widest directions, and in the plane of the first two, give first guesses. From each
+    a linear discriminant is drawn on three quarters of the class and read on the rest, the parts are read off that
+    line, and this is repeated: noise in the guess averages out of the discriminant, as it does in self-training. A
+    class may have natural groups as well as a trigger, so the two widest gaps that differ are both given.
 
     Args:
         whitened: (n, D) features of the class, n at least 8.
         seed: of folds and starts.
 
     Returns:
-        The split; its distance is 0 where the class has no second part.
+        One or two splits, the widest gap first; none where the class has no second part.
     """
     n = len(whitened)
     x = whitened - whitened.mean(0)
@@ -111,11 +117,12 @@ def split_class(whitened: Array, seed: int) -> Split:
     z = x @ directions[:, ::-1][:, : min(DIRECTIONS, max(2, n // 5))]
     fold = np.random.default_rng(seed).permutation(n) % FOLDS
     planes = [z[:, :2], *(z[:, k : k + 1] for k in range(min(STARTS, z.shape[1])))]
-    none = Split(np.zeros(n), np.zeros(n), 0.0, 1.0)
-    first = [_refined(z, _mixture(plane, seed).predict(plane) == 1, fold, seed, rounds=1) for plane in planes]
-    best = sorted((split for split in first if split is not None), key=lambda split: split.gap)[-2:]
-    last = [_refined(z, split.upper, fold, seed, rounds=ROUNDS) for split in best]
-    return max((split for split in last if split is not None), key=lambda split: split.gap, default=none)
+    guesses = [_refined(z, _mixture(plane, seed).predict(plane) == 1, fold, seed, rounds=ROUNDS) for plane in planes]
+    found: list[Split] = []
+    for split in sorted((split for split in guesses if split is not None), key=lambda split: -split.gap):
+        if len(found) < KEPT and all(split.differs_from(other) for other in found):
+            found.append(split)
+    return found
 
 
 def _refined(z: Array, upper: NDArray[np.bool_], fold: NDArray[np.int64], seed: int, rounds: int) -> Split | None:

@@ -28,9 +28,13 @@ class Settings:
         candidate_valley: density between the parts, relative to the lower of the two peaks, up to which likewise.
         conflict: agreement of the purified probe with the suspected part's labels, relative to the rest of the class,
             under which those labels contradict the images (poisoned labels).
+        company: share of the suspected samples' nearest neighbours, for the purified probe, that have their label,
+            relative to the rest of the class, above which they are a natural group that keeps to itself.
         transfer: share of other classes' images that the parts' mean difference moves into the class, from which it
             acts as a trigger (clean-label attacks).
         transfer_distance: Ashman's D that a class needs when the transfer is the only evidence.
+        transfer_share: largest share of a class that may be called poisoned on the transfer alone: the rest of a class
+            differs from a small natural group as that group differs from it.
         learned: the probe's accuracy on the data, relative to chance, below which the verdict is `"undecided"`.
         partition_rate: `"paper"` only: share of the data that each iteration of Algorithm 2 moves to D_c.
         iterations: `"paper"` only: of Algorithm 2.
@@ -50,9 +54,11 @@ class Settings:
     least_members: int = 20
     candidate_distance: float = 3.2
     candidate_valley: float = 0.6
-    conflict: float = 0.4
-    transfer: float = 0.3
+    conflict: float = 0.25
+    company: float = 0.5
+    transfer: float = 0.25
     transfer_distance: float = 4.5
+    transfer_share: float = 0.6
     learned: float = 2.0
     partition_rate: float = 0.05
     iterations: int = 4
