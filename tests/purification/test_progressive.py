@@ -67,7 +67,7 @@ def test_a_backdoor_is_erased_without_clean_data(victim, outcome):
 def test_extra_sets_grow_and_get_cleaner(victim, outcome):
     result, rounds = outcome
     sizes = [len(extra) for _, extra, _ in rounds]
-    assert sizes == [round(share * 900) for share in (0.05, 0.2, 0.5, 0.7)][: len(sizes)]
+    np.testing.assert_allclose(sizes, [share * 900 for share in (0.05, 0.2, 0.5, 0.7)][: len(sizes)], rtol=0.1)
     assert victim.poisoned[rounds[1][1]].mean() < 0.03 < 0.08 < victim.poisoned.mean()
     assert np.array_equal(result.keep, rounds[-1][1]) and len(np.unique(result.keep)) == len(result.keep)
     similarity = rounds[0][2]

@@ -137,8 +137,9 @@ def purify(
         StateError: `state_dir` holds the state of another purification.
 
     Deviation from the paper: images are held out to judge accuracy; one setting serves all attacks, where the paper
-    adapts the perturbation to each; rounds end early at a fixed point; the best round within the bound is returned;
-    and with `patches`, which answers the paper's weakest rows (BadNets without clean data, Tables 1 and 2).
+    adapts the perturbation to each; the extra sets are drawn class by class; rounds end early at a fixed point; the
+    best round within the bound is returned; and with `patches`, which answers the paper's weakest rows (BadNets
+    without clean data, Tables 1 and 2).
     """
     sizes = round_shares(shares, rounds, clean)
     if not adversarial_batches:
@@ -375,9 +376,10 @@ def _rank(run: Run, show: Progress) -> None:
             callback.on_purify_round(round=run.round, model=run.network, extra=run.extra, similarity=everywhere)
     if not last:
         share = plan.shares[run.round + 1]
-        chosen = run.pool[cleanest(similarity, share)]
+        labels = run.store.labels[run.pool]
+        chosen = run.pool[cleanest(similarity, share, labels)]
         if run.previous is not None:
-            row["overlap"] = overlap(chosen, run.pool[cleanest(run.previous, share)])
+            row["overlap"] = overlap(chosen, run.pool[cleanest(run.previous, share, labels)])
             settled = row["overlap"] >= plan.same_set and reached - run.last_accuracy < plan.least_gain
             run.stopped = "neither the model nor the extra set changes any more" if settled else ""
         if not run.stopped:

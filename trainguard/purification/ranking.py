@@ -24,19 +24,28 @@ def logit_similarity(infected: Tensor, purified: Tensor) -> Tensor:
     return F.cosine_similarity(infected.float(), purified.float(), dim=1)
 
 
-def cleanest(similarity: NDArray[np.floating], share: float) -> NDArray[np.int64]:
-    r"""The positions of the `share` of images with the highest similarity: :math:`D_{ext}^{t+1}`.
+def cleanest(similarity: NDArray[np.floating], share: float, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    r"""The images with the highest similarity, class by class: :math:`D_{ext}^{t+1}`.
+
+    Of each class the top `share`, but nothing from the far end of the whole ranking, beyond the top (1 + share) / 2:
+    there lies the poison of the target class, of which it may be the greater part.
 
     Args:
         similarity: (N,) from `logit_similarity`; NaN counts as lowest.
-        share: of all images, in (0, 1].
+        share: of each class, in (0, 1].
+        labels: (N,) classes.
 
     Returns:
-        (round(share N),) int64, ascending; at least one. Ties go to the earlier image, so every process picks the same.
+        (n,) int64, ascending; n is about share N, and at least one. Ties go to the earlier image, so that every process
+        picks the same.
+
+    Deviation from the paper: it takes the top of the whole ranking (Sec. 3.5.2). The classes that purification moves
+    little then crowd out the others: on digits that alone cost 3 to 5 points of accuracy.
     """
-    count = max(1, round(share * len(similarity)))
     order = np.argsort(-np.nan_to_num(similarity, nan=-np.inf), kind="stable")
-    return np.sort(order[:count]).astype(np.int64)
+    near = order[: max(1, round((1 + share) / 2 * len(order)))]
+    chosen = [near[labels[near] == k][: max(1, round(share * np.sum(labels == k)))] for k in np.unique(labels)]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
 def overlap(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
