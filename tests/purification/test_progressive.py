@@ -12,8 +12,7 @@ from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
 from trainguard.errors import DataError, ModelError, StateError
 from trainguard.purification import PurifyResult, purify
-from trainguard.purification.progressive import round_shares
-from trainguard.purification.state import least_suspicious, split
+from trainguard.purification.state import least_suspicious, round_shares, split
 from trainguard.results import ScreenResult
 
 # 10 rounds of SGD at the paper's rate need tens of thousands of images; the tests have 1000, so they take larger steps.

@@ -31,11 +31,10 @@ if TYPE_CHECKING:
 
 Verdict = Literal["clean", "backdoored", "undecided"]
 
-# Thresholds, and bands of which half on either side is undecided; measured on ten networks of 8 pixel digits.
-TO_ONE, TO_ONE_BAND = (
-    0.5,
-    0.2,
-)  # excess of the strongest pull over an even one: benign 0.38 at most, blend and SIG 0.91 at least
+# Thresholds, and bands of which half on either side is undecided. Measured on 21 networks of 8 pixel digits, 7 benign:
+# the excess of the strongest pull over an even one is 0.54 at most if benign, 0.91 at least under blend and SIG; but
+# the paper's 'more than 40%' of CIFAR-10's adversarial examples is an excess of 0.33, hence the broad band.
+TO_ONE, TO_ONE_BAND = 0.45, 0.3
 TO_ALL, TO_ALL_BAND = 0.5, 0.2  # median one-sidedness of the moves: benign 0.35 at most, all-to-all blend 0.62
 PATCH, PATCH_BAND = 0.55, 0.2  # share of predictions that one patch changes: benign 0.38 at most, BadNets 0.79 at least
 TARGET = 0.4  # share that makes a class a suspected target; the paper's figure
@@ -199,7 +198,7 @@ def movement_of(labels: Indices, before: NDArray, after: NDArray, classes: int) 
 
 
 def judge(counts: NDArray[np.int64], patched: NDArray[np.int64]) -> tuple[Verdict, float, str, tuple[int, ...]]:
-    """The verdict that two matrices of transitions support; the stronger evidence decides.
+    """The verdict that two matrices of transitions support.
 
     Args:
         counts: (K, K) from `transition_counts`, under each image's own adversarial perturbation.
@@ -222,7 +221,9 @@ def judge(counts: NDArray[np.int64], patched: NDArray[np.int64]) -> tuple[Verdic
         ((to_one - TO_ONE) / TO_ONE_BAND, f"{pull[target]:.0%} of adversarial examples fall to class {target}", pull),
         ((to_all - TO_ALL) / TO_ALL_BAND, f"adversarial examples move one way between classes ({to_all:.0%})", None),
     ]
-    evidence, words, where = max(findings, key=lambda finding: finding[0])
+    # A single target also makes moves one-way: what names it goes first.
+    firm = [finding for finding in findings if finding[0] >= 0.5]
+    evidence, words, where = firm[0] if firm else max(findings, key=lambda finding: finding[0])
     chance = float(1 / (1 + np.exp(-4 * evidence)))  # 0.98 one band above the threshold
     if classes < 3 and evidence < 0.5:
         return "undecided", 0.0, f"{words}; single adversarial examples tell nothing with two classes", ()
@@ -233,12 +234,9 @@ def judge(counts: NDArray[np.int64], patched: NDArray[np.int64]) -> tuple[Verdic
     if evidence < 0:
         return "clean", 1 - chance, words, ()
     strong = () if where is None else tuple(int(k) for k in np.argsort(-where) if where[k] >= TARGET)
-    return (
-        "backdoored",
-        chance,
-        words if strong else f"{words}, as under an all-to-all backdoor",
-        strong or tuple(range(classes)),
-    )
+    if not strong:
+        return "backdoored", chance, f"{words}, as under an all-to-all backdoor", tuple(range(classes))
+    return "backdoored", chance, words, strong
 
 
 def pixels_of(patch: Patch) -> NDArray[np.float32]:

@@ -1,11 +1,11 @@
-"""Where a purification starts, and where it was when it was killed."""
+"""What a purification works with, how far it is, and where it was when it was killed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,78 @@ from trainguard.results import ScreenResult
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange
     from trainguard.data.store import ImageStore
-    from trainguard.purification.progressive import Run
+    from trainguard.distributed import Processes
+    from trainguard.purification.finetuning import FineTuning
+    from trainguard.purification.network import UnitPixels
 
 Indices = NDArray[np.int64]
+Weights = dict[str, torch.Tensor]
 
 HELD_OUT = 0.1  # share of the data that judges accuracy
 MOST_HELD_OUT = 2000  # images: the standard error of an accuracy of 0.9 is then below 0.007
+
+MOST_PASSES = 40  # of step 1 over a small extra set, which would be learned by heart
+
+
+def round_shares(shares: Sequence[float], rounds: int | None, clean: bool) -> tuple[float, ...]:
+    """The size of every round's extra set as a share of the pool: all of it, once, where the data are clean.
+
+    Raises:
+        ValueError: no round, or a share outside (0, 1].
+    """
+    count = len(shares) if rounds is None else rounds
+    if count < 1 or not shares or not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"expected at least one round and shares in (0, 1], got rounds={rounds}, shares={shares}")
+    return (1.0,) if clean else tuple((*shares, *[shares[-1]] * count)[:count])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens in which round, and what may be lost."""
+
+    shares: tuple[float, ...]
+    adversarial_batches: tuple[int, ...]
+    epochs: int
+    plain_in_first: bool
+    max_accuracy_loss: float
+    forgiven: float
+    seed: int
+    patches: bool = True
+    least_gain: float = 0.002  # of held-out accuracy: one image in 500
+    same_set: float = 0.98  # overlap from which two extra sets count as one
+
+    def batches(self, round: int, step: str, images: int, batch_size: int) -> int:
+        """Optimizer steps of one step of one round."""
+        once = -(-images // batch_size)
+        if step == "adversarial":
+            return min(self.adversarial_batches[min(round, len(self.adversarial_batches) - 1)], MOST_PASSES * once)
+        return (self.epochs if round > 0 or self.plain_in_first else 0) * once
+
+
+@dataclass
+class Run:
+    """A purification on its way: what it works with, and how far it is."""
+
+    network: UnitPixels
+    infected: UnitPixels
+    store: ImageStore
+    pool: Indices
+    judge: tuple[ImageStore, Indices]
+    plan: Plan
+    how: FineTuning
+    processes: Processes
+    extra: Indices
+    callbacks: tuple[Any, ...] = ()
+    round: int = 0
+    step: int = 0
+    before: float = 0.0
+    best: Weights | None = None
+    best_accuracy: float = 0.0
+    last_accuracy: float = 0.0
+    previous: NDArray[np.float32] | None = None  # similarity of the pool in the round before
+    history: list[dict[str, Any]] = field(default_factory=list)
+    timing: dict[str, float] = field(default_factory=dict)
+    stopped: str = ""
 
 
 def open_store(data: Any, pixel_range: PixelRange | None) -> ImageStore:
