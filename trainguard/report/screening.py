@@ -17,6 +17,18 @@ from trainguard.results import ScreenResult
 HISTOGRAMS = 12  # classes drawn; the table has them all
 LISTED = 1000  # flagged samples in the page; keep.csv has them all
 
+FINDINGS = {
+    "suspected": "suspected part",
+    "distance": "distance",
+    "valley": "valley",
+    "agreement": "agrees",
+    "reference": "rest agrees",
+    "company": "company",
+    "transfer": "acts as trigger",
+    "strength": "evidence",
+}
+SHARES = ("agreement", "reference", "transfer", "strength")
+
 HEADLINES = {
     "clean": "No sign of backdoor poison",
     "poisoned": "This data set looks poisoned",
@@ -131,21 +143,13 @@ def _findings(result: ScreenResult, names: Names) -> Table | None:
     found = result.settings.get("findings")
     if not found:
         return None
+    shown = {key: column for key, column in FINDINGS.items() if key in found[0]}
     rows = [
-        (
-            names.label(row["label"]),
-            row["suspected"],
-            row["distance"],
-            row["valley"],
-            Share(row["agreement"]),
-            Share(row["reference"]),
-            Share(max(0.0, row["transfer"])),
-            Share(row["strength"]),
-        )
+        (names.label(row["label"]), *(Share(max(0.0, row[key])) if key in SHARES else row[key] for key in shown))
         for row in sorted(found, key=lambda row: (-row["strength"], -row["distance"]))
     ]
-    columns = ("class", "suspected part", "distance", "valley", "agrees", "rest agrees", "acts as trigger", "evidence")
-    return Table("findings", "Two parts of each class, and what speaks against one of them", columns, rows)
+    caption = "Two parts of a class, and what speaks against one of them"
+    return Table("findings", caption, ("class", *shown.values()), rows)
 
 
 def _flagged(result: ScreenResult, names: Names) -> Table:
