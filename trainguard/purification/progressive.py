@@ -39,7 +39,7 @@ from trainguard.training import device_of
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange
 
-MOST_PATCHED = 512  # images of the extra set on which a patch is looked for
+MOST_PATCHED = 512  # images on which a patch is looked for
 STEPS = ("adversarial", "plain", "rank")  # 1, 2 and 3 of Algorithm 1
 
 
@@ -280,18 +280,19 @@ def _fine_tune(run: Run, step: str, show: Progress) -> None:
 
 
 def _patch(run: Run) -> Patch | None:
-    """The patch that most of the extra set falls for, if there is one; the same on every rank.
+    """The patch that most images fall for; None if they do not in the first round. The same on every rank.
 
-    Two searches of 100 steps cost as much as 1.3 epochs of 10,000 images; once none is found, no round looks again.
+    A search costs as much as four epochs of 10,000 images. Where the first finds nothing like a trigger, no round looks
+    again; where it does, every round trains against the best patch there still is.
     """
     device = device_of(run.network)
     generator = torch.Generator().manual_seed(run.plan.seed + run.round)
-    some = run.extra[torch.randperm(len(run.extra), generator=generator)[:MOST_PATCHED].numpy()]
+    some = run.pool[torch.randperm(len(run.pool), generator=generator)[:MOST_PATCHED].numpy()]
     labels = torch.from_numpy(run.store.labels[some]).to(device)
     x = run.store.batch(some, device)
     with frozen(run.network):
-        patch = best_patch(run.network, x, labels, starts=2, steps=100, generator=generator)
-        like_a_trigger = changed_by(run.network, patch, x, labels) >= LIKE_A_TRIGGER
+        patch = best_patch(run.network, x, labels, generator=generator)
+        like_a_trigger = run.round > 0 or changed_by(run.network, patch, x, labels) >= LIKE_A_TRIGGER
     return run.processes.broadcast(patch if like_a_trigger else None)
 
 
