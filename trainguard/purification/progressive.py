@@ -118,9 +118,9 @@ def purify(
         poison_share: of held-out images, how many may lose their label without counting as lost accuracy:
             purification is meant to unlearn the labels of poison. 0.1 is the rate that the paper defends against; 0 is
             used with `clean`, with `validation` and with a `ScreenResult`.
-        patches: look for one small patch that breaks the model as a visible trigger does, and if there is one, put it on
-            half of the images of step 1; False is the paper's method. On two BadNets models of digits, without clean
-            data, the success rate fell to 0.15 and 0.01 where it had stayed at 0.75 and 0.61.
+        patches: look for one small patch that breaks the model as a visible trigger does, and if there is one, put
+            it on half of the images of step 1; False is the paper's method. On two BadNets models of digits, without
+            clean data, the success rate fell to 0.15 and 0.01 where it had stayed at 0.75 and 0.61.
         callbacks: objects with `on_purify_round(round, model, extra, similarity)`, called after each round with the
             network in unit pixels, its extra set, and the next ranking: similarity over all images, NaN where there
             is none.
