@@ -28,6 +28,7 @@ FINDINGS = {
     "strength": "evidence",
 }
 SHARES = ("agreement", "reference", "transfer", "strength")
+ALWAYS_SEEN = ("suspected", "distance", "valley", "strength")  # the rest only of parts that lie far enough apart
 
 HEADLINES = {
     "clean": "No sign of backdoor poison",
@@ -144,10 +145,13 @@ def _findings(result: ScreenResult, names: Names) -> Table | None:
     if not found:
         return None
     shown = {key: column for key, column in FINDINGS.items() if key in found[0]}
-    rows = [
-        (names.label(row["label"]), *(Share(max(0.0, row[key])) if key in SHARES else row[key] for key in shown))
-        for row in sorted(found, key=lambda row: (-row["strength"], -row["distance"]))
-    ]
+    near, deep = result.settings.get("candidate_distance", 0.0), result.settings.get("candidate_valley", 1.0)
+    rows = []
+    for row in sorted(found, key=lambda row: (-row["strength"], -row["distance"])):
+        looked_into = row["distance"] >= near and row["valley"] <= deep
+        values = (row[key] if looked_into or key in ALWAYS_SEEN else float("nan") for key in shown)
+        cells = (Share(0.0 if v < 0 else v) if key in SHARES else v for key, v in zip(shown, values, strict=True))
+        rows.append((names.label(row["label"]), *cells))
     caption = "Two parts of a class, and what speaks against one of them"
     return Table("findings", caption, ("class", *shown.values()), rows)
 
