@@ -13,6 +13,8 @@ from trainguard.checkpoints import UnsafeCheckpoint, load_weights, read_checkpoi
 from trainguard.errors import ModelError
 from trainguard.purification import audit_checkpoint, purify_checkpoint
 
+# The delivered model never learned anything, so that purifying it may find nothing worth keeping.
+pytestmark = pytest.mark.filterwarnings("ignore:the model is returned as it came")
 ARCH = "test_resnet"  # timm's smallest, made for tests
 FEW = {
     "progress": False,
@@ -22,6 +24,7 @@ FEW = {
     "eps": 0.02,
     "batch_size": 16,
     "patches": False,
+    "lr": 1e-4,  # the model never learned anything: larger steps may blow it up
 }
 
 
