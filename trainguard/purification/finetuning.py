@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trainguard.progress import Stage
 
 RADIUS: dict[Norm, float] = {"linf": 6 / 255, "l2": 0.5}  # of PBE's authors' code on CIFAR-10, and its like in l2
+LONGEST_STEP = 10.0  # norm of the gradient; a trained model stays below, a batch of two images may not
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,11 @@ def fine_tune(
         stage: progress, counted in images.
 
     Returns:
-        The mean loss over all images; infinite as soon as a batch's loss is not finite, and training stops there.
+        The mean loss over all images; infinite as soon as a batch's loss is not finite, and training stops there, or
+        if the network's weights are not finite at the end.
 
     Deviation from the paper: adversarial examples are made batch by batch against the current model, as in the authors'
-    code, where Algorithm 1 reads as if they were all made at once; each step has its own optimizer.
+    code, where Algorithm 1 reads as if they were all made at once; each step has its own optimizer; gradients are clipped.
     """
     device = device_of(network)
     optimizer = torch.optim.SGD(
@@ -106,6 +108,7 @@ def fine_tune(
             loss = F.cross_entropy(network(x).float(), y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), LONGEST_STEP)
         optimizer.step()
         value = float(loss.detach())
         total, seen = total + value * len(index), seen + len(index)
@@ -113,7 +116,9 @@ def fine_tune(
         if not math.isfinite(value):
             break
     network.eval()
-    return total / seen if math.isfinite(total) else math.inf
+    # The last step may have broken weights or running statistics that no loss was computed with any more.
+    whole = all(bool(value.isfinite().all()) for value in network.state_dict().values())
+    return total / max(1, seen) if whole and math.isfinite(total) else math.inf
 
 
 def attacked(network: UnitPixels, x: Tensor, y: Tensor, how: FineTuning, processes: Processes) -> Tensor:
