@@ -88,7 +88,8 @@ def fine_tune(
         if the network's weights are not finite at the end.
 
     Deviation from the paper: adversarial examples are made batch by batch against the current model, as in the authors'
-    code, where Algorithm 1 reads as if they were all made at once; each step has its own optimizer; gradients are clipped.
+    code, where Algorithm 1 reads as if they were all made at once; each step has its own optimizer; gradients are
+    clipped.
     """
     device = device_of(network)
     optimizer = torch.optim.SGD(

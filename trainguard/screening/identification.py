@@ -14,12 +14,13 @@ from trainguard.screening.separation import Split
 from trainguard.screening.settings import Settings
 
 PROBED = 200  # images of other classes that a part's mean difference is tried on
-HOLDS_STILL = 2.5  # times: by how much the parts' median divergence must differ to say which one is suspected
+TELLS = 3.0  # how much the shares that the two signs of the mean difference move say, beside a log ratio
+SURE_TRIGGER = 0.5  # transfer from which a class need not fall into two parts far apart
 AVERAGED = 500  # images of a part that its mean is taken over
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Finding:
     """What is known of one class and its suspected part.
 
@@ -57,6 +58,10 @@ class Finding:
         """`agreement` over `reference`: near 1 for a natural group, near 0 for images that carry a foreign label."""
         return self.agreement / max(self.reference, 1e-6)
 
+    def contradicts(self, settings: Settings) -> bool:
+        """True where the suspected part's labels contradict its images."""
+        return self.relative_agreement < settings.conflict and self.company < settings.company
+
     def strength(self, settings: Settings) -> float:
         """How strongly the evidence speaks for poison, in [0, 1]; above 0.5 counts as poisoned.
 
@@ -68,7 +73,9 @@ class Finding:
         contradiction = min(
             _passes(settings.conflict - self.relative_agreement, 0.05), _passes(settings.company - self.company, 0.1)
         )
-        far = _passes(self.split.distance - settings.transfer_distance, 0.5)
+        # A difference that moves nearly everything needs no gap to be a trigger.
+        bar = settings.transfer_distance if self.transfer < SURE_TRIGGER else settings.candidate_distance
+        far = _passes(self.split.distance - bar, 0.5)
         minor = float(self.split.upper.mean() <= settings.transfer_share)
         trigger = minor * min(_passes(self.transfer - settings.transfer, 0.1), far)
         return max(contradiction, trigger)
@@ -85,9 +92,11 @@ def orient(
 ) -> tuple[Split, float]:
     """Decide which part of a class is the suspected one.
 
-    By AdvrBD's observation: the part whose predictions hold still under Eq. 3's perturbation. Where the two parts do
-    not differ much in that, the part whose mean difference in pixels, added to images of other classes, moves more of
-    them into the class; where neither moves many, the smaller part.
+    Three signs are added up, because each of them fails on some attack (docs/experiments.md): AdvrBD's observation, the
+    poisoned part's predictions hold still under Eq. 3's perturbation (not for triggers made fragile); the part whose
+    mean difference in pixels, added to images of other classes, moves more of them into the class (not for sinusoids,
+    whose negative works as well, nor for triggers that differ from image to image); and poison tends to be the
+    minority (not in small classes).
 
     Args:
         split: the class in two.
@@ -112,14 +121,11 @@ def orient(
         float((predict(np.clip(images + sign * (upper - lower), 0, 1)) == label).mean()) - before for sign in (1, -1)
     ]
     still = [float(np.median(divergence[members[part]])) + 1e-3 for part in (split.upper, ~split.upper)]
-    if max(still) >= HOLDS_STILL * min(still):
-        turn = still[1] < still[0]
-    elif max(moved) >= 0.2 and abs(moved[0] - moved[1]) >= 0.1:
-        turn = moved[1] > moved[0]
-    else:
-        turn = bool(split.upper.mean() > 0.5)
+    share = float(split.upper.mean())
+    sign = float(np.clip(np.log(still[1] / still[0]), -2, 2))
+    sign += TELLS * (moved[0] - moved[1]) + 0.5 * float(np.log((1 - share) / share))
     # A trigger may work with its sign turned as well: the negative of a sinusoid is one half a period on.
-    return (split.turned() if turn else split), max(moved)
+    return (split.turned() if sign < 0 else split), max(moved)
 
 
 def decide(
@@ -128,7 +134,7 @@ def decide(
     """The verdict on the whole set.
 
     Args:
-        findings: one per class that was looked into.
+        findings: of all classes that were looked into; several per class where it splits in several ways.
         accuracy: of the warm probe on the data.
         num_classes: K.
         settings: the bars.
@@ -140,7 +146,7 @@ def decide(
     poisoned = [f for f, s in zip(findings, strengths, strict=True) if s > 0.5]
     if poisoned:
         sure = float(max(strengths))
-        return "poisoned", sure, _sentence(poisoned, settings), poisoned
+        return "poisoned", sure, sentence(poisoned, settings), poisoned
     chance = 1 / max(2, num_classes)
     if accuracy < min(settings.learned * chance, 0.5 * (1 + chance)):
         reason = (
@@ -166,18 +172,26 @@ def decide(
     return "clean", float(1 - doubt), reason, []
 
 
-def _sentence(poisoned: Sequence[Finding], settings: Settings) -> str:
+def sentence(poisoned: Sequence[Finding], settings: Settings) -> str:
+    """Why the set counts as poisoned."""
     first = max(poisoned, key=lambda f: f.strength(settings))
-    count = int(first.split.upper.sum())
-    if first.relative_agreement < settings.conflict and first.company < settings.company:
+    count = int((first.split.suspicion > 0.5).sum())
+    if first.contradicts(settings):
         because = f"a probe trained without them puts {first.agreement:.0%} of them into that class"
     else:
         because = f"their mean difference moves {first.transfer:.0%} of other images into that class"
-    more = f"; {len(poisoned) - 1} more classes likewise" if len(poisoned) > 1 else ""
+    others = len(labels_of(poisoned)) - 1
+    more = f"; {others} more {'class' if others == 1 else 'classes'} likewise" if others else ""
     return (
         f"{count} samples labelled {first.label} are set apart from their class (D = {first.split.distance:.1f}), and "
         f"{because}{more}"
     )
+
+
+def labels_of(poisoned: Sequence[Finding]) -> tuple[int, ...]:
+    """The classes of the findings, the one with the most suspected samples first."""
+    largest = sorted(poisoned, key=lambda finding: -len(finding.suspected))
+    return tuple(dict.fromkeys(finding.label for finding in largest))
 
 
 def _passes(margin: float, width: float) -> float:

@@ -19,19 +19,21 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from trainguard.screening.consistency import consistency
-from trainguard.screening.identification import Finding, orient
+from trainguard.screening.identification import Finding, labels_of, orient, sentence
 from trainguard.screening.identification import decide as verdict_of
 from trainguard.screening.learning import fresh_probe, logits, recipe_for, train
 from trainguard.screening.pipeline import Decision, Run
 from trainguard.screening.probe import Probe
-from trainguard.screening.separation import Whitening, split_class
+from trainguard.screening.separation import Whitening, refined, split_class
 from trainguard.screening.settings import Settings
 from trainguard.training import outputs
 
 FITTED = 10_000  # samples that the common spread of features is learned from
 NEIGHBOURS = 10
+DOUBTFUL = 0.05  # probability of the suspected part from which a sample is kept from the purified probe
 COMPARED = 500  # samples of a part whose neighbours are looked up
 HELD_OUT = 0.2  # share of a trusted part that the purified probe does not see, to know what agreement to expect
+Company = Callable[[np.ndarray, int], np.ndarray]
 
 
 def decide(run: Run) -> Decision:
@@ -48,17 +50,12 @@ def decide(run: Run) -> Decision:
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
     proposed, purified = labels.copy(), None
     if candidates:
-        findings, purified = _relearned(run, findings)
-    findings = _best_of_each_class(findings, settings)
+        findings, purified, company = _relearned(run, findings)
     verdict, confidence, reason, poisoned = verdict_of(findings, accuracy, store.num_classes, settings)
-    score, thresholds = np.zeros(len(labels)), np.full(store.num_classes, np.inf)
-    suspect = np.zeros(len(labels), dtype=bool)
-    for finding in findings:
-        weight = 0.1 + 0.9 * finding.strength(settings) if finding.is_candidate(settings) else 0.1
-        score[finding.members] = weight * finding.split.probability
-        if finding in poisoned:
-            suspect[finding.members] = finding.split.upper
-            thresholds[finding.label] = 0.5 * weight
+    if purified is not None and poisoned:
+        findings, poisoned = _sharpened(run, findings, poisoned, purified, company)
+        reason = sentence(poisoned, settings)
+    score, thresholds, suspect = _by_sample(findings, poisoned, len(labels), store.num_classes, settings)
     score[list(store.unreadable)] = np.nan
     flagged = np.flatnonzero(suspect)
     if purified is not None and len(flagged):
@@ -72,7 +69,7 @@ def decide(run: Run) -> Decision:
         verdict=verdict,
         confidence=confidence,
         reason=reason,
-        target_classes=tuple(f.label for f in sorted(poisoned, key=lambda f: -int(f.split.upper.sum()))),
+        target_classes=labels_of(poisoned),
         details={"probe_accuracy": accuracy, "findings": [_row(f, run) for f in findings]},
     )
 
@@ -126,8 +123,8 @@ def _findings(run: Run, probe: Probe, divergence: np.ndarray) -> list[Finding]:
     return found
 
 
-def _relearned(run: Run, findings: list[Finding]) -> tuple[list[Finding], Probe]:
-    """A probe trained without the suspected parts, and what it thinks of their labels."""
+def _relearned(run: Run, findings: list[Finding]) -> tuple[list[Finding], Probe, Company]:
+    """A probe trained without the suspected parts, what it thinks of their labels, and their company."""
     settings, labels, rng = run.settings, run.store.labels, np.random.default_rng(run.seed)
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
     suspected = np.unique(np.concatenate([finding.suspected for finding in candidates]))
@@ -135,7 +132,8 @@ def _relearned(run: Run, findings: list[Finding]) -> tuple[list[Finding], Probe]
     for finding in candidates:
         trusted = rng.permutation(np.setdiff1d(finding.members, suspected))
         held.setdefault(finding.label, trusted[: max(5, round(HELD_OUT * len(trusted)))])
-    index = np.setdiff1d(run.store.readable, np.concatenate([suspected, *held.values()]))
+    doubtful = [finding.members[finding.split.probability > DOUBTFUL] for finding in candidates]
+    index = np.setdiff1d(run.store.readable, np.concatenate([*doubtful, *held.values()]))
     purified = fresh_probe(run, run.seed + 1)
     train(run, "relearn", purified, index, recipe_for(run, len(index), settings.relearn_share))
 
@@ -144,7 +142,11 @@ def _relearned(run: Run, findings: list[Finding]) -> tuple[list[Finding], Probe]
 
     with run.stage("comparison"):
         company = _company(run, purified)
-        references = {label: (agreement(part), company(part, label)) for label, part in held.items()}
+
+        def share(part: np.ndarray, label: int) -> float:
+            return float(company(rng.permutation(part)[:COMPARED], label).mean()) if len(part) else 1.0
+
+        references = {label: (agreement(part), share(part, label)) for label, part in held.items()}
         judged = []
         for finding in findings:
             if finding.is_candidate(settings):
@@ -153,14 +155,14 @@ def _relearned(run: Run, findings: list[Finding]) -> tuple[list[Finding], Probe]
                     finding,
                     agreement=agreement(finding.suspected),
                     reference=expected,
-                    company=company(finding.suspected, finding.label) / max(usual, 1e-6),
+                    company=share(finding.suspected, finding.label) / max(usual, 1e-6),
                 )
             judged.append(finding)
-    return judged, purified
+    return judged, purified, company
 
 
-def _company(run: Run, purified: Probe) -> Callable[[np.ndarray, int], float]:
-    """A function from samples and a label to the share of their nearest neighbours that have it."""
+def _company(run: Run, purified: Probe) -> Company:
+    """A function from (n,) samples and a label to the share of each one's nearest neighbours that have it, (n,)."""
     store, rng = run.store, np.random.default_rng(run.seed)
     pool = rng.permutation(store.readable)[:FITTED]
 
@@ -170,23 +172,52 @@ def _company(run: Run, purified: Probe) -> Callable[[np.ndarray, int], float]:
 
     search = NearestNeighbors(n_neighbors=min(NEIGHBOURS + 1, len(pool)), metric="euclidean").fit(features(pool))
 
-    def share(part: np.ndarray, label: int) -> float:
-        part = rng.permutation(part)[:COMPARED]
-        if not len(part):
-            return 1.0
+    def share(part: np.ndarray, label: int) -> np.ndarray:
         near = pool[search.kneighbors(features(part), return_distance=False)]
         others = near != part[:, None]  # a sample is no company for itself
-        return float(((store.labels[near] == label) & others).sum() / others.sum())
+        return ((store.labels[near] == label) & others).sum(1) / np.maximum(1, others.sum(1))
 
     return share
 
 
-def _best_of_each_class(findings: list[Finding], settings: Settings) -> list[Finding]:
-    """One finding per class: the one that the evidence speaks for most; the widest gap where it is silent."""
-    best: dict[int, Finding] = {}
-    for finding in sorted(findings, key=lambda f: (f.strength(settings), f.split.gap)):
-        best[finding.label] = finding
-    return [best[label] for label in sorted(best)]
+def _sharpened(
+    run: Run, findings: list[Finding], poisoned: list[Finding], purified: Probe, company: Company
+) -> tuple[list[Finding], list[Finding]]:
+    """Poisoned findings whose labels contradict the images, drawn again with what the purified probe says of each."""
+    sharp = {}
+    for finding in poisoned:
+        if finding.contradicts(run.settings):
+            label = logits(run, purified, finding.members)
+            given = label[:, finding.label].copy()
+            label[:, finding.label] = -np.inf
+            columns = np.column_stack([label.max(1) - given, -company(finding.members, finding.label)])
+            sharp[id(finding)] = dataclasses.replace(finding, split=refined(finding.split, columns, run.seed))
+    return [sharp.get(id(f), f) for f in findings], [sharp.get(id(f), f) for f in poisoned]
+
+
+def _by_sample(
+    findings: list[Finding], poisoned: list[Finding], samples: int, classes: int, settings: Settings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores (N,), thresholds by class (K,), and what is flagged (N,): all that any poisoned finding holds."""
+    score, thresholds = np.zeros(samples), np.full(classes, np.inf)
+    weight = {label: max(_weight(f, settings) for f in poisoned if f.label == label) for label in labels_of(poisoned)}
+    for finding in findings:
+        if finding.label not in weight:
+            own = _weight(finding, settings) * finding.split.suspicion
+        elif finding in poisoned:
+            own = weight[finding.label] * finding.split.suspicion
+        else:
+            continue
+        score[finding.members] = np.maximum(score[finding.members], own)
+    suspect = np.zeros(samples, dtype=bool)
+    for finding in poisoned:
+        thresholds[finding.label] = 0.5 * weight[finding.label]
+        suspect[finding.members[finding.split.suspicion > 0.5]] = True
+    return score, thresholds, suspect
+
+
+def _weight(finding: Finding, settings: Settings) -> float:
+    return 0.1 + 0.9 * finding.strength(settings) if finding.is_candidate(settings) else 0.1
 
 
 def _row(finding: Finding, run: Run) -> dict[str, float]:

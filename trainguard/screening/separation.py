@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
@@ -20,9 +21,14 @@ Array = NDArray[np.float64]
 
 SHRINKAGE = 0.1  # of the pooled covariance towards a sphere
 DIRECTIONS = 100  # principal directions of a class that the discriminant may use
-KEPT = 2  # splits of one class that are looked into
+KEPT = 4  # splits of one class that are looked into
 STARTS = 6  # widest directions that a first guess is taken from
-LEAST_SHARE = 0.02  # of a class, for a part to count: below it stand single odd images
+INDEPENDENT = (10, 30)  # widest directions in which independent components are looked for
+SPIKED, FLAT = 2, 2  # of these components, how many of the highest and the lowest kurtosis give a guess
+LEAST_SHARE = 0.03  # of a class, for a part to count: below it stand single odd images
+ALIKE = 0.7  # correlation of two splits from which they count as one
+FAR_OUT = 3.0  # robust standard deviations above the lower part's median
+POSSIBLE = 0.1  # probability of the upper part
 RIDGE = 0.1  # of the discriminant's covariance towards a sphere
 FOLDS = 4
 ROUNDS = 3
@@ -86,10 +92,23 @@ class Split:
         """(n,) True for the upper part."""
         return self.probability > 0.5
 
+    @property
+    def suspicion(self) -> Array:
+        """(n,) in [0, 1], above 0.5 for whatever does not clearly belong to the lower part.
+
+        Poison that stays in costs more than a clean sample that is relabelled. So the line is drawn at the place that
+        is far out for the lower part, or where the upper part becomes possible, whichever comes first.
+        """
+        low = self.position[~self.upper]
+        middle = float(np.median(low))
+        width = 1.4826 * float(np.median(np.abs(low - middle))) + 1e-9
+        possible = self.position[self.probability > POSSIBLE]
+        line = min(middle + FAR_OUT * width, float(possible.min()) - 1e-9 * width)
+        return 1 / (1 + np.exp(-np.clip((self.position - line) / width, -30, 30)))
+
     def differs_from(self, other: Split) -> bool:
         """True unless the two cut the class in nearly the same way."""
-        same = (self.upper == other.upper).mean()
-        return bool(0.2 < same < 0.8)
+        return bool(abs(np.corrcoef(self.upper, other.upper)[0, 1]) < ALIKE)
 
     def turned(self) -> Split:
         """The same split with the parts' names exchanged."""
@@ -99,29 +118,67 @@ class Split:
 def split_class(whitened: Array, seed: int) -> list[Split]:
     """Find the ways in which one class falls into two parts.
 
-    Two Gaussians along each of the widest directions, and in the plane of the first two, give first guesses. From each
-    a linear discriminant is drawn on three quarters of the class and read on the rest, the parts are read off that
-    line, and this is repeated: noise in the guess averages out of the discriminant, as it does in self-training. A
-    class may have natural groups as well as a trigger, so the two widest gaps that differ are both given.
+    Two Gaussians along each of the widest directions, in the plane of the first two, and along the independent
+    components that are least like one Gaussian give first guesses: two heaps of like size have a low kurtosis, a small
+    heap far out a high one. From each guess a linear discriminant is drawn on three quarters of the class and read on
+    the rest, the parts are read off that line, and this is repeated: noise in the guess averages out of the
+    discriminant, as it does in self-training. A class may have natural groups as well as a trigger, or several
+    triggers, so the widest gaps that differ are all given.
 
     Args:
         whitened: (n, D) features of the class, n at least 8.
         seed: of folds and starts.
 
     Returns:
-        One or two splits, the widest gap first; none where the class has no second part.
+        Up to `KEPT` splits, the widest gap first; none where the class has no second part.
     """
     n = len(whitened)
     x = whitened - whitened.mean(0)
     _, directions = np.linalg.eigh(x.T @ x)
     z = x @ directions[:, ::-1][:, : min(DIRECTIONS, max(2, n // 5))]
     fold = np.random.default_rng(seed).permutation(n) % FOLDS
-    planes = [z[:, :2], *(z[:, k : k + 1] for k in range(min(STARTS, z.shape[1])))]
+    planes = [z[:, :2], *(z[:, k : k + 1] for k in range(min(STARTS, z.shape[1]))), *_independent(z, seed)]
     guesses = [_refined(z, _mixture(plane, seed).predict(plane) == 1, fold, seed, rounds=ROUNDS) for plane in planes]
     found: list[Split] = []
     for split in sorted((split for split in guesses if split is not None), key=lambda split: -split.gap):
         if len(found) < KEPT and all(split.differs_from(other) for other in found):
             found.append(split)
+    return found
+
+
+def refined(split: Split, columns: Array, seed: int) -> Split:
+    """The split redrawn with more figures per sample than the features it was found in.
+
+    Args:
+        split: of n samples.
+        columns: (n, C) further figures.
+        seed: of the folds.
+
+    Returns:
+        The new split, its upper part the one that has more of the old upper part; the old one if a part vanishes.
+    """
+    z = np.column_stack([split.position, columns])
+    z = (z - z.mean(0)) / (z.std(0) + 1e-9)
+    fold = np.random.default_rng(seed).permutation(len(z)) % FOLDS
+    found = _refined(z, split.upper, fold, seed, rounds=ROUNDS)
+    if found is None or found.differs_from(split):
+        return split
+    return found if np.corrcoef(found.position, split.position)[0, 1] > 0 else found.turned()
+
+
+def _independent(z: Array, seed: int) -> list[Array]:
+    """(n, 1) places along the independent components that are least like a Gaussian."""
+    found = []
+    for size in INDEPENDENT:
+        if size > z.shape[1] or len(z) < 4 * size:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            s = FastICA(size, random_state=seed, max_iter=300, tol=1e-3, whiten="unit-variance").fit_transform(
+                z[:, :size]
+            )
+        order = np.argsort((s**4).mean(0) / (s**2).mean(0) ** 2)
+        found += [s[:, k : k + 1] for k in {*order[:FLAT].tolist(), *order[-SPIKED:].tolist()}]
     return found
 
 
