@@ -6,13 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import TensorDataset
 
+from trainguard.data.pixels import PixelRange
+from trainguard.data.store import open_images
 from trainguard.perturbation import frozen, patch_mask
 from trainguard.screening.consistency import divergence
 from trainguard.screening.enhancement import CAP, enhancement_loss
-from trainguard.screening.identification import Finding, decide
+from trainguard.screening.identification import Finding, decide, orient
 from trainguard.screening.partition import least_consistent
-from trainguard.screening.separation import Split, Whitening, split_class
+from trainguard.screening.separation import Split, Whitening, refined, split_class
 from trainguard.screening.settings import Settings
 
 
@@ -103,6 +106,66 @@ def test_split_finds_two_heaps():
 def test_split_of_one_cloud_is_no_candidate(seed):
     x = np.random.default_rng(seed).normal(size=(600, 40))
     assert not any(Finding(0, np.arange(600), s).is_candidate(Settings()) for s in split_class(x, seed))
+
+
+def test_split_finds_a_small_heap_across_the_widest_directions():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1000, 40)) * np.r_[np.full(8, 4.0), np.ones(32)]
+    small = np.arange(1000) < 60
+    x[small, 9] += 9
+    found = split_class(x, seed=0)
+    assert any(abs(np.corrcoef(split.upper, small)[0, 1]) > 0.95 and split.distance > 5 for split in found)
+
+
+def test_split_finds_two_triggers_of_one_class():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1000, 40))
+    one, two = np.arange(1000) < 120, np.arange(1000) >= 880
+    x[one, 0] += 10
+    x[two, 1] += 9
+    found = [split.upper if split.upper.mean() < 0.5 else ~split.upper for split in split_class(x, seed=0)]
+    either = np.logical_or.reduce([upper for upper in found if upper.mean() < 0.3])
+    assert (either[one | two]).mean() > 0.98 and either[~(one | two)].mean() < 0.05
+
+
+def test_suspicion_reaches_beyond_the_upper_part_but_not_into_the_lower():
+    x, second = heaps(gap=4.5)
+    split = split_class(x, seed=0)[0]
+    split = split if (split.upper == second).mean() > 0.5 else split.turned()
+    flagged = split.suspicion > 0.5
+    assert flagged[split.upper].all() and flagged.sum() > split.upper.sum()
+    assert flagged[second].mean() >= split.upper[second].mean() and flagged[~second].mean() < 0.1
+    order = np.argsort(split.position)
+    assert (np.diff(split.suspicion[order]) >= 0).all()
+
+
+def test_further_figures_sharpen_a_split():
+    x, second = heaps(gap=2.6)
+    split = max(split_class(x, seed=0), key=lambda s: abs(np.corrcoef(s.upper, second)[0, 1]))
+    split = split if (split.upper == second).mean() > 0.5 else split.turned()
+    figure = second * 3.0 + np.random.default_rng(5).normal(size=len(second))
+    sharp = refined(split, figure[:, None], seed=0)
+    assert (sharp.upper == second).mean() > (split.upper == second).mean()
+    assert sharp.distance > split.distance
+
+
+@pytest.mark.parametrize("share", [0.1, 0.7])
+def test_the_part_whose_difference_is_a_trigger_is_suspected(share):
+    images = torch.rand(300, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.5
+    labels = torch.arange(300) % 3
+    members = np.flatnonzero(labels.numpy() == 1)
+    poisoned = np.arange(len(members)) < share * len(members)
+    images[members[poisoned], :, :2, :2] = 1.0
+    store = open_images(TensorDataset(images, labels), pixel_range=PixelRange.from_mean_std((0.0,), (1.0,)))
+
+    def predict(pixels):
+        return np.where(pixels[:, 0, :2, :2].mean((1, 2)) > 0.6, 1, 0)
+
+    still = np.ones(300, dtype=np.float32)  # Eq. 3 says nothing here
+    for upper in (poisoned, ~poisoned):
+        split = Split(upper * 1.0, upper * 1.0, 6.0, 0.05)
+        turned, moved = orient(split, members, 1, store, still, predict, seed=0)
+        assert np.array_equal(turned.upper, poisoned) and moved > 0.9
 
 
 def test_split_probability_never_falls_along_the_line():
