@@ -33,7 +33,7 @@ def working_copy(model: Model, images: ImageStore) -> nn.Module:
     Raises:
         ModelError: it cannot be copied, built or run, or its output does not fit the labels.
     """
-    copied = build(model, images) if isinstance(model, str) else _copy_or_call(model)
+    copied = build(model, images) if isinstance(model, str) else copy_of(model)
     copied.eval()
     check_model(copied, images)
     return copied
@@ -111,7 +111,15 @@ def logits_of(output: Any) -> Any:
     return getattr(output, "logits", output)
 
 
-def _copy_or_call(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+def copy_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """A copy of a model that shares nothing with it, without DDP, torch.compile and the user's hooks around it.
+
+    Args:
+        model: the model, or a function that returns a fresh copy of it, for one that cannot be deep-copied.
+
+    Raises:
+        ModelError: it is neither, or it cannot be deep-copied.
+    """
     if not isinstance(model, nn.Module):
         made = model() if callable(model) else model
         if not isinstance(made, nn.Module):
@@ -119,7 +127,7 @@ def _copy_or_call(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
                 f"expected a model, a function that builds one, or a timm name, got {type(model).__name__}"
                 + (f" that gives {type(made).__name__}" if callable(model) else "")
             )
-        return made
+        return bare(made)
     try:
         copied = copy.deepcopy(bare(model))
     except Exception as error:  # FSDP, weight_norm after a forward pass, locks and file handles: each in its own way

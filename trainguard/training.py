@@ -136,13 +136,15 @@ def run_epoch(
         for group in optimizer.param_groups:
             group["lr"] = rate
         own = processes.share(part)
+        weight = len(own) * processes.world / len(part)
+        own = own if len(own) else part[:1]  # a rank without a share runs along, with no weight
         images = shifted(store.batch(own, device), shift, generator)
         with autocast(device):
             logits = model(images.contiguous(memory_format=torch.channels_last)).float()
         value = loss(logits, own)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
-        processes.average_gradients(model, len(own) * processes.world / len(part))
+        processes.average_gradients(model, weight)
         nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         total += float(value.detach())

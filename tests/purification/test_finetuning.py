@@ -5,9 +5,10 @@ import pytest
 import torch
 from digits_victim import RANGE
 from torch import nn
-from trainguard.distributed import Processes
 
+from trainguard.distributed import Processes
 from trainguard.errors import ModelError
+from trainguard.models import copy_of
 from trainguard.progress import Progress
 from trainguard.purification.augmentation import random_view
 from trainguard.purification.finetuning import (
@@ -19,7 +20,7 @@ from trainguard.purification.finetuning import (
     mirrors_alike,
     shuffled_batches,
 )
-from trainguard.purification.network import UnitPixels, check_outputs, classifier_layer, copy_of
+from trainguard.purification.network import UnitPixels, check_outputs, classifier_layer
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -158,11 +159,11 @@ def test_what_cannot_be_a_model_is_refused():
         def __deepcopy__(self, memo):
             raise RuntimeError("a lock")
 
-    with pytest.raises(TypeError, match="got str"):
+    with pytest.raises(ModelError, match="got str"):
         copy_of("resnet18")
-    with pytest.raises(TypeError, match="got dict"):
+    with pytest.raises(ModelError, match="gives dict"):
         copy_of(lambda: {})
-    with pytest.raises(ModelError, match=r"cannot copy Stubborn \(a lock\)"):
+    with pytest.raises(ModelError, match=r"Stubborn cannot be copied \(RuntimeError\)"):
         copy_of(Stubborn())
 
 

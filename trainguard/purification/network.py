@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from trainguard.errors import ModelError
-from trainguard.models import bare, logits_of
+from trainguard.models import logits_of
 
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange
@@ -34,36 +32,6 @@ class UnitPixels(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] to (B, K) logits."""
         return logits_of(self.net(self.pixel_range.to_model(x).contiguous(memory_format=self.format)))
-
-
-def copy_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
-    """A copy of a trained model that shares nothing with it, without DDP and torch.compile around it.
-
-    Args:
-        model: the model, or a function that returns a fresh copy of it with its weights, for one that cannot be
-            deep-copied.
-
-    Raises:
-        TypeError: it is neither.
-        ModelError: it cannot be deep-copied.
-    """
-    if not isinstance(model, nn.Module):
-        if not callable(model):
-            raise TypeError(f"expected a trained nn.Module or a function that returns one, got {type(model).__name__}")
-        made = model()
-        if not isinstance(made, nn.Module):
-            raise TypeError(f"expected the function to return an nn.Module, got {type(made).__name__}")
-        return bare(made)
-    try:
-        copied = copy.deepcopy(bare(model))
-    except Exception as error:  # whatever a user's __deepcopy__ or hooks may raise
-        raise ModelError(
-            f"cannot copy {type(model).__name__} ({error}): pass a function without arguments that returns a copy of it"
-        ) from error
-    # accelerate patches `forward` on the instance with a function that is bound to the user's own weights.
-    for name in ("forward", "_original_forward"):
-        vars(copied).pop(name, None)
-    return copied
 
 
 def for_training(net: nn.Module, device: torch.device) -> nn.Module:

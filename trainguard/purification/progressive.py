@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trainguard.distributed import Processes
+from trainguard.models import copy_of
 from trainguard.perturbation import Norm, frozen
 from trainguard.progress import Progress
 from trainguard.purification.finetuning import (
@@ -27,7 +28,7 @@ from trainguard.purification.finetuning import (
     logits_of,
     mirrors_alike,
 )
-from trainguard.purification.network import UnitPixels, check_outputs, copy_of, for_training
+from trainguard.purification.network import UnitPixels, check_outputs, for_training
 from trainguard.purification.ranking import cleanest, logit_similarity, overlap
 from trainguard.purification.results import PurifyResult
 from trainguard.purification.state import Keeper, Plan, Run, open_store, round_shares, split
