@@ -2,6 +2,7 @@ r"""AdvrBD Sec. V-B3: from what the probes say to which samples are poisoned, an
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from trainguard.screening.settings import Settings
 
 PROBED = 200  # images of other classes that a part's mean difference is tried on
 TELLS = 3.0  # how much the shares that the two signs of the mean difference move say, beside a log ratio
+DOUBTFUL = 0.05  # probability of the suspected part from which a sample is kept from the purified probe
+KNOWN = 0.2  # agreement with trusted samples of a class from which the purified probe may judge its labels
+MOVES_MOST = 0.7  # transfer that counts whatever other classes do; tracks of traffic signs reached 0.59
 SURE_TRIGGER = 0.5  # transfer from which a class need not fall into two parts far apart
 AVERAGED = 500  # images of a part that its mean is taken over
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
@@ -28,7 +32,10 @@ class Finding:
         label: the class.
         members: (n,) int64, its samples.
         split: in two; the upper part is the suspected one.
-        transfer: share of other classes' images that the suspected part's mean difference moves into the class.
+        transfer: share of other classes' images that the suspected part's mean difference moves into the class, for the
+            probe that learned everything.
+        echo: the same share for the purified probe. What the class looks like works on both; a trigger on the first.
+        transfer_bar: share that must be passed, see `with_bars`.
         agreement: share of the suspected part that the purified probe, trained without it, puts into the class.
         reference: the same share for samples of the trusted part that were held out likewise.
         company: share of the suspected part's nearest neighbours, in the purified probe's features, that have its
@@ -43,6 +50,8 @@ class Finding:
     agreement: float = 1.0
     reference: float = 1.0
     company: float = 1.0
+    echo: float = 0.0
+    transfer_bar: float = 0.0
 
     def is_candidate(self, settings: Settings) -> bool:
         """True where the two parts lie far enough apart for a closer look."""
@@ -54,9 +63,22 @@ class Finding:
         return self.members[self.split.upper]
 
     @property
+    def doubtful(self) -> NDArray[np.bool_]:
+        """(n,) True for members that may belong to the suspected part: nothing is learned from them about it."""
+        return self.split.probability > DOUBTFUL
+
+    @property
     def relative_agreement(self) -> float:
-        """`agreement` over `reference`: near 1 for a natural group, near 0 for images that carry a foreign label."""
-        return self.agreement / max(self.reference, 1e-6)
+        """`agreement` over `reference`: near 1 for a natural group, near 0 for images that carry a foreign label.
+
+        1 where the purified probe does not know the class at all, and so cannot contradict a label.
+        """
+        return self.agreement / self.reference if self.reference >= KNOWN else 1.0
+
+    @property
+    def trigger(self) -> float:
+        """How much of the transfer is owed to the suspected samples."""
+        return self.transfer - self.echo
 
     def contradicts(self, settings: Settings) -> bool:
         """True where the suspected part's labels contradict its images."""
@@ -74,22 +96,47 @@ class Finding:
             _passes(settings.conflict - self.relative_agreement, 0.05), _passes(settings.company - self.company, 0.1)
         )
         # A difference that moves nearly everything needs no gap to be a trigger.
-        bar = settings.transfer_distance if self.transfer < SURE_TRIGGER else settings.candidate_distance
+        bar = settings.transfer_distance if self.trigger < SURE_TRIGGER else settings.candidate_distance
         far = _passes(self.split.distance - bar, 0.5)
         minor = float(self.split.upper.mean() <= settings.transfer_share)
-        trigger = minor * min(_passes(self.transfer - settings.transfer, 0.1), far)
+        trigger = minor * min(_passes(self.trigger - max(settings.transfer, self.transfer_bar), 0.1), far)
         return max(contradiction, trigger)
 
 
-def orient(
+def transfers(
     split: Split,
     members: NDArray[np.int64],
     label: int,
     store: ImageStore,
-    divergence: NDArray[np.float32],
     predict: Callable[[NDArray[np.float32]], NDArray[np.int64]],
     seed: int,
-) -> tuple[Split, float]:
+) -> tuple[float, float]:
+    """Share of other classes' images that the parts' mean difference in pixels moves into the class.
+
+    Args:
+        split: the class in two.
+        members: (n,) its samples.
+        label: the class.
+        store: the images.
+        predict: a probe: from unit images (B, C, H, W) to labels.
+        seed: of the images that are drawn.
+
+    Returns:
+        The share for upper minus lower part added, and for lower minus upper.
+    """
+    rng = np.random.default_rng(seed)
+    others = rng.permutation(store.readable[store.labels[store.readable] != label])[:PROBED]
+    images = store.batch(others).numpy()
+    upper = _mean(store, rng.permutation(members[split.upper])[:AVERAGED])
+    lower = _mean(store, rng.permutation(members[~split.upper])[:AVERAGED])
+    before = float((predict(images) == label).mean())
+    up, down = (
+        float((predict(np.clip(images + sign * (upper - lower), 0, 1)) == label).mean()) - before for sign in (1, -1)
+    )
+    return up, down
+
+
+def orient(split: Split, divergence: NDArray[np.float32], moved: tuple[float, float]) -> Split:
     """Decide which part of a class is the suspected one.
 
     Three signs are added up, because each of them fails on some attack (docs/experiments.md): AdvrBD's observation, the
@@ -100,32 +147,36 @@ def orient(
 
     Args:
         split: the class in two.
-        members: (n,) its samples.
-        label: the class.
-        store: the images.
-        divergence: (N,) of Eq. 3.
-        predict: the warm probe: from unit images (B, C, H, W) to labels.
-        seed: of the images that are drawn.
+        divergence: (n,) of Eq. 3, for its samples.
+        moved: see `transfers`.
 
     Returns:
-        The split with the suspected part as its upper one, and the share of images that the parts' difference moves
-        into the class, with whichever sign moves more.
+        The split with the suspected part as its upper one.
     """
-    rng = np.random.default_rng(seed)
-    others = rng.permutation(store.readable[store.labels[store.readable] != label])[:PROBED]
-    images = store.batch(others).numpy()
-    upper = _mean(store, rng.permutation(members[split.upper])[:AVERAGED])
-    lower = _mean(store, rng.permutation(members[~split.upper])[:AVERAGED])
-    before = float((predict(images) == label).mean())
-    moved = [
-        float((predict(np.clip(images + sign * (upper - lower), 0, 1)) == label).mean()) - before for sign in (1, -1)
-    ]
-    still = [float(np.median(divergence[members[part]])) + 1e-3 for part in (split.upper, ~split.upper)]
+    still = [float(np.median(divergence[part])) + 1e-3 for part in (split.upper, ~split.upper)]
     share = float(split.upper.mean())
     sign = float(np.clip(np.log(still[1] / still[0]), -2, 2))
     sign += TELLS * (moved[0] - moved[1]) + 0.5 * float(np.log((1 - share) / share))
-    # A trigger may work with its sign turned as well: the negative of a sinusoid is one half a period on.
-    return (split.turned() if sign < 0 else split), max(moved)
+    return split.turned() if sign < 0 else split
+
+
+def with_bars(findings: Sequence[Finding]) -> list[Finding]:
+    """Tell each finding how far mean differences work as triggers in the other classes, where they should not.
+
+    In a data set whose classes are made of a few tight groups (the tracks of traffic signs), any group's difference
+    moves some images. A trigger has to stand out from that: the bar lies four robust standard deviations above the
+    median of the other classes' best, but never above what moves most images: every class may carry poison.
+    """
+    best: dict[int, float] = {}
+    for finding in findings:
+        best[finding.label] = max(best.get(finding.label, 0.0), finding.trigger)
+    barred = []
+    for finding in findings:
+        others = np.array([value for label, value in best.items() if label != finding.label] or [0.0])
+        middle = float(np.median(others))
+        bar = min(MOVES_MOST, middle + 4 * 1.4826 * float(np.median(np.abs(others - middle))))
+        barred.append(dataclasses.replace(finding, transfer_bar=bar))
+    return barred
 
 
 def decide(
@@ -157,7 +208,9 @@ def decide(
     open_cases = [
         f
         for f in findings
-        if f.split.distance >= STANDS_OUT and f.split.valley < 0.1 and f.transfer >= settings.transfer / 2
+        if f.split.distance >= STANDS_OUT
+        and f.split.valley < 0.1
+        and f.trigger >= max(settings.transfer / 2, f.transfer_bar)
     ]
     if open_cases:
         case = max(open_cases, key=lambda f: f.split.distance)

@@ -19,7 +19,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from trainguard.screening.consistency import consistency
-from trainguard.screening.identification import Finding, labels_of, orient, sentence
+from trainguard.screening.identification import Finding, labels_of, orient, sentence, transfers, with_bars
 from trainguard.screening.identification import decide as verdict_of
 from trainguard.screening.learning import fresh_probe, logits, recipe_for, train
 from trainguard.screening.pipeline import Decision, Run
@@ -29,8 +29,9 @@ from trainguard.screening.settings import Settings
 from trainguard.training import outputs
 
 FITTED = 10_000  # samples that the common spread of features is learned from
-NEIGHBOURS = 10
-DOUBTFUL = 0.05  # probability of the suspected part from which a sample is kept from the purified probe
+NEIGHBOURS = 3  # few: a natural group is tighter than the crowd around it, poison is mixed into it
+LEAST_TRUSTED = 15  # samples that a class must keep when its suspected parts are left out
+LEFT = 0.15  # share of the class, likewise
 COMPARED = 500  # samples of a part whose neighbours are looked up
 HELD_OUT = 0.2  # share of a trusted part that the purified probe does not see, to know what agreement to expect
 Company = Callable[[np.ndarray, int], np.ndarray]
@@ -101,15 +102,10 @@ def _findings(run: Run, probe: Probe, divergence: np.ndarray) -> list[Finding]:
     def features(index: np.ndarray) -> np.ndarray:
         return outputs(probe.features, probe, store, index, run.processes)
 
-    def predict(images: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return probe(torch.from_numpy(images).to(run.device)).argmax(1).cpu().numpy()
-
     rng = np.random.default_rng(run.seed)
     fitted = rng.permutation(store.readable)[:FITTED]
     whitening = Whitening.fit(features(fitted), store.labels[fitted])
     found = []
-    probe.eval()
     for label in range(store.num_classes):
         members = np.flatnonzero(store.labels == label)
         if len(members) < settings.least_members:
@@ -117,23 +113,36 @@ def _findings(run: Run, probe: Probe, divergence: np.ndarray) -> list[Finding]:
         for split in split_class(whitening(features(members)), run.seed):
             finding = Finding(label, members, split)
             if finding.is_candidate(settings):
-                split, moved = orient(split, members, label, store, divergence, predict, run.seed)
-                finding = Finding(label, members, split, moved)
+                moved = transfers(split, members, label, store, _labels_by(probe, run), run.seed)
+                finding = Finding(label, members, orient(split, divergence[members], moved), max(moved))
             found.append(finding)
-    return found
+    return _judgeable(found, settings)
+
+
+def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
+    """Without the candidates, the smallest gap first, that would leave too little of their class to learn it from."""
+    left = {finding.label: np.ones(len(finding.members), dtype=bool) for finding in findings}
+    kept = []
+    for finding in sorted(findings, key=lambda f: -f.split.gap):
+        if finding.is_candidate(settings):
+            trusted = left[finding.label] & ~finding.doubtful
+            if trusted.sum() < max(LEAST_TRUSTED, LEFT * len(trusted)):
+                continue
+            left[finding.label] = trusted
+        kept.append(finding)
+    return sorted(kept, key=lambda f: f.label)
 
 
 def _relearned(run: Run, findings: list[Finding]) -> tuple[list[Finding], Probe, Company]:
     """A probe trained without the suspected parts, what it thinks of their labels, and their company."""
     settings, labels, rng = run.settings, run.store.labels, np.random.default_rng(run.seed)
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
-    suspected = np.unique(np.concatenate([finding.suspected for finding in candidates]))
+    doubtful = np.unique(np.concatenate([finding.members[finding.doubtful] for finding in candidates]))
     held: dict[int, np.ndarray] = {}
     for finding in candidates:
-        trusted = rng.permutation(np.setdiff1d(finding.members, suspected))
-        held.setdefault(finding.label, trusted[: max(5, round(HELD_OUT * len(trusted)))])
-    doubtful = [finding.members[finding.split.probability > DOUBTFUL] for finding in candidates]
-    index = np.setdiff1d(run.store.readable, np.concatenate([*doubtful, *held.values()]))
+        trusted = rng.permutation(np.setdiff1d(finding.members, doubtful))
+        held.setdefault(finding.label, trusted[: max(3, round(HELD_OUT * len(trusted)))])
+    index = np.setdiff1d(run.store.readable, np.concatenate([doubtful, *held.values()]))
     purified = fresh_probe(run, run.seed + 1)
     train(run, "relearn", purified, index, recipe_for(run, len(index), settings.relearn_share))
 
@@ -151,14 +160,29 @@ def _relearned(run: Run, findings: list[Finding]) -> tuple[list[Finding], Probe,
         for finding in findings:
             if finding.is_candidate(settings):
                 expected, usual = references[finding.label]
+                echoes = transfers(
+                    finding.split, finding.members, finding.label, run.store, _labels_by(purified, run), run.seed
+                )
                 finding = dataclasses.replace(
                     finding,
                     agreement=agreement(finding.suspected),
                     reference=expected,
                     company=share(finding.suspected, finding.label) / max(usual, 1e-6),
+                    echo=max(echoes),
                 )
             judged.append(finding)
-    return judged, purified, company
+    return with_bars(judged), purified, company
+
+
+def _labels_by(probe: Probe, run: Run) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from unit images (B, C, H, W) to the labels that the probe gives them."""
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        probe.eval()
+        with torch.no_grad():
+            return probe(torch.from_numpy(images).to(run.device)).argmax(1).cpu().numpy()
+
+    return predict
 
 
 def _company(run: Run, purified: Probe) -> Company:
@@ -228,6 +252,8 @@ def _row(finding: Finding, run: Run) -> dict[str, float]:
         "distance": finding.split.distance,
         "valley": finding.split.valley,
         "transfer": finding.transfer,
+        "echo": finding.echo,
+        "bar": finding.transfer_bar,
         "agreement": finding.agreement,
         "reference": finding.reference,
         "company": finding.company,

@@ -26,6 +26,7 @@ STARTS = 6  # widest directions that a first guess is taken from
 INDEPENDENT = (10, 30)  # widest directions in which independent components are looked for
 SPIKED, FLAT = 2, 2  # of these components, how many of the highest and the lowest kurtosis give a guess
 LEAST_SHARE = 0.03  # of a class, for a part to count: below it stand single odd images
+LEAST_SIZE = 15  # samples, likewise
 ALIKE = 0.7  # correlation of two splits from which they count as one
 FAR_OUT = 3.0  # robust standard deviations above the lower part's median
 POSSIBLE = 0.1  # probability of the upper part
@@ -184,7 +185,7 @@ def _independent(z: Array, seed: int) -> list[Array]:
 
 def _refined(z: Array, upper: NDArray[np.bool_], fold: NDArray[np.int64], seed: int, rounds: int) -> Split | None:
     """The split that a guess leads to; None where one of its parts vanishes."""
-    least = max(2 * FOLDS, round(LEAST_SHARE * len(z)))
+    least = max(LEAST_SIZE, round(LEAST_SHARE * len(z)))
     split = None
     for _ in range(rounds):
         if min(upper.sum(), len(z) - upper.sum()) < least:
