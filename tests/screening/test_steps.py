@@ -1,5 +1,7 @@
 """The steps of a screening, each against a slow reference, a closed form or an invariant."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from trainguard.data.store import open_images
 from trainguard.perturbation import frozen, patch_mask
 from trainguard.screening.consistency import divergence
 from trainguard.screening.enhancement import CAP, enhancement_loss
-from trainguard.screening.identification import Finding, decide, orient
+from trainguard.screening.identification import Finding, decide, orient, transfers, with_bars
 from trainguard.screening.partition import least_consistent
 from trainguard.screening.separation import Split, Whitening, refined, split_class
 from trainguard.screening.settings import Settings
@@ -161,11 +163,12 @@ def test_the_part_whose_difference_is_a_trigger_is_suspected(share):
     def predict(pixels):
         return np.where(pixels[:, 0, :2, :2].mean((1, 2)) > 0.6, 1, 0)
 
-    still = np.ones(300, dtype=np.float32)  # Eq. 3 says nothing here
+    still = np.ones(len(members), dtype=np.float32)  # Eq. 3 says nothing here
     for upper in (poisoned, ~poisoned):
         split = Split(upper * 1.0, upper * 1.0, 6.0, 0.05)
-        turned, moved = orient(split, members, 1, store, still, predict, seed=0)
-        assert np.array_equal(turned.upper, poisoned) and moved > 0.9
+        moved = transfers(split, members, 1, store, predict, seed=0)
+        assert sorted(moved) == pytest.approx([0.0, 1.0], abs=0.05)
+        assert np.array_equal(orient(split, still, moved).upper, poisoned)
 
 
 def test_split_probability_never_falls_along_the_line():
@@ -217,3 +220,24 @@ def test_verdict_follows_the_evidence(case, verdict):
 def test_a_probe_that_learned_nothing_leaves_the_verdict_open():
     verdict, _, reason, _ = decide([finding(distance=2.0, valley=0.9)], 0.11, 10, Settings())
     assert verdict == "undecided" and "learned too little" in reason
+
+
+def test_what_the_class_looks_like_is_no_trigger():
+    case = dataclasses.replace(finding(agreement=0.75, transfer=0.9), echo=0.8)  # works on a probe that never saw it
+    assert decide([case], 0.8, 10, Settings())[0] == "clean"
+
+
+def test_a_trigger_must_stand_out_from_the_other_classes():
+    tracks = [dataclasses.replace(finding(agreement=0.75, transfer=t), label=i) for i, t in enumerate((0.5, 0.4, 0.6))]
+    assert decide(with_bars([*tracks, finding(agreement=0.75, transfer=0.55)]), 0.8, 10, Settings())[0] == "clean"
+    verdict, *_, poisoned = decide(
+        with_bars([*tracks, dataclasses.replace(finding(agreement=0.75, transfer=0.95), label=7)]),
+        0.8,
+        10,
+        Settings(),
+    )
+    assert verdict == "poisoned" and [case.label for case in poisoned] == [7]
+
+
+def test_a_probe_that_does_not_know_a_class_cannot_contradict_its_labels():
+    assert decide([finding(agreement=0.0, reference=0.1)], 0.8, 10, Settings())[0] == "clean"

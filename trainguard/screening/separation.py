@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
 
 Array = NDArray[np.float64]
 
@@ -116,6 +117,7 @@ class Split:
         return Split(-self.position, 1 - self.probability, self.distance, self.valley)
 
 
+@threadpool_limits.wrap(limits=1)  # small matrices: threads cost more than they bring, and round differently
 def split_class(whitened: Array, seed: int) -> list[Split]:
     """Find the ways in which one class falls into two parts.
 

@@ -30,8 +30,8 @@ class Settings:
             under which those labels contradict the images (poisoned labels).
         company: share of the suspected samples' nearest neighbours, for the purified probe, that have their label,
             relative to the rest of the class, above which they are a natural group that keeps to itself.
-        transfer: share of other classes' images that the parts' mean difference moves into the class, from which it
-            acts as a trigger (clean-label attacks).
+        transfer: share of other classes' images that the parts' mean difference moves into the class, beyond what it
+            does to the purified probe, from which it acts as a trigger (clean-label attacks).
         transfer_distance: Ashman's D that a class needs when the transfer is the only evidence.
         transfer_share: largest share of a class that may be called poisoned on the transfer alone: the rest of a class
             differs from a small natural group as that group differs from it.
