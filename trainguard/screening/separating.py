@@ -24,7 +24,7 @@ from trainguard.screening.identification import decide as verdict_of
 from trainguard.screening.learning import fresh_probe, logits, recipe_for, train
 from trainguard.screening.pipeline import Decision, Run
 from trainguard.screening.probe import Probe
-from trainguard.screening.separation import Whitening, refined, split_class
+from trainguard.screening.separation import LEAST_SIZE, Whitening, refined, split_class
 from trainguard.screening.settings import Settings
 from trainguard.training import outputs
 
@@ -51,7 +51,7 @@ def decide(run: Run) -> Decision:
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
     proposed, purified = labels.copy(), None
     if candidates:
-        findings, purified, company = _relearned(run, findings)
+        findings, purified, company = _relearned(run, probe, findings)
     verdict, confidence, reason, poisoned = verdict_of(findings, accuracy, store.num_classes, settings)
     if purified is not None and poisoned:
         findings, poisoned = _sharpened(run, findings, poisoned, purified, company)
@@ -133,7 +133,7 @@ def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
     return sorted(kept, key=lambda f: f.label)
 
 
-def _relearned(run: Run, findings: list[Finding]) -> tuple[list[Finding], Probe, Company]:
+def _relearned(run: Run, probe: Probe, findings: list[Finding]) -> tuple[list[Finding], Probe, Company]:
     """A probe trained without the suspected parts, what it thinks of their labels, and their company."""
     settings, labels, rng = run.settings, run.store.labels, np.random.default_rng(run.seed)
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
@@ -155,23 +155,33 @@ def _relearned(run: Run, findings: list[Finding]) -> tuple[list[Finding], Probe,
         def share(part: np.ndarray, label: int) -> float:
             return float(company(rng.permutation(part)[:COMPARED], label).mean()) if len(part) else 1.0
 
+        def moved_by(finding: Finding, by: Probe) -> float:
+            predict = _labels_by(by, run)
+            return max(transfers(finding.split, finding.members, finding.label, run.store, predict, run.seed))
+
         references = {label: (agreement(part), share(part, label)) for label, part in held.items()}
-        judged = []
-        for finding in findings:
-            if finding.is_candidate(settings):
-                expected, usual = references[finding.label]
-                echoes = transfers(
-                    finding.split, finding.members, finding.label, run.store, _labels_by(purified, run), run.seed
-                )
-                finding = dataclasses.replace(
-                    finding,
-                    agreement=agreement(finding.suspected),
-                    reference=expected,
-                    company=share(finding.suspected, finding.label) / max(usual, 1e-6),
-                    echo=max(echoes),
-                )
+        judged = [finding for finding in findings if not finding.is_candidate(settings)]
+        claimed = np.zeros(len(labels), dtype=bool)
+        for finding in sorted(candidates, key=lambda f: -f.split.gap):
+            again = claimed[finding.members]
+            if again.any():  # what an earlier split of the class has claimed is no evidence for this one
+                rest = finding.split.subset(~again)
+                if min(rest.upper.sum(), (~rest.upper).sum()) < LEAST_SIZE:
+                    continue
+                finding = dataclasses.replace(finding, members=finding.members[~again], split=rest)
+                finding = dataclasses.replace(finding, transfer=moved_by(finding, probe))
+            expected, usual = references[finding.label]
+            finding = dataclasses.replace(
+                finding,
+                agreement=agreement(finding.suspected),
+                reference=expected,
+                company=share(finding.suspected, finding.label) / max(usual, 1e-6),
+                echo=moved_by(finding, purified),
+            )
             judged.append(finding)
-    return with_bars(judged), purified, company
+            if finding.strength(settings) > 0.5:
+                claimed[finding.members[finding.split.suspicion > 0.5]] = True
+    return with_bars(sorted(judged, key=lambda f: f.label)), purified, company
 
 
 def _labels_by(probe: Probe, run: Run) -> Callable[[np.ndarray], np.ndarray]:

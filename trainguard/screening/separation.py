@@ -112,6 +112,10 @@ class Split:
         """True unless the two cut the class in nearly the same way."""
         return bool(abs(np.corrcoef(self.upper, other.upper)[0, 1]) < ALIKE)
 
+    def subset(self, chosen: NDArray[np.bool_]) -> Split:
+        """The same split of the samples `chosen`, (n,)."""
+        return Split(self.position[chosen], self.probability[chosen], self.distance, self.valley)
+
     def turned(self) -> Split:
         """The same split with the parts' names exchanged."""
         return Split(-self.position, 1 - self.probability, self.distance, self.valley)
