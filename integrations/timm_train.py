@@ -32,9 +32,9 @@ def open_loader(loader: Any) -> HostLoader:
             loader.loader = changed
             return loader
 
-        return HostLoader(loader.loader, rebuild, _readable(loader.loader.dataset), loader_range(loader))
+        return HostLoader(loader.loader, rebuild, readable(loader.loader.dataset), loader_range(loader))
     if isinstance(loader, DataLoader):
-        return HostLoader(loader, lambda changed: changed, _readable(loader.dataset))
+        return HostLoader(loader, lambda changed: changed, readable(loader.dataset))
     raise DataError(f"expected what timm.data.create_loader gives, got {type(loader).__name__}: protect that")
 
 
@@ -70,7 +70,7 @@ class Readings:
         return image, label if target_transform is None else target_transform(label)
 
 
-def _readable(dataset: Any) -> Readings | None:
+def readable(dataset: Any) -> Readings | None:
     """What screening reads in place of a timm data set; None for any other."""
     if type(dataset).__name__ == "ScheduledTransformDataset":  # not in every version of timm
         raise DataError(

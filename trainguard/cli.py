@@ -174,6 +174,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 DATA_HELP = "image folder, parquet file or folder, Hugging Face data set on disk or by name"
+DEFENSES_HELP = "names with commas between them, all (while training), or repairs (of finished models)"
 
 
 def _add_screen(commands: argparse._SubParsersAction) -> None:
@@ -279,7 +280,7 @@ def _add_drill(commands: argparse._SubParsersAction) -> None:
     parser = _subcommand(commands, "drill", _drill, summary)
     parser.add_argument("data", metavar="DATA", help=DATA_HELP + "; or digits")
     parser.add_argument("--attacks", type=_names, required=True, help="names with commas between them, or all")
-    parser.add_argument("--defenses", type=_names, required=True, help="names with commas between them, or all")
+    parser.add_argument("--defenses", type=_names, required=True, help=DEFENSES_HELP)
     parser.add_argument("--model", default="resnet9", help="the model to train (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the cells, the table and the report")
     parser.add_argument("--epochs", type=_at_least_one, default=30, help="of each training (default: %(default)s)")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainguard.data.loaders import Follower, HostLoader, open_loader, population_of
+from trainguard.data.loaders import Follower, HostLoader, open_loader, population_of, readable
 from trainguard.data.pixels import PixelRange, given_range
 from trainguard.data.samples import Key, find_label
 from trainguard.data.store import CACHE_BYTES, ImageStore, OnError, open_images
@@ -277,7 +277,7 @@ def screen(
         StateError: the state in `state_dir` is about other data or other settings.
     """
     images = open_images(
-        dataset,
+        readable(dataset),
         pixel_range=given_range(pixel_range, mean, std, bounds),
         image_column=image_column,
         label_column=label_column,

@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from trainguard.drill import cells, defenses, runner, tables
+from trainguard.drill import cells, defenses, repairs, runner, tables
 from trainguard.drill.images import Images, load_images
 from trainguard.drill.machine import machine, peak_memory, reset_peak_memory, versions
 from trainguard.drill.models import MODELS, Standardised, build
@@ -261,3 +262,20 @@ def test_peak_memory_sees_a_large_array():
 def test_all_means_all():
     assert runner._defenses(["all"]) == defenses.DEFENSES
     assert runner._defenses(["paper+relabel"]) == ("none", "paper", "paper+relabel")
+
+
+def test_finished_models_are_mended_and_audited(screened, tmp_path, monkeypatch):
+    few = {"adversarial_batches": (2,), "epochs": 1, "attack_steps": 1, "patches": False, "max_accuracy_loss": 1.0}
+    monkeypatch.setattr(repairs, "purify", partial(repairs.purify, **few))
+    monkeypatch.setattr(repairs, "audit", partial(repairs.audit, images=20, attack_steps=1))
+    monkeypatch.setattr(repairs, "STEPS", (2, 1))
+    done = drill(tmp_path, attacks=["badnets"], defenses=["repairs"])
+    found = {c.defense: c for c in done.cells}
+    assert list(found) == ["none", "guard", *repairs.REPAIRS]
+    for name in repairs.REPAIRS:
+        cell = found[name]
+        assert cell.train_seconds == found["none"].train_seconds and cell.screen_seconds > 0
+        assert 0 <= cell.acc <= 1 and 0 <= cell.asr <= 1 and cell.flagged == 0 and cell.tpr is None
+    assert found["audit"].verdict in ("clean", "backdoored", "undecided")
+    assert (found["audit"].acc, found["audit"].asr) == (found["none"].acc, found["none"].asr)
+    assert found["purify"].verdict is None

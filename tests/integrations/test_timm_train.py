@@ -6,6 +6,7 @@ from timm.data import FastCollateMixup, create_dataset, create_loader
 from timm.data.loader import PrefetchLoader
 from torch import nn
 
+import trainguard
 import trainguard.guard
 from trainguard import Guard
 from trainguard.data.loaders import open_loader
@@ -114,6 +115,12 @@ def test_a_file_that_cannot_be_read_is_named_and_not_replaced_by_the_next(prefet
     guard = Guard(progress=False)
     guard.protect(loader, network(), on_error="skip")
     assert guard.result.unreadable == (7,)
+
+
+def test_a_bare_data_set_names_what_cannot_be_read(folder):
+    (folder / "train" / "a" / "07.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"row 7 \(.*07\.png\) cannot be read"):
+        trainguard.screen(loader_of(folder).dataset, progress=False)
 
 
 def test_without_the_prefetcher_the_normalisation_is_found_in_the_transform(folder):

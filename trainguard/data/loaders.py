@@ -61,9 +61,7 @@ def open_loader(loader: Any) -> HostLoader:
     Raises:
         DataError: neither, or its data set is iterable.
     """
-    kinds = type(loader).__mro__ + type(getattr(loader, "dataset", None)).__mro__
-    packages = [kind.__module__.split(".")[0] for kind in kinds]
-    host = next((package for package in packages if package in HOSTS), None)
+    host = _host_of(loader, getattr(loader, "dataset", None))
     if host is not None:
         found = _adapter(host).open_loader(loader)
     elif isinstance(loader, DataLoader):
@@ -78,6 +76,18 @@ def open_loader(loader: Any) -> HostLoader:
         hint = "load it with streaming=False" if streaming else "use a map-style data set with __len__ and __getitem__"
         raise DataError(f"the loader's data set is iterable, it has no positions to flag: {hint}")
     return found
+
+
+def readable(dataset: Any) -> Any:
+    """What screening reads in place of a host's data set that hides samples it cannot read; others as they are."""
+    host = _host_of(dataset)
+    found = _adapter(host).readable(dataset) if host == "timm" else None
+    return dataset if found is None else found
+
+
+def _host_of(*things: Any) -> str | None:
+    packages = [kind.__module__.split(".")[0] for thing in things for kind in type(thing).__mro__]
+    return next((package for package in packages if package in HOSTS), None)
 
 
 def _adapter(host: str) -> Any:

@@ -34,12 +34,12 @@ class Cell:
         fpr: share of the untouched samples that were flagged.
         auroc: of the score, payload against untouched samples.
         worst_class_loss: largest share of a class's untouched samples that was flagged.
-        verdict: of the screening.
+        verdict: of the screening or the audit.
         confidence: of the verdict.
         reason: what the verdict rests on.
         target_classes: as screening named them.
         true_targets: labels of the payload.
-        screen_seconds: of the screening.
+        screen_seconds: of the screening, or of mending or auditing the finished model.
         train_seconds: of the training, fine-tuning included.
         peak_mb: largest memory in MiB, see `machine.peak_memory`.
         screening: seconds of the screening's stages.
@@ -102,6 +102,7 @@ def measure(scene: Scene, defense: str, outcome: Outcome, peak_mb: int) -> Cell:
         peak_mb: largest memory while it did, in MiB.
     """
     data, result, flagged = scene.data, outcome.result, outcome.flagged
+    judged = result or outcome.audit
     payload, untouched = scene.role == Role.PAYLOAD, scene.role == Role.CLEAN
     truth = data.train_labels.numpy()
     guessed = predict(outcome.model, data.test, device=scene.victim.device)
@@ -120,10 +121,10 @@ def measure(scene: Scene, defense: str, outcome: Outcome, peak_mb: int) -> Cell:
         worst_class_loss=max(_share(flagged[untouched & (truth == k)]) for k in np.unique(truth[untouched]))
         if result
         else None,
-        verdict=result.verdict if result else None,
-        confidence=float(result.confidence) if result else None,
-        reason=result.reason if result else None,
-        target_classes=tuple(map(int, result.target_classes)) if result else (),
+        verdict=judged.verdict if judged else None,
+        confidence=float(judged.confidence) if judged else None,
+        reason=judged.reason if judged else None,
+        target_classes=tuple(map(int, judged.target_classes)) if judged else (),
         true_targets=tuple(map(int, np.unique(scene.labels.numpy()[payload]))),
         screen_seconds=outcome.screen_seconds,
         train_seconds=outcome.train_seconds,

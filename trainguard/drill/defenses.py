@@ -16,6 +16,7 @@ from trainguard.drill.poison import Role
 from trainguard.drill.scene import Scene, Tick, UnitImages
 from trainguard.drill.train import predict
 from trainguard.files import write_atomically
+from trainguard.purification.results import AuditResult
 from trainguard.results import ScreenResult
 
 DEFENSES = ("none", "oracle", "guard", "guard+relabel", "paper", "paper+relabel")
@@ -32,6 +33,7 @@ class Outcome:
         result: of the screening; None where there was none.
         screen_seconds: wall seconds of the screening.
         train_seconds: wall seconds of the training, fine-tuning included.
+        audit: what an audit of the model said; None where there was none.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class Outcome:
     result: ScreenResult | None
     screen_seconds: float
     train_seconds: float
+    audit: AuditResult | None = None
 
     def save(self, folder: Path) -> None:
         r"""Write the model, and the screening's result where there is one."""
@@ -47,6 +50,8 @@ class Outcome:
             safetensors.torch.save_file(state, path)
         if self.result is not None:
             self.result.save(folder / "result")
+        if self.audit is not None:
+            self.audit.save(folder)
 
 
 def defend(scene: Scene, defense: str, state_dir: Path, tick: Tick) -> Outcome:

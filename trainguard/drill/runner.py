@@ -19,6 +19,7 @@ from trainguard.drill.images import Images, load_images
 from trainguard.drill.machine import machine, peak_memory, reset_peak_memory, versions
 from trainguard.drill.poison import Attack, plan
 from trainguard.drill.recipes import RECIPES, Setting, attack
+from trainguard.drill.repairs import NEEDED, REPAIRS, repair
 from trainguard.drill.scene import Scene, Victim
 from trainguard.drill.train import Recipe
 from trainguard.errors import StateError
@@ -87,8 +88,9 @@ def run_drill(
     Args:
         data: what `images.load_images` reads, or `images.Images`.
         attacks: names of `recipes.RECIPES`, `"clean"` for the set as it is, or `"all"` for all of these.
-        defenses: names of `defenses.DEFENSES`, or `"all"`. `"none"` is always run: without the undefended success rate
-            the defended one says nothing. `"guard+relabel"` needs, and so brings, `"guard"`.
+        defenses: names of `defenses.DEFENSES` (`"all"` for these) and of `repairs.REPAIRS` (`"repairs"` for these).
+            `"none"` is always run: without the undefended success rate the defended one says nothing.
+            `"guard+relabel"` and `"guard+purify"` need, and so bring, `"guard"`.
         out: folder for one file per cell, `drill.json` and `table.md`.
         model: name for `models.build`.
         epochs: of each training.
@@ -184,6 +186,9 @@ def _run(scene: Scene, defense: str, place: Path, tick: Any) -> Cell:
         before = Cell.load(base)
         assert before is not None  # the plan puts it first
         outcome = relabel(scene, base, (before.screen_seconds, before.train_seconds), tick)
+    elif defense in REPAIRS:
+        names = {name: place.with_name(place.name.replace(defense, name)) for name in ("none", "guard")}
+        outcome = repair(scene, defense, names)
     else:
         outcome = defend(scene, defense, place / "state", tick)
     cell = measure(scene, defense, outcome, peak_memory(scene.victim.device))
@@ -199,12 +204,15 @@ def _attacks(names: Sequence[str], setting: Setting) -> dict[str, Attack]:
 
 
 def _defenses(names: Sequence[str]) -> tuple[str, ...]:
-    unknown = sorted(set(names) - {*DEFENSES, "all"})
+    known = (*DEFENSES, *REPAIRS)
+    unknown = sorted(set(names) - {*known, "all", "repairs"})
     if unknown:
-        raise ValueError(f"no defence {', '.join(unknown)}: choose from {', '.join(DEFENSES)}")
-    needed = set(DEFENSES if "all" in names else names) | {"none"}
-    needed |= {name.removesuffix(RELABEL) for name in needed}
-    return tuple(name for name in DEFENSES if name in needed)
+        raise ValueError(f"no defence {', '.join(unknown)}: choose from {', '.join(known)}")
+    needed = set(names) | {"none"}
+    needed |= set(DEFENSES) if "all" in names else set()
+    needed |= set(REPAIRS) if "repairs" in names else set()
+    needed |= {NEEDED.get(name, name.removesuffix(RELABEL)) for name in needed}
+    return tuple(name for name in known if name in needed)
 
 
 def _same_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -94,7 +94,7 @@ def summary_rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
                 _percent(gap - c.acc for gap, c in zip(gaps, group, strict=True) if gap is not None),
                 _percent((c.tpr for c in group), 1),
                 _percent((c.fpr for c in group), 2),
-                _right(group, lambda c: c.verdict == "poisoned"),
+                _right(group, lambda c: c.verdict in ("poisoned", "backdoored")),
                 _right(group, targets_right),
                 _number((ratio(cells, c) for c in group), ".2f"),
             )

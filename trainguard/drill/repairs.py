@@ -1,0 +1,95 @@
+r"""What can be done about a finished model: fine-tune it, purify it, or look whether it needs that."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+
+from trainguard.data.pixels import PixelRange
+from trainguard.data.store import open_images
+from trainguard.distributed import Processes
+from trainguard.drill.cells import Cell
+from trainguard.drill.defenses import Outcome
+from trainguard.drill.scene import Scene, UnitImages
+from trainguard.progress import Progress
+from trainguard.purification import audit, purify
+from trainguard.purification.finetuning import FineTuning, fine_tune
+from trainguard.purification.network import UnitPixels
+from trainguard.results import ScreenResult
+
+REPAIRS = ("fine-tune", "purify", "purify-clean", "guard+purify", "audit")
+NEEDED = {"guard+purify": "guard"}  # beside "none", whose model they all start from
+CLEAN_SHARE = 0.05  # of the training set: what PBE calls the clean extra set
+STEPS = 200, 10  # adversarial batches and epochs with clean data, as in PBE's authors' code
+
+
+def repair(scene: Scene, defense: str, folders: dict[str, Path]) -> Outcome:
+    r"""Take the undefended model of a scene and mend it, or audit it.
+
+    Args:
+        scene: the poisoned data that the model was trained on.
+        defense: `"fine-tune"`, the baseline: on 5% clean data, with as many steps as purification there takes;
+            `"purify"`: with nothing but the poisoned set; `"purify-clean"`: with 5% clean data; `"guard+purify"`: with
+            the poisoned set and what screening says of it; `"audit"`: the model stays as it is.
+        folders: where the outcomes of `"none"` and of what `NEEDED` names were saved.
+
+    Returns:
+        The mended model; `screen_seconds` is what mending took, `train_seconds` what the training before it did.
+    """
+    before = Cell.load(folders["none"])
+    assert before is not None  # the plan puts it first
+    model = scene.fresh_model()
+    model.load_state_dict(safetensors.torch.load_file(folders["none"] / "model.safetensors"))
+    model.eval()
+    channels = scene.images.shape[1]
+    unit = PixelRange.from_mean_std((0.0,) * channels, (1.0,) * channels)
+    poisoned, trusted = UnitImages(scene.images, scene.labels), _clean_part(scene)
+    start, verdict = time.perf_counter(), None
+    if defense == "audit":
+        verdict = audit(model, poisoned, seed=scene.seed, pixel_range=unit, progress=False)
+    elif defense == "fine-tune":
+        model = _fine_tuned(model, trusted, unit, scene.seed)
+    elif defense == "purify-clean":
+        model = _purified(model, trusted, scene, unit, clean=True)
+    elif defense == "guard+purify":
+        model = _purified(model, poisoned, scene, unit, initial=ScreenResult.load(folders["guard"] / "result"))
+    else:
+        model = _purified(model, poisoned, scene, unit)
+    seconds = time.perf_counter() - start
+    nothing = np.zeros(len(scene.labels), dtype=bool)
+    return Outcome(model, nothing, None, seconds, before.train_seconds, verdict)
+
+
+def _clean_part(scene: Scene) -> UnitImages:
+    labels, rng = scene.data.train_labels.numpy(), np.random.default_rng(scene.seed)
+    parts = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    rows = torch.from_numpy(np.concatenate([part[: max(2, round(CLEAN_SHARE * len(part)))] for part in parts]))
+    return UnitImages(scene.data.train[rows], scene.data.train_labels[rows])
+
+
+def _purified(model: nn.Module, data: UnitImages, scene: Scene, unit: PixelRange, **options: object) -> nn.Module:
+    flip = None if scene.data.flip else False
+    return purify(model, data, seed=scene.seed, pixel_range=unit, progress=False, flip=flip, **options).model  # type: ignore[arg-type]
+
+
+def _fine_tuned(model: nn.Module, data: UnitImages, unit: PixelRange, seed: int) -> nn.Module:
+    how, store = FineTuning(), open_images(data, pixel_range=unit)
+    batches = STEPS[0] + STEPS[1] * max(1, round(len(store) / how.batch_size))
+    with Progress(False).stage("fine-tune", batches * how.batch_size) as stage:
+        fine_tune(
+            UnitPixels(model, unit),
+            store,
+            store.readable,
+            batches=batches,
+            adversarial=False,
+            how=how,
+            generator=torch.Generator().manual_seed(seed),
+            processes=Processes(),
+            stage=stage,
+        )
+    return model
