@@ -6,23 +6,20 @@ import os
 import platform
 import resource
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import timm
 import torch
+import torchvision
+
+import trainguard.versions
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def versions() -> dict[str, str]:
-    r"""Versions of Python and of the packages that figures depend on."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("trainguard", "torchvision", "timm", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    r"""Versions of trainguard, Python and the packages that figures depend on."""
+    return trainguard.versions.versions() | {"torchvision": torchvision.__version__, "timm": timm.__version__}
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, str | int]:
