@@ -47,7 +47,7 @@ def decide(run: Run) -> Decision:
     with run.stage("partition"):
         predicted = logits(run, probe, index).argmax(1)
         accuracy = float((predicted == labels[index]).mean())
-        findings = _findings(run, probe, divergence)
+        findings = run.processes.broadcast(_findings(run, probe, divergence))  # ranks may differ in the last bit
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
     proposed, purified = labels.copy(), None
     if candidates:
@@ -157,7 +157,8 @@ def _relearned(run: Run, probe: Probe, findings: list[Finding]) -> tuple[list[Fi
 
         def moved_by(finding: Finding, by: Probe) -> float:
             predict = _labels_by(by, run)
-            return max(transfers(finding.split, finding.members, finding.label, run.store, predict, run.seed))
+            moved = transfers(finding.split, finding.members, finding.label, run.store, predict, run.seed)
+            return run.processes.broadcast(max(moved))
 
         references = {label: (agreement(part), share(part, label)) for label, part in held.items()}
         judged = [finding for finding in findings if not finding.is_candidate(settings)]
