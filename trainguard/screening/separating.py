@@ -96,7 +96,7 @@ def _scored(run: Run, probe: Probe) -> np.ndarray:
 
 
 def _findings(run: Run, probe: Probe, divergence: np.ndarray) -> list[Finding]:
-    """Every class in two, in one or two ways; memory: the features of one class at a time."""
+    """Every class in two, in up to four ways; memory: the features of one class at a time."""
     store, settings = run.store, run.settings
 
     def features(index: np.ndarray) -> np.ndarray:
