@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
-from trainguard.screening.settings import PRESETS
 
 import trainguard
 from trainguard import Guard
 from trainguard.errors import DataError, ModelError, StateError
 from trainguard.results import ScreenResult
+from trainguard.screening.settings import PRESETS
 
 FLAGGED = [3, 10, 11, 40, 59]
 KEPT = [i for i in range(60) if i not in FLAGGED]
