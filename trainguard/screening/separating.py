@@ -161,28 +161,32 @@ def _relearned(run: Run, probe: Probe, findings: list[Finding]) -> tuple[list[Fi
             return run.processes.broadcast(max(moved))
 
         references = {label: (agreement(part), share(part, label)) for label, part in held.items()}
-        judged = [finding for finding in findings if not finding.is_candidate(settings)]
+        known = [
+            dataclasses.replace(f, echo=moved_by(f, purified)) if f.is_candidate(settings) else f for f in findings
+        ]
+        known = with_bars(known)  # before any split claims its samples: a claim must not lose its evidence afterwards
+        judged = [finding for finding in known if not finding.is_candidate(settings)]
         claimed = np.zeros(len(labels), dtype=bool)
-        for finding in sorted(candidates, key=lambda f: -f.split.gap):
+        for finding in sorted((f for f in known if f.is_candidate(settings)), key=lambda f: -f.split.gap):
             again = claimed[finding.members]
             if again.any():  # what an earlier split of the class has claimed is no evidence for this one
                 rest = finding.split.subset(~again)
                 if min(rest.upper.sum(), (~rest.upper).sum()) < LEAST_SIZE:
                     continue
                 finding = dataclasses.replace(finding, members=finding.members[~again], split=rest)
-                finding = dataclasses.replace(finding, transfer=moved_by(finding, probe))
+                moved, echo = moved_by(finding, probe), moved_by(finding, purified)
+                finding = dataclasses.replace(finding, transfer=moved, echo=echo)
             expected, usual = references[finding.label]
             finding = dataclasses.replace(
                 finding,
                 agreement=agreement(finding.suspected),
                 reference=expected,
                 company=share(finding.suspected, finding.label) / max(usual, 1e-6),
-                echo=moved_by(finding, purified),
             )
             judged.append(finding)
             if finding.strength(settings) > 0.5:
                 claimed[finding.members[finding.split.suspicion > 0.5]] = True
-    return with_bars(sorted(judged, key=lambda f: f.label)), purified, company
+    return sorted(judged, key=lambda f: f.label), purified, company
 
 
 def _labels_by(probe: Probe, run: Run) -> Callable[[np.ndarray], np.ndarray]:
