@@ -3,6 +3,8 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.utils import spectral_norm, weight_norm
 from torch.utils.data import TensorDataset
 
@@ -120,6 +122,28 @@ class Output(nn.Module):
 )
 def test_models_that_cannot_be_used_are_refused(model, message, store):
     with pytest.raises(ModelError, match=message):
+        working_copy(model, store)
+
+
+@pytest.fixture
+def alone():
+    """A process group of this process only."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrap", [fully_shard, FullyShardedDataParallel])
+def test_a_sharded_model_asks_for_a_function(wrap, store, alone):
+    mesh = {"mesh": init_device_mesh("cpu", (1,))} if wrap is fully_shard else {"device_id": torch.device("cpu")}
+    with pytest.raises(ModelError, match=r"split among processes \(FSDP\).*pass a function that builds a fresh one"):
+        working_copy(wrap(network(), **mesh), store)
+
+
+def test_a_model_that_deepspeed_holds_asks_for_a_function(store):
+    model = network()
+    next(model.parameters()).ds_id = 0  # what ZeRO-3 puts on every parameter; its shape is then empty
+    with pytest.raises(ModelError, match=r"split among processes \(DeepSpeed\)"):
         working_copy(model, store)
 
 

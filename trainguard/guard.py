@@ -143,6 +143,7 @@ class Guard:
         if result is None or self._images is not None:
             result = run_screening(images, model, preset, **self._screening)
             self._result, self._new_labels, self._steps = result, None, steps
+            self._log(result.figures(), step=0)  # before training's own steps: a tracker may not go back
         else:  # a state was loaded, and this is the loader it is about
             check_fingerprint(result.fingerprint, images.fingerprint)
         self._images = images.only(np.flatnonzero(result.suspect))
@@ -175,6 +176,8 @@ class Guard:
         with isolated_rng(self._seed):
             labels, _ = relabel(bare(model), self._images, flagged, given=given)
         self._new_labels = flagged, Processes.of(self._accelerator).broadcast(labels)
+        changed = int((self._new_labels[1] != given).sum())
+        self._log({"trainguard/relabelled": len(flagged), "trainguard/labels_changed": changed})
         self._apply()
 
     def state_dict(self) -> dict[str, Any]:
@@ -213,6 +216,11 @@ class Guard:
         self._new_labels = None if relabelled is None else (relabelled[0].numpy(), relabelled[1].numpy())
         if self._view is not None:
             self._apply()
+
+    def _log(self, figures: dict[str, float], step: int | None = None) -> None:
+        """Give figures to the trackers that the accelerator has started, if any."""
+        if getattr(self._accelerator, "trackers", None):
+            self._accelerator.log(figures, step=step)
 
     def _apply(self) -> None:
         """Bring the view, and the samplers over it, to what the result and the new labels say."""

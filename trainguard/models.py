@@ -128,9 +128,10 @@ def copy_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
                 + (f" that gives {type(made).__name__}" if callable(model) else "")
             )
         return bare(made)
+    _refuse_shards(model)
     try:
         copied = copy.deepcopy(bare(model))
-    except Exception as error:  # FSDP, weight_norm after a forward pass, locks and file handles: each in its own way
+    except Exception as error:  # weight_norm after a forward pass, locks and file handles: each in its own way
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}): pass a function that builds the model"
         ) from error
@@ -142,3 +143,19 @@ def copy_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
             for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.nn.utils")]:
                 del hooks[key]
     return copied
+
+
+def _refuse_shards(model: nn.Module) -> None:
+    """No copy of this process's part of a model is a model."""
+    kinds = {ancestor.__name__ for module in model.modules() for ancestor in type(module).__mro__}
+    parameters = list(model.parameters())
+    if kinds & {"FullyShardedDataParallel", "FSDPModule"} or any(type(p).__name__ == "DTensor" for p in parameters):
+        how = "FSDP"
+    elif "DeepSpeedEngine" in kinds or any(hasattr(parameter, "ds_id") for parameter in parameters):  # ZeRO-3
+        how = "DeepSpeed"
+    else:
+        return
+    raise ModelError(
+        f"the model is split among processes ({how}), so it cannot be copied here: pass a function that builds a fresh "
+        "one in its place"
+    )

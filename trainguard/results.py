@@ -164,6 +164,16 @@ class ScreenResult:
 
         return build(self, path, dataset=dataset)
 
+    def figures(self) -> dict[str, float]:
+        """What an experiment tracker can draw: flagged samples (count and share), verdict, confidence, seconds."""
+        return {
+            "trainguard/flagged": float(self.suspect.sum()),
+            "trainguard/flagged_share": float(self.suspect.sum()) / max(1, len(self.suspect)),
+            "trainguard/poisoned": float(self.verdict == "poisoned"),
+            "trainguard/confidence": float(self.confidence),
+            "trainguard/seconds": float(self.timing.get("total", 0.0)),
+        }
+
     def rows(self) -> list[tuple[str, str]]:
         """The short table behind `repr`: (what, value)."""
         flagged = int(self.suspect.sum())
