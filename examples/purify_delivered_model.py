@@ -19,10 +19,7 @@ parser.add_argument("images", help="folder with one folder of images per class")
 parser.add_argument("--arch", required=True, help="a timm or torchvision name")
 parser.add_argument("--out", default="purified", help="where the purified weights go, as .safetensors with a .json")
 parser.add_argument("--clean", action="store_true", help="the images are known to be clean")
-parser.add_argument("--epochs", type=int, default=10, help="passes over the extra set in each round")
-parser.add_argument(
-    "--adversarial-batches", type=int, nargs="+", default=[200, 30], help="per round; the last one stays"
-)
+parser.add_argument("--batches", type=int, nargs=2, default=[30, 100], help="of steps 1 and 2 of each round")
 arguments = parser.parse_args()
 
 images = open_data(arguments.images)
@@ -37,8 +34,8 @@ outcome = purify_checkpoint(
     data=images,
     out=arguments.out,
     clean=arguments.clean,
-    epochs=arguments.epochs,
-    adversarial_batches=arguments.adversarial_batches,
+    adversarial_batches=arguments.batches[:1],
+    plain_batches=arguments.batches[1:],
 )
 print(outcome)
 

@@ -255,6 +255,7 @@ def screen(
     cache_bytes: int = CACHE_BYTES,
     workers: int = 0,
     preset: str = "default",
+    trained: bool = False,
 ) -> ScreenResult:
     """Screen a labelled image data set for backdoor poison.
 
@@ -278,8 +279,11 @@ def screen(
         cache_bytes: memory for decoded images, 4 GiB unless told; those beyond are read again, 0 keeps none.
         workers: processes that read images.
         preset: name of the screening settings: `"default"`, or `"paper"` for AdvrBD as published.
+        trained: `model` has been trained on these data: it takes the place of the first of the two probes, more than
+            half of the cost.
 
     Raises:
+        ValueError: `trained` without a model, or with the paper's preset.
         DataError: the data set cannot be used; the message names the row or the column and what to do.
         ModelError: the model cannot be copied or run, or does not fit the labels.
         StateError: the state in `state_dir` is about other data or other settings.
@@ -305,6 +309,7 @@ def screen(
         state_dir=state_dir,
         progress=progress,
         callbacks=callbacks,
+        trained=trained,
     )
 
 
@@ -322,6 +327,8 @@ def run_screening(
     """Screen opened images with a copy of the user's model, leaving random streams and autograd mode as they were."""
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    if options.get("trained") and (model is None or PRESETS[preset].variant == "paper"):
+        raise ValueError("trained=True needs the model, and the default preset")
     if budget <= 0 or (epochs is not None and epochs < 1):
         raise ValueError(f"expected a budget above 0 and at least 1 epoch, got budget={budget} and epochs={epochs}")
     with isolated_rng(seed), torch.enable_grad():

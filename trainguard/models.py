@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from trainguard.data.pixels import PixelRange
 from trainguard.data.store import ImageStore
 from trainguard.errors import ModelError
 
@@ -104,6 +106,41 @@ def check_model(model: nn.Module, images: ImageStore) -> None:
             "the model gives NaN or infinite outputs on images of the data set: check its weights and the pixel range "
             f"{images.pixel_range}"
         )
+
+
+class UnitPixels(nn.Module):
+    """A classifier that eats images in [0, 1].
+
+    Args:
+        net: eats images in its own pixel range and gives logits, or an output that has `logits`.
+        pixel_range: from unit pixels to the model's own.
+        channels_last: hand the images over in channels_last memory format.
+    """
+
+    def __init__(self, net: nn.Module, pixel_range: PixelRange, channels_last: bool = True) -> None:
+        super().__init__()
+        self.net = net
+        self.pixel_range = pixel_range
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] to (B, K) logits."""
+        return logits_of(self.net(self.pixel_range.to_model(x).contiguous(memory_format=self.format)))
+
+
+def classifier_layer(net: nn.Module, num_classes: int) -> nn.Module | None:
+    """The last linear layer with `num_classes` outputs, whose input is 'the features' (PBE Sec. 4.3.2), or None."""
+    layers = [m for m in net.modules() if isinstance(m, nn.Linear) and m.out_features == num_classes]
+    return layers[-1] if layers else None
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 of a model's weights and buffers with their names."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def logits_of(output: Any) -> Any:

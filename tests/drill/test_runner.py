@@ -265,10 +265,10 @@ def test_all_means_all():
 
 
 def test_finished_models_are_mended_and_audited(screened, tmp_path, monkeypatch):
-    few = {"adversarial_batches": (2,), "epochs": 1, "attack_steps": 1, "patches": False, "max_accuracy_loss": 1.0}
+    few = {"adversarial_batches": (2,), "plain_batches": (2,), "screening": False, "max_accuracy_loss": 1.0}
     monkeypatch.setattr(repairs, "purify", partial(repairs.purify, **few))
     monkeypatch.setattr(repairs, "audit", partial(repairs.audit, images=20, attack_steps=1))
-    monkeypatch.setattr(repairs, "STEPS", (2, 1))
+    monkeypatch.setattr(repairs, "STEPS", 3)
     done = drill(tmp_path, attacks=["badnets"], defenses=["repairs"])
     found = {c.defense: c for c in done.cells}
     assert list(found) == ["none", "guard", *repairs.REPAIRS]

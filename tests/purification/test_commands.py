@@ -20,10 +20,10 @@ FEW = {
     "progress": False,
     "rounds": 1,
     "adversarial_batches": (2,),
-    "attack_steps": 1,
+    "plain_batches": (2,),
+    "screening": False,
     "eps": 0.02,
     "batch_size": 16,
-    "patches": False,
     "lr": 1e-4,  # the model never learned anything: larger steps may blow it up
 }
 
@@ -51,7 +51,7 @@ def test_a_checkpoint_is_purified_into_safetensors_with_a_record(delivered, tmp_
         "arch": ARCH,
     }
     assert record["sha256"] == hashlib.sha256((tmp_path / "clean.safetensors").read_bytes()).hexdigest()
-    assert record["history"] == outcome.history and record["settings"]["attack_steps"] == 1
+    assert record["history"] == outcome.history and record["settings"]["plain_batches"] == [2]
     model = timm.create_model(ARCH, num_classes=3)
     load_weights(model, read_checkpoint(tmp_path / "clean.safetensors"))
     for one, other in zip(model.parameters(), outcome.model.parameters(), strict=True):
@@ -97,7 +97,7 @@ def test_the_example_purifies_a_checkpoint_with_a_folder_of_images(delivered, tm
         Image.fromarray(pixels).save(folder / f"{row}.png")
     script = pathlib.Path(__file__).parents[2] / "examples" / "purify_delivered_model.py"
     words = [str(script), str(delivered[0]), str(tmp_path / "images"), "--arch", ARCH, "--out", str(tmp_path / "out")]
-    monkeypatch.setattr("sys.argv", [*words, "--epochs", "1", "--adversarial-batches", "2"])
+    monkeypatch.setattr("sys.argv", [*words, "--batches", "2", "2"])
     runpy.run_path(str(script), run_name="__main__")
     shown = capsys.readouterr().out
     assert "AuditResult" in shown and "PurifyResult" in shown

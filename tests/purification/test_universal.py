@@ -7,8 +7,8 @@ from digits_victim import RANGE
 from torch import nn
 
 from trainguard.data.pixels import PixelRange
+from trainguard.models import UnitPixels
 from trainguard.perturbation import frozen
-from trainguard.purification.network import UnitPixels
 from trainguard.purification.universal import Patch, best_patch, changed_by, patch_area, universal_patch
 
 UNIT = PixelRange((0.0,), (1.0,), "given")

@@ -17,8 +17,8 @@ from trainguard.purification import purify
 OPTIONS = {
     "rounds": 2,
     "adversarial_batches": (10, 5),
-    "epochs": 2,
-    "lr": 5e-3,
+    "plain_batches": (5,),
+    "screening": False,
     "batch_size": 48,
     "eps": 0.1,
     "progress": False,

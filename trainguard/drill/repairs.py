@@ -16,16 +16,16 @@ from trainguard.distributed import Processes
 from trainguard.drill.cells import Cell
 from trainguard.drill.defenses import Outcome
 from trainguard.drill.scene import Scene, UnitImages
+from trainguard.models import UnitPixels
 from trainguard.progress import Progress
 from trainguard.purification import audit, purify
 from trainguard.purification.finetuning import FineTuning, fine_tune
-from trainguard.purification.network import UnitPixels
 from trainguard.results import ScreenResult
 
 REPAIRS = ("fine-tune", "purify", "purify-clean", "guard+purify", "audit")
 NEEDED = {"guard+purify": "guard"}  # beside "none", whose model they all start from
 CLEAN_SHARE = 0.05  # of the training set: what PBE calls the clean extra set
-STEPS = 200, 10  # adversarial batches and epochs with clean data, as in PBE's authors' code
+STEPS = 260  # as many as purification takes with clean data
 
 
 def repair(scene: Scene, defense: str, folders: dict[str, Path]) -> Outcome:
@@ -79,13 +79,12 @@ def _purified(model: nn.Module, data: UnitImages, scene: Scene, unit: PixelRange
 
 def _fine_tuned(model: nn.Module, data: UnitImages, unit: PixelRange, seed: int) -> nn.Module:
     how, store = FineTuning(), open_images(data, pixel_range=unit)
-    batches = STEPS[0] + STEPS[1] * max(1, round(len(store) / how.batch_size))
-    with Progress(False).stage("fine-tune", batches * how.batch_size) as stage:
+    with Progress(False).stage("fine-tune", STEPS * how.batch_size) as stage:
         fine_tune(
             UnitPixels(model, unit),
             store,
             store.readable,
-            batches=batches,
+            batches=STEPS,
             adversarial=False,
             how=how,
             generator=torch.Generator().manual_seed(seed),

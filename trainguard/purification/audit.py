@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainguard.errors import DataError
-from trainguard.models import copy_of
+from trainguard.models import UnitPixels, classifier_layer, copy_of
 from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.progress import Progress
 from trainguard.purification.finetuning import RADIUS, FineTuning, fitting_radius
-from trainguard.purification.network import UnitPixels, check_outputs, classifier_layer, for_training
+from trainguard.purification.network import check_outputs, for_training
 from trainguard.purification.results import AuditResult
 from trainguard.purification.state import Indices, open_store
 from trainguard.purification.universal import Patch, best_patch

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainguard.models import UnitPixels
 from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.purification.augmentation import random_view
-from trainguard.purification.network import UnitPixels
-from trainguard.purification.universal import Patch
 from trainguard.training import autocast, device_of
 
 if TYPE_CHECKING:
@@ -25,32 +24,41 @@ if TYPE_CHECKING:
     from trainguard.progress import Stage
 
 RADIUS: dict[Norm, float] = {"linf": 6 / 255, "l2": 0.5}  # of PBE's authors' code on CIFAR-10, and its like in l2
+UNLEARNED = 0.25  # suspects beside each batch, as a share of it
 LONGEST_STEP = 10.0  # norm of the gradient; a trained model stays below, a batch of two images may not
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    r"""How each step fine-tunes. The values of PBE's authors' code, for every attack alike.
+    r"""How each step fine-tunes, for every attack alike.
 
     Attributes:
-        lr: learning rate of SGD, without a schedule.
-        momentum: of SGD; it starts anew with every step.
+        lr: learning rate of SGD, reached after a tenth of step 1; down to zero along a cosine in step 2.
+        momentum: of SGD (Nesterov's); it starts anew with every step.
         weight_decay: of all weights.
         batch_size: images per batch.
         eps: radius of the adversarial perturbation, in unit pixel space.
         norm: `"linf"` or `"l2"`.
         attack_steps: gradient steps per adversarial example, each of `eps / 5`.
+        kept: weight of the infected model's answers to the unperturbed images against the labels, in [0, 1].
+        unlearn: weight of unlearning the suspects.
         flip: mirror images at random.
     """
 
-    lr: float = 1e-3
+    lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch_size: int = 128
     eps: float = 6 / 255
     norm: Norm = "linf"
-    attack_steps: int = 7
+    attack_steps: int = 3
+    kept: float = 0.5
+    unlearn: float = 0.3
     flip: bool = True
+
+    def rate_at(self, part: float, adversarial: bool) -> float:
+        """The learning rate after a part of a step's batches, in [0, 1]."""
+        return self.lr * (min(1.0, part / 0.1) if adversarial else 0.5 * (1 + math.cos(math.pi * part)))
 
 
 def fine_tune(
@@ -60,7 +68,8 @@ def fine_tune(
     *,
     batches: int,
     adversarial: bool,
-    patch: Patch | None = None,
+    teacher: UnitPixels | None = None,
+    suspects: NDArray[np.int64] | None = None,
     how: FineTuning,
     generator: torch.Generator,
     processes: Processes,
@@ -68,7 +77,9 @@ def fine_tune(
 ) -> float:
     r"""Fine-tune in place, with adversarial images (Eq. 8) or plain ones (step 2).
 
-    .. math:: \theta \leftarrow \arg\min_\theta \mathbb{E}_{(x, y) \in D_{ext}} [L(\tilde x, y; \theta)]
+    .. math:: \theta \leftarrow \arg\min_\theta \mathbb{E}_{(x, y) \in D_{ext}} \bigl[
+        (1 - \kappa) L(\tilde x, y; \theta) + \kappa \, KL(f(x; \theta_0) \,\|\, f(\tilde x; \theta))\bigr]
+        - \lambda \, \mathbb{E}_{(x, y) \in D_p} \log(1 - f_y(x; \theta))
 
     Args:
         network: in unit pixels; trained in place, and in eval mode when the call returns.
@@ -76,11 +87,12 @@ def fine_tune(
         extra: (n,) the extra set, as indices of the store.
         batches: how many optimizer steps; the set is shuffled anew whenever it has been gone through.
         adversarial: make untargeted adversarial examples of each batch, in eval mode (Eq. 6), and train on these.
-        patch: put on a random half of the images before they are attacked: the trigger, where it is visible.
+        teacher: the infected model, in eval mode; None leaves the labels alone to say what is right.
+        suspects: images that screening flagged: their labels are unlearned beside each batch.
         how: rates, batch size, perturbation.
         generator: order and augmentation, on the CPU.
-        processes: ranks that share the work. The adversarial examples, three quarters or more of the cost, are made in
-            parts; the optimizer step is repeated on every rank, so that BatchNorm sees the whole batch.
+        processes: ranks that share the work. The perturbations, most of the cost, are made in parts; the optimizer step
+            is repeated on every rank, so that BatchNorm sees the whole batch.
         stage: progress, counted in images.
 
     Returns:
@@ -88,25 +100,40 @@ def fine_tune(
         if the network's weights are not finite at the end.
 
     Deviation from the paper: adversarial examples are made batch by batch against the current model, as in the authors'
-    code, where Algorithm 1 reads as if they were all made at once; each step has its own optimizer; gradients are
-    clipped.
+    code, where Algorithm 1 reads as if they were all made at once; each step has its own optimizer and rate schedule;
+    gradients are clipped. The second term (what the model knew is kept, but not under a perturbation) and the third are
+    additions: with `kept=0` and no suspects this is the paper's.
     """
     device = device_of(network)
     optimizer = torch.optim.SGD(
-        network.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay, foreach=True
+        network.parameters(),
+        lr=how.lr,
+        momentum=how.momentum,
+        weight_decay=how.weight_decay,
+        nesterov=how.momentum > 0,
+        foreach=True,
     )
+    beside = max(1, round(UNLEARNED * how.batch_size)) if suspects is not None and len(suspects) else 0
+    wrong = iter(shuffled_batches(suspects, batches, beside, generator)) if beside and suspects is not None else None
     network.train()
     total, seen = 0.0, 0
-    for index in shuffled_batches(extra, batches, how.batch_size, generator):
-        x = random_view(store.batch(index, device), generator, flip=how.flip)
-        y = torch.from_numpy(store.labels[index]).to(device)
+    for step, index in enumerate(shuffled_batches(extra, batches, how.batch_size, generator)):
+        for group in optimizer.param_groups:
+            group["lr"] = how.rate_at((step + 0.5) / batches, adversarial)
+        plain = random_view(store.batch(index, device), generator, flip=how.flip)
+        x, y = plain, torch.from_numpy(store.labels[index]).to(device)
         if adversarial:
-            if patch is not None:
-                half = torch.rand(len(x), generator=generator).to(device) < 0.5
-                x = torch.where(half.view(-1, 1, 1, 1), patch.on(x), x)
             x = attacked(network, x, y, how, processes)
+        flagged = None if wrong is None else next(wrong)
+        if flagged is not None:
+            x = torch.cat([x, random_view(store.batch(flagged, device), generator, flip=how.flip)])
         with autocast(device):
-            loss = F.cross_entropy(network(x).float(), y)
+            logits = network(x).float()
+        loss = _kept_to(logits[: len(y)], y, teacher, plain, how.kept)
+        if flagged is not None:
+            given = torch.from_numpy(store.labels[flagged]).to(device)
+            believed = logits[len(y) :].softmax(1).gather(1, given[:, None])
+            loss = loss - how.unlearn * (1 - believed + 1e-4).log().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), LONGEST_STEP)
@@ -120,6 +147,16 @@ def fine_tune(
     # The last step may have broken weights or running statistics that no loss was computed with any more.
     whole = all(bool(value.isfinite().all()) for value in network.state_dict().values())
     return total / max(1, seen) if whole and math.isfinite(total) else math.inf
+
+
+def _kept_to(logits: Tensor, y: Tensor, teacher: UnitPixels | None, plain: Tensor, weight: float) -> Tensor:
+    """Cross-entropy to the labels, shared with the divergence from what the teacher says of the unperturbed images."""
+    loss = F.cross_entropy(logits, y)
+    if teacher is None:
+        return loss
+    with torch.no_grad(), autocast(plain.device):
+        before = teacher(plain).float().softmax(1)
+    return (1 - weight) * loss + weight * F.kl_div(logits.log_softmax(1), before, reduction="batchmean")
 
 
 def attacked(network: UnitPixels, x: Tensor, y: Tensor, how: FineTuning, processes: Processes) -> Tensor:
@@ -179,8 +216,8 @@ def fitting_radius(
 ) -> float:
     r"""The smallest of eps, 2 eps, 4 eps and 8 eps at which the attack works at all on this model and these images.
 
-    6/255, the value of PBE's authors' code, moves nearly every CIFAR-10 image across a class border; on 8 pixel
-    digits it moves none, and adversarial fine-tuning is then plain fine-tuning.
+    6/255 for each image, the value of PBE's authors' code, moves nearly every CIFAR-10 image across a class border; on
+    8 pixel digits it moves none, and adversarial fine-tuning is then plain fine-tuning.
 
     Args:
         network: the model as it came.

@@ -1,37 +1,14 @@
-"""The user's model as a function of unit pixels: copied, checked, and given back in the form in which it came."""
+"""The user's model as purification works on it: made ready, and checked."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainguard.errors import ModelError
-from trainguard.models import logits_of
-
-if TYPE_CHECKING:
-    from trainguard.data.pixels import PixelRange
-
-
-class UnitPixels(nn.Module):
-    """A classifier that eats images in [0, 1].
-
-    Args:
-        net: eats images in its own pixel range and gives logits, or an output that has `logits`.
-        pixel_range: from unit pixels to the model's own.
-        channels_last: hand the images over in channels_last memory format.
-    """
-
-    def __init__(self, net: nn.Module, pixel_range: PixelRange, channels_last: bool = True) -> None:
-        super().__init__()
-        self.net = net
-        self.pixel_range = pixel_range
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] to (B, K) logits."""
-        return logits_of(self.net(self.pixel_range.to_model(x).contiguous(memory_format=self.format)))
+from trainguard.models import UnitPixels
 
 
 def for_training(net: nn.Module, device: torch.device) -> nn.Module:
@@ -72,9 +49,3 @@ def check_outputs(network: UnitPixels, images: Tensor, num_classes: int) -> int:
     if not logits.isfinite().all():
         raise ModelError("the model gives NaN or infinite logits: its weights or its pixel range are wrong")
     return logits.shape[1]
-
-
-def classifier_layer(net: nn.Module, num_classes: int) -> nn.Module | None:
-    """The last linear layer with `num_classes` outputs, whose input is 'the features' (PBE Sec. 4.3.2), or None."""
-    layers = [m for m in net.modules() if isinstance(m, nn.Linear) and m.out_features == num_classes]
-    return layers[-1] if layers else None

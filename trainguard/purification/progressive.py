@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trainguard.distributed import Processes
-from trainguard.models import copy_of
-from trainguard.perturbation import Norm, frozen
+from trainguard.models import UnitPixels, copy_of
+from trainguard.perturbation import Norm
 from trainguard.progress import Progress
 from trainguard.purification.finetuning import (
     RADIUS,
@@ -28,19 +28,22 @@ from trainguard.purification.finetuning import (
     logits_of,
     mirrors_alike,
 )
-from trainguard.purification.network import UnitPixels, check_outputs, for_training
+from trainguard.purification.network import check_outputs, for_training
 from trainguard.purification.ranking import cleanest, logit_similarity, overlap
 from trainguard.purification.results import PurifyResult
 from trainguard.purification.state import Keeper, Plan, Run, open_store, round_shares, split
-from trainguard.purification.universal import LIKE_A_TRIGGER, Patch, best_patch, changed_by
 from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng
 from trainguard.training import device_of
 
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange
+    from trainguard.data.store import ImageStore
 
-MOST_PATCHED = 512  # images on which a patch is looked for
+FLAGGED_SHARE = 0.9  # of the kept images, for the one round that follows a screening which flagged something
+UNFLAGGED_SHARES = (0.05, 0.5)
+ADVERSARIAL, PLAIN = 40, 150  # batches of a round
+WITH_CLEAN = 60, 200  # of the only round where data are clean
 STEPS = ("adversarial", "plain", "rank")  # 1, 2 and 3 of Algorithm 1
 
 
@@ -54,21 +57,22 @@ def purify(
     state_dir: str | Path | None = None,
     progress: bool = True,
     initial: ScreenResult | Sequence[int] | None = None,
+    screening: bool = True,
     validation: Any = None,
     pixel_range: PixelRange | None = None,
     rounds: int | None = None,
-    shares: Sequence[float] = (0.05, 0.2, 0.5, 0.7),
-    adversarial_batches: Sequence[int] = (200, 30, 30, 30),
-    epochs: int = 10,
+    shares: Sequence[float] | None = None,
+    adversarial_batches: Sequence[int] | None = None,
+    plain_batches: Sequence[int] | None = None,
     eps: float | None = None,
     norm: Norm = "linf",
-    attack_steps: int = 7,
-    lr: float = 1e-3,
+    attack_steps: int = 3,
+    lr: float = 0.02,
     batch_size: int = 128,
+    kept: float = 0.5,
     flip: bool | None = None,
-    max_accuracy_loss: float = 0.1,
+    max_accuracy_loss: float = 0.15,
     poison_share: float = 0.1,
-    patches: bool = True,
     callbacks: Sequence[Any] = (),
 ) -> PurifyResult:
     r"""Erase a backdoor from a trained model by progressive adversarial fine-tuning (PBE, Algorithm 1).
@@ -80,6 +84,10 @@ def purify(
     A round is worth another one while it still changes something. When the accuracy on images that were held out no
     longer rises and the ranking would choose the same set again, the alternation has reached its fixed point and
     stops; nothing about the attack is needed to see that.
+
+    Without clean data, the data are screened first, with the model itself in the place of the first probe: it has
+    learned whatever there is to be learned from them. What screening flags stays out of every extra set, and its labels
+    are unlearned beside each batch; one round is then enough.
 
     Args:
         model: the trained model, on any device, wrapped by DDP or torch.compile or not; never changed. Or a function
@@ -93,25 +101,27 @@ def purify(
             ends with the same result.
         progress: show it.
         initial: the first extra set: indices, or what `trainguard.screen` said of the same data. From a
-            `ScreenResult` the least suspicious kept images are taken, and what it flagged stays out of the later
-            sets too.
+            `ScreenResult` the least suspicious kept images are taken; what it flagged stays out of the later sets too
+            and is unlearned.
+        screening: screen the data first where they are not clean and `initial` says nothing.
         validation: labelled images that can be trusted and that the model has not seen, to judge accuracy on. None:
             10% of `data` are held out for it.
         pixel_range: what the model's input values mean. None: found from the data set's transforms.
         rounds: at most how many; None: as many as there are shares. With clean data there is one.
-        shares: size of each round's extra set as a share of the data; the last one holds for further rounds. The values
-            of PBE's authors' code.
+        shares: size of each round's extra set as a share of the data; the last one holds for further rounds. None: 0.9
+            where screening flagged something, else 0.05 and 0.5.
         adversarial_batches: optimizer steps on adversarial examples in each round; the last one holds for further
-            rounds, and the extra set is gone through 40 times at most. 200 is 10 epochs of 5% of CIFAR-10, as in the
-            authors' code, and so is 30.
-        epochs: passes over the extra set in step 2, from the second round on; in the first round only with clean data.
+            rounds, and the extra set is gone through 40 times at most. None: 40; with clean data 60; none at all where
+            screening flagged something, because unlearning that is both surer and cheaper.
+        plain_batches: likewise of step 2. None: 150; with clean data 200.
         eps: radius of the adversarial perturbation in unit pixel space. None: 6/255 (for `"l2"` 0.5), as in the
             authors' code, doubled up to three times where it moves less than a quarter of the images across a class
             border.
         norm: `"linf"` or `"l2"`.
-        attack_steps: gradient steps per adversarial example.
-        lr: learning rate.
+        attack_steps: gradient steps per adversarial example, each of `eps / 5`.
+        lr: highest learning rate of each step.
         batch_size: images per batch.
+        kept: weight of the model's own answers to unperturbed images against the labels, in [0, 1].
         flip: mirror images at random. None: if the model takes mirrored images for the same.
         max_accuracy_loss: a round that loses more accuracy than this, in [0, 1], is not returned; if every round
             does, the model comes back as it was, with a warning. Images held out of the training data are a strict
@@ -119,9 +129,6 @@ def purify(
         poison_share: of held-out images, how many may lose their label without counting as lost accuracy:
             purification is meant to unlearn the labels of poison. 0.1 is the rate that the paper defends against; 0 is
             used with `clean`, with `validation` and with a `ScreenResult`.
-        patches: look for one small patch that breaks the model as a visible trigger does, and if there is one, put
-            it on half of the images of step 1; False is the paper's method. On two BadNets models of digits, without
-            clean data, the success rate fell to 0.15 and 0.01 where it had stayed at 0.75 and 0.61.
         callbacks: objects with `on_purify_round(round, model, extra, similarity)`, called after each round with the
             network in unit pixels, its extra set, and the next ranking: similarity over all images, NaN where there
             is none.
@@ -135,27 +142,37 @@ def purify(
         StateError: `state_dir` holds the state of another purification.
 
     Deviation from the paper: images are held out to judge accuracy; one setting serves all attacks, where the paper
-    adapts the perturbation to each; the extra sets are drawn class by class; rounds end early at a fixed point; the
-    best round within the bound is returned; and with `patches`, which answers the paper's weakest rows (BadNets
-    without clean data, Tables 1 and 2).
+    adapts the perturbation to each; the model's own answers beside the labels; screening and unlearning where the data
+    are not clean; the extra sets are drawn class by class; rounds end early at a fixed point; the best round within the
+    bound is returned. Near the paper's own: `kept=0, screening=False, attack_steps=7, lr=1e-3, shares=(0.05, 0.2, 0.5,
+    0.7), adversarial_batches=(200, 30), plain_batches=(0, 800)`.
     """
-    sizes = round_shares(shares, rounds, clean)
-    if not adversarial_batches:
-        raise ValueError("expected the number of adversarial batches of at least one round, got none")
+    if any(batches is not None and not len(batches) for batches in (adversarial_batches, plain_batches)):
+        raise ValueError("expected the number of batches of at least one round, got none")
+    if norm not in RADIUS:
+        raise ValueError(f"expected norm= one of {', '.join(RADIUS)}, got {norm!r}")
     started = time.perf_counter()
     processes = Processes.of(accelerator)
     show = Progress(progress and processes.is_main)
     store = open_store(data, pixel_range)
-    trusted = clean or validation is not None or isinstance(initial, ScreenResult)
+    infected = copy_of(model)
+    device = accelerator.device if accelerator is not None else device_of(infected)
+    infected_network = UnitPixels(for_training(infected, device), store.pixel_range).eval()
+    with isolated_rng(seed):
+        check_outputs(infected_network, store.batch(store.readable[:2], device), store.num_classes)
+        if screening and not clean and initial is None:
+            initial = _screened(infected, store, accelerator, seed, state_dir, progress)
+    flagged = isinstance(initial, ScreenResult) and bool(initial.suspect.any())
+    sizes = round_shares(shares or ((FLAGGED_SHARE,) if flagged else UNFLAGGED_SHARES), rounds, clean)
+    trusted = clean or validation is not None or flagged
+    steps = WITH_CLEAN if clean else (ADVERSARIAL, PLAIN)
     plan = Plan(
         shares=sizes,
-        adversarial_batches=tuple(adversarial_batches),
-        epochs=epochs,
-        plain_in_first=clean,
+        adversarial_batches=tuple(adversarial_batches or (0 if flagged else steps[0],)),
+        plain_batches=tuple(plain_batches or steps[1:]),
         max_accuracy_loss=max_accuracy_loss,
         forgiven=0.0 if trusted else poison_share,
         seed=seed,
-        patches=patches,
     )
     pool, held_out, first = split(store, plan.shares[0], seed, initial=initial, hold_out=validation is None)
     if validation is None:
@@ -163,12 +180,10 @@ def purify(
     else:
         trusted_store = open_store(validation, store.pixel_range)
         judge = trusted_store, np.asarray(trusted_store.readable, dtype=np.int64)
-    infected = copy_of(model)
-    device = accelerator.device if accelerator is not None else device_of(infected)
-    infected_network = UnitPixels(for_training(infected, device), store.pixel_range)
     with isolated_rng(seed):
-        check_outputs(infected_network.eval(), store.batch(pool[:2], device), store.num_classes)
-        how = FineTuning(lr=lr, batch_size=batch_size, eps=eps or RADIUS[norm], norm=norm, attack_steps=attack_steps)
+        how = FineTuning(
+            lr=lr, batch_size=batch_size, norm=norm, eps=eps or RADIUS[norm], attack_steps=attack_steps, kept=kept
+        )
         sample = np.random.default_rng(seed).permutation(pool)[:128]
         how = replace(
             how,
@@ -186,6 +201,7 @@ def purify(
         how=how,
         processes=processes,
         extra=first,
+        suspects=initial.suspect.nonzero()[0] if isinstance(initial, ScreenResult) and flagged else None,
         callbacks=tuple(callbacks),
     )
     run.network.eval()
@@ -218,12 +234,36 @@ def purify(
             **asdict(how),
             "shares": list(plan.shares),
             "adversarial_batches": list(plan.adversarial_batches),
+            "plain_batches": list(plan.plain_batches),
             "clean": clean,
+            "screening": {"verdict": initial.verdict, "flagged": int(initial.suspect.sum()), "reason": initial.reason}
+            if isinstance(initial, ScreenResult)
+            else None,
             "pixel_range": {"low": list(store.pixel_range.low), "high": list(store.pixel_range.high)},
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
         timing={"total": time.perf_counter() - started, **run.timing},
+    )
+
+
+def _screened(
+    infected: nn.Module, store: ImageStore, accelerator: Any, seed: int, state_dir: str | Path | None, progress: bool
+) -> ScreenResult | None:
+    """What screening says of the data, with the model as its first probe; None where there is too little to screen."""
+    from trainguard.screening.pipeline import screen_images  # AdvrBD stands above PBE everywhere else
+
+    if store.num_classes < 2:
+        return None
+    return screen_images(
+        store,
+        copy_of(infected),
+        trained=True,
+        seed=seed,
+        processes=Processes.of(accelerator),
+        device=device_of(infected),
+        state_dir=None if state_dir is None else Path(state_dir) / "screening",
+        progress=progress,
     )
 
 
@@ -247,12 +287,8 @@ def _alternate(run: Run, show: Progress, keeper: Keeper) -> None:
 def _fine_tune(run: Run, step: str, show: Progress) -> None:
     """Steps 1 and 2 of a round; after step 2 the round is judged."""
     batches = run.plan.batches(run.round, step, len(run.extra), run.how.batch_size)
-    loss, found = 0.0, {}
+    loss = 0.0
     if batches:
-        patch = None
-        if step == "adversarial" and run.plan.patches and all(row.get("patch", True) for row in run.history):
-            patch = _patch(run)
-            found = {"patch": patch is not None}
         images = batches * min(run.how.batch_size, len(run.extra))
         with show.stage(f"round {run.round + 1}, {step}", images) as stage:
             loss = fine_tune(
@@ -261,7 +297,8 @@ def _fine_tune(run: Run, step: str, show: Progress) -> None:
                 run.extra,
                 batches=batches,
                 adversarial=step == "adversarial",
-                patch=patch,
+                teacher=run.infected if run.how.kept else None,
+                suspects=run.suspects,
                 how=run.how,
                 generator=torch.Generator().manual_seed(run.plan.seed + 1009 * run.round + run.step),
                 processes=run.processes,
@@ -270,7 +307,7 @@ def _fine_tune(run: Run, step: str, show: Progress) -> None:
         _same_weights(run)
     reached = run.processes.broadcast(accuracy(run.network, *run.judge) if np.isfinite(loss) else 0.0)
     row = {"round": run.round, "step": step, "images": len(run.extra), "batches": batches, "loss": loss}
-    run.history.append({**row, **found, "accuracy": reached})
+    run.history.append({**row, "accuracy": reached})
     if not np.isfinite(loss):
         run.stopped = f"fine-tuning diverged in round {run.round + 1}"
     elif step == "plain":
@@ -279,23 +316,6 @@ def _fine_tune(run: Run, step: str, show: Progress) -> None:
         if within:
             run.best = {name: value.detach().cpu().clone() for name, value in run.network.net.state_dict().items()}
             run.best_accuracy = reached
-
-
-def _patch(run: Run) -> Patch | None:
-    """The patch that most images fall for; None if they do not in the first round. The same on every rank.
-
-    A search costs as much as four epochs of 10,000 images. Where the first finds nothing like a trigger, no round looks
-    again; where it does, every round trains against the best patch there still is.
-    """
-    device = device_of(run.network)
-    generator = torch.Generator().manual_seed(run.plan.seed + run.round)
-    some = run.pool[torch.randperm(len(run.pool), generator=generator)[:MOST_PATCHED].numpy()]
-    labels = torch.from_numpy(run.store.labels[some]).to(device)
-    x = run.store.batch(some, device)
-    with frozen(run.network):
-        patch = best_patch(run.network, x, labels, generator=generator)
-        like_a_trigger = run.round > 0 or changed_by(run.network, patch, x, labels) >= LIKE_A_TRIGGER
-    return run.processes.broadcast(patch if like_a_trigger else None)
 
 
 def _rank(run: Run, show: Progress) -> None:

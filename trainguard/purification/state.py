@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from trainguard.errors import DataError, StateError
 from trainguard.files import writable_folder, write_atomically
+from trainguard.models import UnitPixels, digest_of
 from trainguard.results import ScreenResult
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from trainguard.data.store import ImageStore
     from trainguard.distributed import Processes
     from trainguard.purification.finetuning import FineTuning
-    from trainguard.purification.network import UnitPixels
 
 Indices = NDArray[np.int64]
 Weights = dict[str, torch.Tensor]
@@ -31,7 +30,7 @@ Weights = dict[str, torch.Tensor]
 HELD_OUT = 0.1  # share of the data that judges accuracy
 MOST_HELD_OUT = 2000  # images: the standard error of an accuracy of 0.9 is then below 0.007
 
-MOST_PASSES = 40  # of step 1 over a small extra set, which would be learned by heart
+MOST_PASSES = 40  # of a step over a small extra set, which would be learned by heart
 
 
 def round_shares(shares: Sequence[float], rounds: int | None, clean: bool) -> tuple[float, ...]:
@@ -52,21 +51,17 @@ class Plan:
 
     shares: tuple[float, ...]
     adversarial_batches: tuple[int, ...]
-    epochs: int
-    plain_in_first: bool
+    plain_batches: tuple[int, ...]
     max_accuracy_loss: float
     forgiven: float
     seed: int
-    patches: bool = True
     least_gain: float = 0.002  # of held-out accuracy: one image in 500
     same_set: float = 0.98  # overlap from which two extra sets count as one
 
     def batches(self, round: int, step: str, images: int, batch_size: int) -> int:
         """Optimizer steps of one step of one round."""
-        once = -(-images // batch_size)
-        if step == "adversarial":
-            return min(self.adversarial_batches[min(round, len(self.adversarial_batches) - 1)], MOST_PASSES * once)
-        return (self.epochs if round > 0 or self.plain_in_first else 0) * once
+        wanted = self.adversarial_batches if step == "adversarial" else self.plain_batches
+        return min(wanted[min(round, len(wanted) - 1)], MOST_PASSES * -(-images // batch_size))
 
 
 @dataclass
@@ -82,6 +77,7 @@ class Run:
     how: FineTuning
     processes: Processes
     extra: Indices
+    suspects: Indices | None = None  # what screening flagged, to be unlearned
     callbacks: tuple[Any, ...] = ()
     round: int = 0
     step: int = 0
@@ -181,7 +177,8 @@ class Keeper:
             "how": asdict(run.how),
             "data": run.store.fingerprint,
             "first extra set": _digest(run.pool, run.judge[1], run.extra),
-            "model": _digest_of_weights(run.network.net),
+            "suspects": 0 if run.suspects is None else _digest(run.suspects),
+            "model": digest_of(run.network.net),
         }
 
     def save(self) -> None:
@@ -245,12 +242,4 @@ def _digest(*arrays: NDArray) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes() + b"|")
-    return digest.hexdigest()
-
-
-def _digest_of_weights(net: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in net.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -7,12 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainguard.purification.network import UnitPixels
+from trainguard.models import UnitPixels
 from trainguard.training import autocast
 
-LIKE_A_TRIGGER = (
-    0.5  # share of predictions that a patch has to change; benign digits 0.4 at most, BadNets 0.75 at least
-)
 PENALTY = 5.0  # weight of the area beyond what is allowed, against a loss of the order of one
 
 

@@ -10,8 +10,9 @@ import dataclasses
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
 from trainguard.screening.enhancement import enhancement_loss
 from trainguard.screening.learning import fresh_probe, logits, recipe_for, train
@@ -20,25 +21,11 @@ from trainguard.screening.pipeline import Decision, Run
 from trainguard.training import Recipe, outputs
 
 
-class _UnitPixels(nn.Module):
-    """The user's model behind the map from unit pixels to its own input."""
-
-    def __init__(self, model: nn.Module, run: Run) -> None:
-        super().__init__()
-        self.model = model
-        self._range = run.store.pixel_range
-
-    def forward(self, images: Tensor) -> Tensor:
-        from trainguard.models import logits_of
-
-        return logits_of(self.model(self._range.to_model(images)))
-
-
 def decide(run: Run) -> Decision:
     """Screen as the paper does: warm up; then four times score, partition, unlearn and relearn; then identify."""
     store, settings = run.store, run.settings
     index, labels = store.readable, store.labels
-    probe = fresh_probe(run, run.seed) if run.model is None else _UnitPixels(run.model, run).to(run.device)
+    probe = fresh_probe(run, run.seed) if run.model is None else UnitPixels(run.model, store.pixel_range).to(run.device)
     for parameter in probe.parameters():
         parameter.requires_grad_(True)
     train(run, "warm-up", probe, index, recipe_for(run, len(index), settings.warmup_share))

@@ -15,6 +15,7 @@ from torch import nn
 
 from trainguard.data.store import ImageStore
 from trainguard.distributed import Processes
+from trainguard.models import digest_of
 from trainguard.progress import Progress
 from trainguard.results import ScreenResult
 from trainguard.screening.settings import Settings
@@ -29,6 +30,7 @@ class Run:
     Attributes:
         store: the images.
         model: a copy of the user's model in model input space, or None.
+        trained: likewise, of a model that has learned the data already; None where nobody has.
         settings: what decides.
         spend: epoch-equivalents of forward and backward passes that may be used.
         seed: of everything random.
@@ -43,6 +45,7 @@ class Run:
 
     store: ImageStore
     model: nn.Module | None
+    trained: nn.Module | None
     settings: Settings
     spend: float
     seed: int
@@ -103,6 +106,7 @@ def screen_images(
     state_dir: str | os.PathLike | None = None,
     progress: bool = True,
     callbacks: Sequence[Any] = (),
+    trained: bool = False,
 ) -> ScreenResult:
     """Screen opened images.
 
@@ -119,6 +123,7 @@ def screen_images(
         progress: show it on the terminal.
         callbacks: objects with any of `on_stage_start(stage)`, `on_probe_epoch_end(**row)`, `on_scores(score=...,
             consistency=...)`, `on_result(result)`.
+        trained: `model` has learned the data already and takes the first probe's place.
 
     Returns:
         The result, equal on every rank.
@@ -132,11 +137,14 @@ def screen_images(
     processes = processes or Processes()
     spend = settings.default_epochs if epochs is None else budget * epochs
     made_with = settings.to_dict() | {"seed": seed, "epochs": epochs, "budget": budget, "spend": spend}
+    if trained and model is not None:
+        made_with["trained"] = digest_of(model)
     key = {"fingerprint": store.fingerprint, "samples": len(store)} | made_with
     start = time.perf_counter()
     run = Run(
         store=store,
         model=model,
+        trained=model if trained else None,
         settings=settings,
         spend=spend,
         seed=seed,

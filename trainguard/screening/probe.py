@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainguard.models import UnitPixels, classifier_layer
+
+MOST_FEATURES = 1024  # of a given model: their covariance is inverted
 WIDTH = 16
 SIDE = 48  # larger images are brought to about this side by a strided stem
 
@@ -68,6 +71,41 @@ class Probe(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         r"""(B, C, H, W) to (B, D): mean and maximum of the channels of the three last stages."""
         return torch.cat([torch.cat([m.float().mean((2, 3)), m.float().amax((2, 3))], 1) for m in self.maps(images)], 1)
+
+
+class Trained(nn.Module):
+    r"""A model that has learned the data already, in the place of the first probe.
+
+    Args:
+        network: eats unit pixels.
+        num_classes: K; the features are what goes into the last linear layer with K outputs, or the logits where there
+            is none. Of more than 1,024, as many random sums are taken.
+    """
+
+    def __init__(self, network: UnitPixels, num_classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self._layer = classifier_layer(network.net, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        r"""(B, C, H, W) in [0, 1] to (B, K) logits."""
+        return self.network(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        r"""(B, C, H, W) to (B, D)."""
+        seen: list[Tensor] = []
+        layer = self._layer
+        hook = None if layer is None else layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            logits = self.network(images)
+        finally:
+            if hook is not None:
+                hook.remove()
+        found = (seen[-1] if seen else logits).detach().float().flatten(1)
+        if found.shape[1] <= MOST_FEATURES:
+            return found
+        generator = torch.Generator().manual_seed(found.shape[1])
+        return found @ torch.randn(found.shape[1], MOST_FEATURES, generator=generator).to(found)
 
 
 class _Residual(nn.Module):

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from sklearn.neighbors import NearestNeighbors
 
+from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
 from trainguard.screening.identification import Finding, labels_of, orient, sentence, transfers, with_bars
 from trainguard.screening.identification import decide as verdict_of
 from trainguard.screening.learning import fresh_probe, logits, recipe_for, train
 from trainguard.screening.pipeline import Decision, Run
-from trainguard.screening.probe import Probe
+from trainguard.screening.probe import Probe, Trained
 from trainguard.screening.separation import LEAST_SIZE, Whitening, refined, split_class
 from trainguard.screening.settings import Settings
 from trainguard.training import outputs
@@ -41,8 +42,7 @@ def decide(run: Run) -> Decision:
     """Screen by separation; see the module's text."""
     store, settings = run.store, run.settings
     index, labels = store.readable, store.labels
-    probe = fresh_probe(run, run.seed)
-    train(run, "warm-up", probe, index, recipe_for(run, len(index), settings.warmup_share))
+    probe = _learned(run)
     divergence = _scored(run, probe)
     with run.stage("partition"):
         predicted = logits(run, probe, index).argmax(1)
@@ -75,7 +75,16 @@ def decide(run: Run) -> Decision:
     )
 
 
-def _scored(run: Run, probe: Probe) -> np.ndarray:
+def _learned(run: Run) -> Probe | Trained:
+    """A probe that has learned everything: the given model if it was trained on these data, else a small one now."""
+    if run.trained is not None:
+        return Trained(UnitPixels(run.trained, run.store.pixel_range), run.store.num_classes).to(run.device).eval()
+    probe, index = fresh_probe(run, run.seed), run.store.readable
+    train(run, "warm-up", probe, index, recipe_for(run, len(index), run.settings.warmup_share))
+    return probe
+
+
+def _scored(run: Run, probe: Probe | Trained) -> np.ndarray:
     settings, saved = run.settings, run.state.load("consistency")
     if saved is not None:
         return saved["divergence"].numpy()
@@ -95,7 +104,7 @@ def _scored(run: Run, probe: Probe) -> np.ndarray:
     return divergence
 
 
-def _findings(run: Run, probe: Probe, divergence: np.ndarray) -> list[Finding]:
+def _findings(run: Run, probe: Probe | Trained, divergence: np.ndarray) -> list[Finding]:
     """Every class in two, in up to four ways; memory: the features of one class at a time."""
     store, settings = run.store, run.settings
 
@@ -133,7 +142,7 @@ def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
     return sorted(kept, key=lambda f: f.label)
 
 
-def _relearned(run: Run, probe: Probe, findings: list[Finding]) -> tuple[list[Finding], Probe, Company]:
+def _relearned(run: Run, probe: Probe | Trained, findings: list[Finding]) -> tuple[list[Finding], Probe, Company]:
     """A probe trained without the suspected parts, what it thinks of their labels, and their company."""
     settings, labels, rng = run.settings, run.store.labels, np.random.default_rng(run.seed)
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
@@ -155,7 +164,7 @@ def _relearned(run: Run, probe: Probe, findings: list[Finding]) -> tuple[list[Fi
         def share(part: np.ndarray, label: int) -> float:
             return float(company(rng.permutation(part)[:COMPARED], label).mean()) if len(part) else 1.0
 
-        def moved_by(finding: Finding, by: Probe) -> float:
+        def moved_by(finding: Finding, by: Probe | Trained) -> float:
             predict = _labels_by(by, run)
             moved = transfers(finding.split, finding.members, finding.label, run.store, predict, run.seed)
             return run.processes.broadcast(max(moved))
@@ -189,7 +198,7 @@ def _relearned(run: Run, probe: Probe, findings: list[Finding]) -> tuple[list[Fi
     return sorted(judged, key=lambda f: f.label), purified, company
 
 
-def _labels_by(probe: Probe, run: Run) -> Callable[[np.ndarray], np.ndarray]:
+def _labels_by(probe: Probe | Trained, run: Run) -> Callable[[np.ndarray], np.ndarray]:
     """A function from unit images (B, C, H, W) to the labels that the probe gives them."""
 
     def predict(images: np.ndarray) -> np.ndarray:
