@@ -124,7 +124,8 @@ def purify(
         kept: weight of the model's own answers to unperturbed images against the labels, in [0, 1].
         flip: mirror images at random. None: if the model takes mirrored images for the same.
         max_accuracy_loss: a round that loses more accuracy than this, in [0, 1], is not returned; if every round
-            does, the model comes back as it was, with a warning. Images held out of the training data are a strict
+            does, the model comes back as it was, with a warning. Two standard errors are added, which is much where few
+            images judge. Images held out of the training data are a strict
             judge: the model has learned them by heart, so that new images lose less.
         poison_share: of held-out images, how many may lose their label without counting as lost accuracy:
             purification is meant to unlearn the labels of poison. 0.1 is the rate that the paper defends against; 0 is
@@ -312,7 +313,8 @@ def _fine_tune(run: Run, step: str, show: Progress) -> None:
         run.stopped = f"fine-tuning diverged in round {run.round + 1}"
     elif step == "plain":
         lost = run.before - reached - run.plan.forgiven
-        run.history[-1]["within_bound"] = within = bool(lost <= run.plan.max_accuracy_loss)
+        doubt = len(run.judge[1]) ** -0.5  # two standard errors at most
+        run.history[-1]["within_bound"] = within = bool(lost <= run.plan.max_accuracy_loss + doubt)
         if within:
             run.best = {name: value.detach().cpu().clone() for name, value in run.network.net.state_dict().items()}
             run.best_accuracy = reached
