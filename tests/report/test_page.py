@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -233,6 +234,14 @@ def test_page_of_an_audit_names_the_target(tmp_path, read):
     assert "changes 87% of them" in page.text and "rows 5 to 7, columns 6 to 6" in page.text
 
 
+def test_page_of_an_audit_that_found_a_patch_does_not_speak_of_small_perturbations(tmp_path, read):
+    even = np.full((5, 5), 0.2, dtype=np.float32)
+    result = dataclasses.replace(audit_of(5), pull=even[0], transitions=even, reason="one small patch changes all")
+    page = read(build(result, tmp_path / "report.html"))
+    assert "Small perturbations push" not in page.text
+    assert "Suspected: 2. One small patch changes all." in page.text
+
+
 def test_page_of_an_audit_with_many_classes_draws_the_matrix(tmp_path, read):
     page = read(build(audit_of(100), tmp_path / "report.html"))
     assert len(page.all("img")) == 2 and len(page.source) < 200_000
@@ -243,7 +252,11 @@ def test_page_of_a_purification_needs_no_weights(tmp_path, read):
     (tmp_path / "pure.json").write_text(json.dumps(purification().to_dict()))
     saved = build(tmp_path / "pure.safetensors", tmp_path / "saved.html")
     assert live.read_text() == saved.read_text()
-    assert "83.0% before, 81.0% after" in read(live).text
+    assert "83.0% before, 81.0% after" in read(live).text and "Screening the data" not in read(live).text
+    found = {"verdict": "poisoned", "flagged": 1234, "reason": "they differ"}
+    screened = dataclasses.replace(purification(), settings={"seed": 0, "screening": found})
+    page = read(build(screened, tmp_path / "screened.html"))
+    assert "first flagged 1,234 images; their labels were unlearned: they differ." in page.text
 
 
 def test_page_of_a_drill_counts_only_attacks_that_implanted(tmp_path, read):

@@ -22,7 +22,7 @@ HEADLINES = {
 ADVICE = {
     "clean": "Nothing needs to be done. What the verdict assumes, and where it can be wrong, stands at the end.",
     "backdoored": "Do not deploy the model. Purify it, or train it again; and screen the data that it was trained on.",
-    "undecided": "Attack more images, or purify the model to be safe: it costs a clean model little accuracy.",
+    "undecided": "Attack more images, or purify the model to be safe: a clean model may lose a few points of accuracy.",
 }
 
 
@@ -31,7 +31,11 @@ def context(result: AuditResult) -> dict[str, Any]:
     k = len(result.pull)
     names = [result.name_of(i) for i in range(k)]
     targets = ", ".join(names[i] for i in result.target_classes) or "none"
-    found = f"Small perturbations push images of every class towards {targets}." if result.target_classes else ""
+    # The verdict may rest on one patch instead; the reason says which.
+    pulls = any(result.pull[i] >= 2 / max(2, k) for i in result.target_classes)
+    found = f"Small perturbations push images of every class towards {targets}." if pulls else ""
+    if result.target_classes and not pulls:
+        found = f"Suspected: {targets}. {result.reason[:1].upper()}{result.reason[1:]}."
     return {
         "title": "Audit report",
         "verdict": result.verdict,

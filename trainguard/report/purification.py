@@ -24,6 +24,7 @@ def context(record: Mapping[str, Any]) -> dict[str, Any]:
         "headline": "The model was purified" if record["changed"] else "The model came back as it was",
         "sentence": f"Accuracy on held-out images: {before:.1%} before, {after:.1%} after.",
         "stopped": record["stopped"],
+        "screening": _screening(record["settings"].get("screening")),
         "facts": [
             ("Rounds", str(rounds)),
             ("Accuracy before", f"{before:.2%}"),
@@ -36,6 +37,17 @@ def context(record: Mapping[str, Any]) -> dict[str, Any]:
         "settings": list(flattened(record["settings"])),
         "fingerprint": record["fingerprint"],
     }
+
+
+def _screening(found: Mapping[str, Any] | None) -> str:
+    """What screening said of the data before the rounds; empty where there was none."""
+    if not found:
+        return ""
+    if not found["flagged"]:
+        return f"Screening the data first flagged nothing (verdict: {found['verdict']})."
+    return (
+        f"Screening the data first flagged {found['flagged']:,} images; their labels were unlearned: {found['reason']}."
+    )
 
 
 def _progress(history: list[Mapping[str, Any]], before: float) -> Any:
