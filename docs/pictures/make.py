@@ -1,6 +1,6 @@
 """Make the pictures of reports that the documentation shows, from the folder of a finished drill.
 
-    trainguard drill DATA --attacks badnets,blend,sig,clean --defenses guard --out runs/drill
+    trainguard drill DATA --attacks badnets,blend,sig,clean --defenses guard,guard+purify,audit --out runs/drill
     python docs/pictures/make.py runs/drill
 
 Needs Chromium.
@@ -59,6 +59,12 @@ def main():
                 photograph(page, "badnets_samples", part="flagged-samples", height=1100)
                 photograph(page, "badnets_phone", part="flagged-samples", width=390, height=800, dark=True)
                 photograph(page, "badnets_scores", part="scores", height=700)
+        audit, purified = (drill / "cells" / f"badnets-{name}-seed0" for name in ("audit", "guard+purify"))
+        if audit.exists():
+            photograph(build(audit, Path(folder) / "audit.html"), "audit", height=1300)
+        if purified.exists():
+            page = build(purified / "purified.safetensors", Path(folder) / "purification.html")
+            photograph(page, "purification", height=1100)
         photograph(build(drill, Path(folder) / "drill.html"), "drill", height=1400)
 
 

@@ -279,3 +279,7 @@ def test_finished_models_are_mended_and_audited(screened, tmp_path, monkeypatch)
     assert found["audit"].verdict in ("clean", "backdoored", "undecided")
     assert (found["audit"].acc, found["audit"].asr) == (found["none"].acc, found["none"].asr)
     assert found["purify"].verdict is None
+    cells = tmp_path / "out" / "cells"
+    assert (cells / "badnets-audit-seed0" / "audit.json").is_file()
+    for name in ("purify", "purify-clean", "guard+purify"):
+        assert (cells / f"badnets-{name}-seed0" / "purified.json").is_file()

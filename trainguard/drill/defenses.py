@@ -16,7 +16,7 @@ from trainguard.drill.poison import Role
 from trainguard.drill.scene import Scene, Tick, UnitImages
 from trainguard.drill.train import predict
 from trainguard.files import write_atomically
-from trainguard.purification.results import AuditResult
+from trainguard.purification.results import AuditResult, PurifyResult
 from trainguard.results import ScreenResult
 
 DEFENSES = ("none", "oracle", "guard", "guard+relabel", "paper", "paper+relabel")
@@ -34,6 +34,7 @@ class Outcome:
         screen_seconds: wall seconds of the screening.
         train_seconds: wall seconds of the training, fine-tuning included.
         audit: what an audit of the model said; None where there was none.
+        purification: how the model was purified; None where it was not.
     """
 
     model: nn.Module
@@ -42,9 +43,10 @@ class Outcome:
     screen_seconds: float
     train_seconds: float
     audit: AuditResult | None = None
+    purification: PurifyResult | None = None
 
     def save(self, folder: Path) -> None:
-        r"""Write the model, and the screening's result where there is one."""
+        r"""Write the model, and the results of screening, audit and purification where there are any."""
         state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
         with write_atomically(folder / "model.safetensors") as path:
             safetensors.torch.save_file(state, path)
@@ -52,6 +54,8 @@ class Outcome:
             self.result.save(folder / "result")
         if self.audit is not None:
             self.audit.save(folder)
+        if self.purification is not None:
+            self.purification.save(folder / "purified")
 
 
 def defend(scene: Scene, defense: str, state_dir: Path, tick: Tick) -> Outcome:

@@ -20,6 +20,7 @@ from trainguard.models import UnitPixels
 from trainguard.progress import Progress
 from trainguard.purification import audit, purify
 from trainguard.purification.finetuning import FineTuning, fine_tune
+from trainguard.purification.results import PurifyResult
 from trainguard.results import ScreenResult
 
 REPAIRS = ("fine-tune", "purify", "purify-clean", "guard+purify", "audit")
@@ -49,20 +50,21 @@ def repair(scene: Scene, defense: str, folders: dict[str, Path]) -> Outcome:
     channels = scene.images.shape[1]
     unit = PixelRange.from_mean_std((0.0,) * channels, (1.0,) * channels)
     poisoned, trusted = UnitImages(scene.images, scene.labels), _clean_part(scene)
-    start, verdict = time.perf_counter(), None
+    start, verdict, outcome = time.perf_counter(), None, None
     if defense == "audit":
         verdict = audit(model, poisoned, seed=scene.seed, pixel_range=unit, progress=False)
     elif defense == "fine-tune":
         model = _fine_tuned(model, trusted, unit, scene.seed)
     elif defense == "purify-clean":
-        model = _purified(model, trusted, scene, unit, clean=True)
+        outcome = _purified(model, trusted, scene, unit, clean=True)
     elif defense == "guard+purify":
-        model = _purified(model, poisoned, scene, unit, initial=ScreenResult.load(folders["guard"] / "result"))
+        outcome = _purified(model, poisoned, scene, unit, initial=ScreenResult.load(folders["guard"] / "result"))
     else:
-        model = _purified(model, poisoned, scene, unit)
+        outcome = _purified(model, poisoned, scene, unit)
     seconds = time.perf_counter() - start
     nothing = np.zeros(len(scene.labels), dtype=bool)
-    return Outcome(model, nothing, None, seconds, before.train_seconds, verdict)
+    mended = model if outcome is None else outcome.model
+    return Outcome(mended, nothing, None, seconds, before.train_seconds, verdict, outcome)
 
 
 def _clean_part(scene: Scene) -> UnitImages:
@@ -72,9 +74,9 @@ def _clean_part(scene: Scene) -> UnitImages:
     return UnitImages(scene.data.train[rows], scene.data.train_labels[rows])
 
 
-def _purified(model: nn.Module, data: UnitImages, scene: Scene, unit: PixelRange, **options: object) -> nn.Module:
+def _purified(model: nn.Module, data: UnitImages, scene: Scene, unit: PixelRange, **options: object) -> PurifyResult:
     flip = None if scene.data.flip else False
-    return purify(model, data, seed=scene.seed, pixel_range=unit, progress=False, flip=flip, **options).model  # type: ignore[arg-type]
+    return purify(model, data, seed=scene.seed, pixel_range=unit, progress=False, flip=flip, **options)  # type: ignore[arg-type]
 
 
 def _fine_tuned(model: nn.Module, data: UnitImages, unit: PixelRange, seed: int) -> nn.Module:
