@@ -19,7 +19,7 @@ parser.add_argument("images", help="folder with one folder of images per class")
 parser.add_argument("--arch", required=True, help="a timm or torchvision name")
 parser.add_argument("--out", default="purified", help="where the purified weights go, as .safetensors with a .json")
 parser.add_argument("--clean", action="store_true", help="the images are known to be clean")
-parser.add_argument("--batches", type=int, nargs=2, default=[30, 100], help="of steps 1 and 2 of each round")
+parser.add_argument("--batches", type=int, nargs=2, help="of steps 1 and 2, in place of what purify chooses")
 arguments = parser.parse_args()
 
 images = open_data(arguments.images)
@@ -34,8 +34,8 @@ outcome = purify_checkpoint(
     data=images,
     out=arguments.out,
     clean=arguments.clean,
-    adversarial_batches=arguments.batches[:1],
-    plain_batches=arguments.batches[1:],
+    adversarial_batches=arguments.batches and arguments.batches[:1],
+    plain_batches=arguments.batches and arguments.batches[1:],
 )
 print(outcome)
 

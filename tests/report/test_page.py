@@ -229,17 +229,9 @@ def test_page_of_an_audit_names_the_target(tmp_path, read):
     audit_of(5).save(tmp_path / "audit")
     page = read(build(tmp_path / "audit", tmp_path / "report.html"))
     assert "This model looks backdoored" in page.text
-    assert "push images of every class towards 2" in page.text
+    assert "They pile up." in page.text and "Suspected target" in page.text
     assert page.text.count("84.0%") >= 5
     assert "changes 87% of them" in page.text and "rows 5 to 7, columns 6 to 6" in page.text
-
-
-def test_page_of_an_audit_that_found_a_patch_does_not_speak_of_small_perturbations(tmp_path, read):
-    even = np.full((5, 5), 0.2, dtype=np.float32)
-    result = dataclasses.replace(audit_of(5), pull=even[0], transitions=even, reason="one small patch changes all")
-    page = read(build(result, tmp_path / "report.html"))
-    assert "Small perturbations push" not in page.text
-    assert "Suspected: 2. One small patch changes all." in page.text
 
 
 def test_page_of_an_audit_with_many_classes_draws_the_matrix(tmp_path, read):

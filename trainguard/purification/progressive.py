@@ -119,7 +119,7 @@ def purify(
             border.
         norm: `"linf"` or `"l2"`.
         attack_steps: gradient steps per adversarial example, each of `eps / 5`.
-        lr: highest learning rate of each step.
+        lr: learning rate of step 1, and the one that step 2 starts from.
         batch_size: images per batch.
         kept: weight of the model's own answers to unperturbed images against the labels, in [0, 1].
         flip: mirror images at random. None: if the model takes mirrored images for the same.
@@ -129,7 +129,7 @@ def purify(
             judge: the model has learned them by heart, so that new images lose less.
         poison_share: of held-out images, how many may lose their label without counting as lost accuracy:
             purification is meant to unlearn the labels of poison. 0.1 is the rate that the paper defends against; 0 is
-            used with `clean`, with `validation` and with a `ScreenResult`.
+            used with `clean`, with `validation` and where screening flagged something.
         callbacks: objects with `on_purify_round(round, model, extra, similarity)`, called after each round with the
             network in unit pixels, its extra set, and the next ranking: similarity over all images, NaN where there
             is none.

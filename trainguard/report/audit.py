@@ -31,11 +31,7 @@ def context(result: AuditResult) -> dict[str, Any]:
     k = len(result.pull)
     names = [result.name_of(i) for i in range(k)]
     targets = ", ".join(names[i] for i in result.target_classes) or "none"
-    # The verdict may rest on one patch instead; the reason says which.
-    pulls = any(result.pull[i] >= 2 / max(2, k) for i in result.target_classes)
-    found = f"Small perturbations push images of every class towards {targets}." if pulls else ""
-    if result.target_classes and not pulls:
-        found = f"Suspected: {targets}. {result.reason[:1].upper()}{result.reason[1:]}."
+    found = f"{result.reason[:1].upper()}{result.reason[1:]}." if result.reason else ""
     return {
         "title": "Audit report",
         "verdict": result.verdict,
