@@ -279,8 +279,8 @@ def screen(
         cache_bytes: memory for decoded images, 4 GiB unless told; those beyond are read again, 0 keeps none.
         workers: processes that read images.
         preset: name of the screening settings: `"default"`, or `"paper"` for AdvrBD as published.
-        trained: `model` has been trained on these data already: it takes the place of the first of the two probes, which
-            then need not be trained.
+        trained: `model` has been trained on these data already: it takes the place of the first of the two probes,
+            which then need not be trained.
 
     Raises:
         ValueError: `trained` without a model, or with the paper's preset.

@@ -20,13 +20,14 @@ from trainguard.models import UnitPixels
 from trainguard.progress import Progress
 from trainguard.purification import audit, purify
 from trainguard.purification.finetuning import FineTuning, fine_tune
+from trainguard.purification.progressive import WITH_CLEAN
 from trainguard.purification.results import PurifyResult
 from trainguard.results import ScreenResult
 
 REPAIRS = ("fine-tune", "purify", "purify-clean", "guard+purify", "audit")
 NEEDED = {"guard+purify": "guard"}  # beside "none", whose model they all start from
 CLEAN_SHARE = 0.05  # of the training set: what PBE calls the clean extra set
-STEPS = 260  # as many as purification takes with clean data
+STEPS = sum(WITH_CLEAN)  # of the baseline: as many as purification takes
 
 
 def repair(scene: Scene, defense: str, folders: dict[str, Path]) -> Outcome:

@@ -88,7 +88,7 @@ def fine_tune(
         batches: how many optimizer steps; the set is shuffled anew whenever it has been gone through.
         adversarial: make untargeted adversarial examples of each batch, in eval mode (Eq. 6), and train on these.
         teacher: the infected model, in eval mode; None leaves the labels alone to say what is right.
-        suspects: images that screening flagged: their labels are unlearned beside each batch.
+        suspects: images that screening flagged, at least one: their labels are unlearned beside each batch.
         how: rates, batch size, perturbation.
         generator: order and augmentation, on the CPU.
         processes: ranks that share the work. The perturbations, most of the cost, are made in parts; the optimizer step
@@ -113,8 +113,8 @@ def fine_tune(
         nesterov=how.momentum > 0,
         foreach=True,
     )
-    beside = max(1, round(UNLEARNED * how.batch_size)) if suspects is not None and len(suspects) else 0
-    wrong = iter(shuffled_batches(suspects, batches, beside, generator)) if beside and suspects is not None else None
+    beside = max(1, round(UNLEARNED * how.batch_size))
+    wrong = None if suspects is None else shuffled_batches(suspects, batches, beside, generator)
     network.train()
     total, seen = 0.0, 0
     for step, index in enumerate(shuffled_batches(extra, batches, how.batch_size, generator)):
