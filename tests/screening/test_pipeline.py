@@ -180,6 +180,6 @@ def test_the_papers_variant_runs_on_the_users_architecture_and_leaves_it_alone(p
     )
     settings = dataclasses.replace(Settings.paper(), least_steps=100, default_epochs=4)
     found = screen_images(poisoned[1], model, settings=settings, progress=False)
-    iterations = [row for row in found.history if row["stage"].startswith("enhancement")]
+    iterations = [row for row in found.history if "trusted" in row]
     assert [round(row["trusted"], 2) for row in iterations] == [0.05, 0.1, 0.15, 0.2]
     assert found.suspect.any() and len(found.score) == 900

@@ -82,6 +82,15 @@ def test_enhancement_loss_rises_on_trusted_and_falls_on_the_rest():
     assert logits.grad[1, 1] < 0
 
 
+def test_enhancement_loss_weighs_the_trusted_and_the_rest_alike_however_few_are_trusted():
+    labels = torch.zeros(20, dtype=torch.int64)
+    trusted = torch.arange(20) < 2
+    logits = torch.zeros(20, 3, requires_grad=True)
+    enhancement_loss(trusted, labels)(logits, np.arange(20)).backward()
+    up, down = logits.grad[trusted].abs().sum(), logits.grad[~trusted].abs().sum()
+    assert torch.isclose(up, down)
+
+
 def test_enhancement_loss_is_bounded_below():
     logits = torch.tensor([[-100.0, 100.0]])
     value = enhancement_loss(torch.tensor([True]), torch.tensor([0]))(logits, np.array([0]))

@@ -27,12 +27,15 @@ def enhancement_loss(trusted: Tensor, labels: Tensor) -> Callable[[Tensor, objec
     the main task and Blend's backdoor together.
     """
 
+    total, few = len(trusted), int(trusted.sum())
+    ascent, descent = total / max(1, few), total / max(1, total - few)
+
     def loss(logits: Tensor, index: object) -> Tensor:
         rows = torch.as_tensor(index)
         chosen = trusted[rows].to(logits.device)
         each = F.cross_entropy(logits, labels[rows].to(logits.device), reduction="none")
-        learn = each[~chosen].sum()
-        unlearn = each[chosen].clamp(max=CAP).sum()
+        learn = each[~chosen].sum() * descent
+        unlearn = each[chosen].clamp(max=CAP).sum() * ascent
         return (learn - unlearn) / len(each)
 
     return loss

@@ -1,7 +1,7 @@
 r"""AdvrBD as published: Algorithms 1 and 2 on the user's architecture; what the enhanced probe gets right is flagged.
 
-The text at hand has lost its numbers; the substitutes are those that the methods it builds on published (ABL, D-BR),
-and stand in `Settings`. The paper has no verdict: a set is called poisoned wherever a sample is flagged.
+The text at hand has lost its numbers; the substitutes stand in `Settings`. The paper has no verdict: a set is called
+poisoned wherever a sample is flagged.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def decide(run: Run) -> Decision:
         name = f"enhancement {iteration}"
         divergence, trusted = _partitioned(run, probe, name, trusted)
         recipe = dataclasses.replace(
-            Recipe(epochs=1, batch_size=settings.batch_size), rate=settings.unlearn_rate, weight_decay=0.0
+            Recipe(epochs=settings.unlearn_epochs, batch_size=settings.batch_size),
+            rate=settings.unlearn_rate,
+            weight_decay=0.0,
         )
         train(run, name, probe, index, recipe, enhancement_loss(torch.from_numpy(trusted), given))
         right = logits(run, probe, index).argmax(1) == labels[index]

@@ -38,7 +38,9 @@ class Settings:
         learned: the probe's accuracy on the data, relative to chance, below which the verdict is `"undecided"`.
         partition_rate: `"paper"` only: share of the data that each iteration of Algorithm 2 moves to D_c.
         iterations: `"paper"` only: of Algorithm 2.
-        unlearn_rate: `"paper"` only: learning rate of Eq. 4. ABL's published 5e-4.
+        unlearn_epochs: `"paper"` only: of Eq. 4 in each iteration.
+        unlearn_rate: `"paper"` only: learning rate of Eq. 4. ABL's published 5e-4 left 36% of BadNets' clean samples
+            learned after four iterations, 0.02 left 21%.
     """
 
     variant: Literal["separation", "paper"] = "separation"
@@ -62,11 +64,12 @@ class Settings:
     learned: float = 2.0
     partition_rate: float = 0.05
     iterations: int = 4
-    unlearn_rate: float = 5e-4
+    unlearn_epochs: int = 2
+    unlearn_rate: float = 0.02
 
     @classmethod
     def paper(cls) -> Settings:
-        """AdvrBD as published, on the user's architecture; what the text lost comes from ABL and D-BR (see docs)."""
+        """AdvrBD as published, on the user's architecture; numbers that the text lost were chosen on BadNets."""
         return cls(variant="paper", warmup_share=0.4)
 
     def to_dict(self) -> dict[str, Any]:
