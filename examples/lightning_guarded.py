@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.models import get_model
 
-from trainguard import Guard  # trainguard
+from trainguard.integrations.lightning_fit import protect  # trainguard
 
 
 class Classifier(lightning.LightningModule):
@@ -53,8 +53,7 @@ def main(arguments=None):
     splits = datasets.load_dataset("parquet", data_dir=args.data)
     model = Classifier(args.model, splits["train"].features["label"].num_classes)
     loader = DataLoader(splits["train"].with_transform(through(AUGMENT)), args.batch_size, shuffle=True, drop_last=True)
-    guard = Guard(epochs=args.epochs, seed=args.seed)  # trainguard
-    loader = guard.protect(loader, model)  # trainguard
+    loader = protect(loader, model)  # trainguard
     held_out = DataLoader(splits["test"].with_transform(through(EVALUATE)), args.batch_size)
 
     trainer = lightning.Trainer(max_epochs=args.epochs, logger=False, enable_checkpointing=False)

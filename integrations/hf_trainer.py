@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from trainguard.files import write_atomically
 from trainguard.guard import Guard
+
+STATE_FILE = "trainguard.pt"  # in each of the Trainer's checkpoints
 
 
 def protect(trainer: Any, guard: Guard | None = None, **options: Any) -> Guard:
     """Let a guard protect what a Trainer trains on; call it once, before `trainer.train()`.
 
     The Trainer builds its loader when training starts, before it counts steps and makes the scheduler, so that both fit
-    what is kept. Screening happens there, on all processes of the Trainer together. To take up a run from a checkpoint
-    without screening again, give the guard a `state_dir`.
+    what is kept. Screening happens there, on all processes of the Trainer together. The guard's state goes into the
+    Trainer's checkpoints: `trainer.train(resume_from_checkpoint=...)` takes it up, and does not screen again.
 
     Args:
         trainer: a `transformers.Trainer`.
@@ -26,10 +34,33 @@ def protect(trainer: Any, guard: Guard | None = None, **options: Any) -> Guard:
     if guard is None:
         epochs = max(1, round(trainer.args.num_train_epochs))
         guard = Guard(trainer.accelerator, epochs=epochs, seed=trainer.args.seed)
-    make = trainer.get_train_dataloader
+    make, train = trainer.get_train_dataloader, trainer.train
 
     def protected_loader() -> Any:
         return guard.protect(make(), trainer.model, **options)
 
-    trainer.get_train_dataloader = protected_loader
+    def resumed(resume_from_checkpoint: str | bool | None = None, *arguments: Any, **others: Any) -> Any:
+        if resume_from_checkpoint is True:
+            folder = get_last_checkpoint(trainer.args.output_dir)
+        else:
+            folder = resume_from_checkpoint or None
+        if folder is not None and (saved := Path(folder) / STATE_FILE).exists():
+            guard.load_state_dict(torch.load(saved, weights_only=True))
+        return train(resume_from_checkpoint, *arguments, **others)
+
+    trainer.get_train_dataloader, trainer.train = protected_loader, resumed
+    trainer.add_callback(_Saved(guard))
     return guard
+
+
+class _Saved(TrainerCallback):
+    """Puts a guard's state into the checkpoints that a Trainer writes."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if args.should_save and folder.exists():
+            with write_atomically(folder / STATE_FILE) as path:
+                torch.save(self._guard.state_dict(), path)

@@ -147,14 +147,16 @@ def test_a_model_that_deepspeed_holds_asks_for_a_function(store):
         working_copy(model, store)
 
 
-def test_outputs_with_logits_are_understood(store):
-    class Output:
-        def __init__(self, logits):
-            self.logits = logits
+class WithLogits:
+    def __init__(self, logits):
+        self.logits = logits
 
+
+@pytest.mark.parametrize("made", [WithLogits, lambda logits: {"logits": logits}])
+def test_outputs_with_logits_are_understood(made, store):
     class HuggingFaceLike(nn.Linear):
         def forward(self, pixel_values):
-            return Output(super().forward(pixel_values.flatten(1)))
+            return made(super().forward(pixel_values.flatten(1)))
 
     assert isinstance(working_copy(HuggingFaceLike(192, 3), store), HuggingFaceLike)
 

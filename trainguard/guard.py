@@ -217,6 +217,18 @@ class Guard:
         if self._view is not None:
             self._apply()
 
+    def adopt(self, host: Any, epochs: int | None = None) -> None:
+        """Take a host's processes and length of training where the user named none.
+
+        Args:
+            host: has `process_index`, `num_processes` and `device`, as an `accelerate.Accelerator` has.
+            epochs: how long training will be; None, or less than 1, where the host does not know.
+        """
+        if self._accelerator is None:
+            self._accelerator = self._screening["accelerator"] = host
+        if self._screening["epochs"] is None and epochs is not None and epochs >= 1:
+            self._screening["epochs"] = epochs
+
     def _log(self, figures: dict[str, float], step: int | None = None) -> None:
         """Give figures to the trackers that the accelerator has started, if any."""
         if getattr(self._accelerator, "trackers", None):

@@ -144,8 +144,8 @@ def digest_of(model: nn.Module) -> str:
 
 
 def logits_of(output: Any) -> Any:
-    """The logits in a model's output: the output itself, or its `logits` (Hugging Face)."""
-    return getattr(output, "logits", output)
+    """The logits in a model's output: the output itself, or its `logits` (Hugging Face), attribute or entry."""
+    return output.get("logits", output) if isinstance(output, dict) else getattr(output, "logits", output)
 
 
 def copy_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:

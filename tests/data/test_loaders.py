@@ -247,6 +247,39 @@ def test_shares_of_two_processes_cover_the_kept_samples_and_the_epoch_is_kept_th
     assert sorted(parts) == KEPT.tolist() and len(orders[0]) == len(orders[1]) == 8
 
 
+class OnePerProcess(DistributedSampler):
+    """A user's own: everything in order, and a setting that happens to be the number of samples."""
+
+    def __iter__(self):
+        return iter(range(self.rank, len(self.dataset), self.num_replicas))
+
+
+def test_a_distributed_sampler_of_the_user_s_gets_the_length_of_what_is_kept():
+    loader = DataLoader(DATA, batch_size=1, sampler=OnePerProcess(DATA, 2, 0, seed=len(DATA)))
+    _, follower = followed(loader)
+    assert type(follower.loader.sampler) is OnePerProcess
+    assert len(follower.loader) == -(-len(KEPT) // 2) and numbers(follower.loader) == KEPT[::2].tolist()
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_stateful_loader_that_was_asked_for_its_state_goes_on_in_mid_epoch(shuffle):
+    torchdata = pytest.importorskip("torchdata.stateful_dataloader", reason="needs torchdata")
+
+    def protected():
+        loader = torchdata.StatefulDataLoader(DATA, batch_size=3, shuffle=shuffle, generator=generator())
+        loader.state_dict()  # accelerate's prepare does that: an iterator over everything waits then
+        return followed(loader)[1].loader
+
+    whole, stopped, resumed = protected(), protected(), protected()
+    batches = [batch[0].tolist() for batch in whole]
+    assert sorted(number for batch in batches for number in batch) == KEPT.tolist()
+    iterator = iter(stopped)
+    before = [next(iterator)[0].tolist() for _ in range(2)]
+    resumed.load_state_dict(stopped.state_dict())
+    assert before + [batch[0].tolist() for batch in resumed] == batches
+    assert sorted(numbers(resumed)) == KEPT.tolist()
+
+
 def test_a_sampler_object_stays_the_same_through_a_refresh():
     view, follower = followed(DataLoader(DATA, batch_size=3, shuffle=True))
     sampler, batch_sampler = follower.loader.sampler, follower.loader.batch_sampler

@@ -88,14 +88,15 @@ def test_a_rank_that_fails_takes_the_others_down_with_its_message(tmp_path):
     assert done.returncode != 0 and "ZeroDivisionError" in done.stderr
 
 
-def trained(folder, monkeypatch, *, protect_first, epoch, kill=False, resume=False):
+def trained(folder, monkeypatch, *, protect_first, epoch, kill=False, resume=False, stateful=False):
     """Weights, and the rows of each batch, after three epochs; samples come back after the first of them."""
     AcceleratorState._reset_state(reset_partial_state=True)
     screenings = []
     monkeypatch.setattr(
         trainguard.guard, "screen_images", lambda images, *_, **__: screenings.append(1) or result_for(images, FLAGGED)
     )
-    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))
+    configuration = DataLoaderConfiguration(use_seedable_sampler=True, use_stateful_dataloader=stateful)
+    accelerator = Accelerator(cpu=True, dataloader_config=configuration)
     set_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -114,7 +115,8 @@ def trained(folder, monkeypatch, *, protect_first, epoch, kill=False, resume=Fal
     seen = []
     for number in range(first, 3):
         loader.set_epoch(number)
-        batches = accelerator.skip_first_batches(loader, step + 1) if resume and number == first else loader
+        skips = resume and number == first and not stateful
+        batches = accelerator.skip_first_batches(loader, step + 1) if skips else loader
         for position, (x, y, rows) in enumerate(batches, step + 1 if resume and number == first else 0):
             seen.append(rows.tolist())
             optimizer.zero_grad()
@@ -130,8 +132,11 @@ def trained(folder, monkeypatch, *, protect_first, epoch, kill=False, resume=Fal
 
 @pytest.mark.parametrize("epoch", [0, 1])
 @pytest.mark.parametrize("protect_first", [False, True])
-def test_a_run_killed_in_mid_epoch_ends_as_the_uninterrupted_one(protect_first, epoch, tmp_path, monkeypatch):
-    how = {"protect_first": protect_first, "epoch": epoch}
+@pytest.mark.parametrize("stateful", [False, True])
+def test_a_run_killed_in_mid_epoch_ends_as_the_uninterrupted_one(stateful, protect_first, epoch, tmp_path, monkeypatch):
+    if stateful:
+        pytest.importorskip("torchdata.stateful_dataloader", reason="needs torchdata")
+    how = {"protect_first": protect_first, "epoch": epoch, "stateful": stateful}
     seen, weights, _ = trained(tmp_path, monkeypatch, **how)
     trained(tmp_path, monkeypatch, **how, kill=True)
     again, resumed, screenings = trained(tmp_path, monkeypatch, **how, resume=True)

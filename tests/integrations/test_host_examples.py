@@ -20,7 +20,7 @@ HOSTS = {  # lines that a guarded script has more than its base, and what it is 
     "timm": (3, ["--size", "32", "--model", "resnet10t"]),
     "datasets": (3, []),
     "hf_trainer": (2, []),
-    "lightning": (3, []),
+    "lightning": (2, []),
 }
 
 

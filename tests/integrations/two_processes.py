@@ -4,6 +4,7 @@ torchrun --nproc_per_node 2 two_processes.py FOLDER
 """
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ CONFIGURATIONS = {
     "split dispatcher": {"split_batches": True, "dispatch_batches": True},
     "uneven": {"even_batches": False},
 }
+if find_spec("torchdata"):
+    CONFIGURATIONS["stateful"] = {"use_stateful_dataloader": True}
 
 
 def data():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,8 @@ class Follower:
         # DataLoader forbids setting these one by one; a copy of its state keeps whatever else a subclass or a later
         # version of torch has there, which calling the constructor again would not.
         vars(self.loader).update(dataset=view, _iterator=None, **samplers)
+        if hasattr(loader, "_initial_iter_for_state_dict"):  # torchdata's: the user's iterator waits to be used
+            vars(self.loader).update(_initial_iter_for_state_dict=False)
 
     def refresh(self) -> None:
         """Bring the samplers in line with a view that has changed."""
@@ -170,18 +173,23 @@ class Follower:
             return WeightedRandomSampler(
                 weights.tolist(), scaled(sampler.num_samples, view), sampler.replacement, sampler.generator
             )
-        if kind is DistributedSampler and len(sampler.dataset) == size:
-            fresh: DistributedSampler = DistributedSampler(
+        if isinstance(sampler, DistributedSampler) and len(sampler.dataset) == size:  # type: ignore[arg-type]
+            plain: DistributedSampler = DistributedSampler(
                 view, sampler.num_replicas, sampler.rank, sampler.shuffle, sampler.seed, sampler.drop_last
             )
-            fresh.set_epoch(self._live.get(id(sampler), sampler).epoch)
-            return fresh
+            plain.set_epoch(self._live.get(id(sampler), sampler).epoch)
+            return self._copied(sampler, size, vars(plain))
         return self._copied(sampler, size)
 
-    def _copied(self, sampler: Any, size: int) -> Sampler:
-        """A copy of a user's own sampler, if all that it holds is the data set, other samplers and plain settings."""
-        changed: dict[str, Any] = {}
+    def _copied(self, sampler: Any, size: int, known: Mapping[str, Any] = MappingProxyType({})) -> Sampler:
+        """A copy of a user's own sampler, if all that it holds is the data set, other samplers and plain settings.
+
+        `known` has the new values of attributes that need no such look.
+        """
+        changed = dict(known)
         for name, value in vars(sampler).items():
+            if name in known:
+                continue
             if value is self._original.dataset:
                 changed[name] = self._view
             elif isinstance(value, Sampler):
@@ -196,10 +204,7 @@ class Follower:
                 f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, it does not hold "
                 f"the data set: {WAY_OUT}"
             )
-        live = self._live.get(id(sampler))
-        if live is not None:  # it may have counted epochs meanwhile
-            return live
-        fresh = copy.copy(sampler)
+        fresh = copy.copy(self._live.get(id(sampler), sampler))  # it may have counted epochs meanwhile
         vars(fresh).update(changed)
         return fresh
 
