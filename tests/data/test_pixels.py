@@ -107,6 +107,14 @@ PIPELINES = {
 }
 
 
+def test_transform_range_reads_albumentations():
+    albumentations = pytest.importorskip("albumentations", reason="needs albumentations, which nothing here installs")
+    found = transform_range(
+        albumentations.Compose([albumentations.HorizontalFlip(), albumentations.Normalize(MEAN, STD)])
+    )
+    assert found.low == pytest.approx(NORMALISED.low) and found.high == pytest.approx(NORMALISED.high)
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_transform_range_finds_the_normalisation(name):
     found = transform_range(PIPELINES[name])
