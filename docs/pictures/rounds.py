@@ -19,7 +19,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import safetensors.torch
 import torch
-from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from trainguard import purify
 from trainguard.data.pixels import PixelRange
@@ -32,11 +31,12 @@ from trainguard.drill.recipes import Setting, attack
 from trainguard.drill.scene import Scene, UnitImages, Victim
 from trainguard.drill.train import Recipe
 from trainguard.files import write_atomically
+from trainguard.purification.ranking import precision_recall
 
 HERE = Path(__file__).parent
 RECORD = HERE.parent / "results" / "rounds.json"
 SHARES = (0.05, 0.2, 0.5, 0.7)
-RECALLS = np.linspace(0, 1, 41)
+RECALLS = np.linspace(0.02, 1, 50)
 
 
 class Watch:
@@ -55,11 +55,10 @@ class Watch:
         """Note what a round came to."""
         ranked = np.isfinite(similarity)
         poison = self.scene.role == Role.PAYLOAD
-        precision, recall, _ = precision_recall_curve(poison[ranked], -similarity[ranked])
+        precision, recall = precision_recall(similarity[ranked], ~poison[ranked])
         row = self.look(model) | {
             "poison in the extra set": float(poison[np.asarray(extra)].mean()),
-            "average precision": float(average_precision_score(poison[ranked], -similarity[ranked])),
-            "precision": np.interp(RECALLS, recall[::-1], precision[::-1]).tolist(),
+            "precision": np.interp(RECALLS, recall, precision).tolist(),
         }
         self.rows.append(row)
         print(self.scene.attack.name, round, {k: v for k, v in row.items() if k != "precision"}, flush=True)
@@ -117,8 +116,8 @@ def draw(found):
         for number, row in enumerate(rows[1:], 1):
             axis.plot(RECALLS, row["precision"], label=f"round {number}", color=plt.cm.viridis(number / 4.5))
         axis.set_title(name)
-        axis.set_xlabel("recall of the poison")
-    axes[0][0].set_ylabel("precision")
+        axis.set_xlabel("recall of the clean images")
+    axes[0][0].set_ylabel("precision (share that is clean)")
     axes[0][0].legend(fontsize=7, frameon=False)
     figure.savefig(HERE / "precision_recall.png", dpi=110)
     figure, axes = plt.subplots(1, len(found), figsize=size, sharey=True, layout="constrained", squeeze=False)
