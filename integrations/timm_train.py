@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image
 from timm.data import AugMixDataset, ImageDataset
+from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSampler
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import DataLoader
 
@@ -80,6 +81,17 @@ def readable(dataset: Any) -> Readings | None:
     if isinstance(dataset, AugMixDataset):
         dataset = dataset.dataset
     return Readings(dataset) if isinstance(dataset, ImageDataset) else None
+
+
+def counts_of(sampler: Any, dataset: Any) -> dict[str, Any]:
+    """What one of timm's distributed samplers would hold for another data set: they count samples only once."""
+    if isinstance(sampler, RepeatAugSampler):
+        fresh = RepeatAugSampler(dataset, sampler.num_replicas, sampler.rank, sampler.shuffle, sampler.num_repeats)
+    elif isinstance(sampler, OrderedDistributedSampler):
+        fresh = OrderedDistributedSampler(dataset, sampler.num_replicas, sampler.rank)
+    else:
+        return {}
+    return {name: value for name, value in vars(fresh).items() if name != "epoch"}
 
 
 def _class_names(positions: dict[str, int] | None) -> list[str] | None:

@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 from flagged import result_for
 from PIL import Image
 from timm.data import FastCollateMixup, create_dataset, create_loader
+from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSampler
 from timm.data.loader import PrefetchLoader
 from torch import nn
 
@@ -79,6 +82,29 @@ def test_mixup_and_random_erasing_are_what_they_were(folder, screened):
     loader.mixup_enabled = False
     assert not mixup.mixup_enabled
     assert set(next(iter(loader))[1].argmax(1).tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize("kind", [RepeatAugSampler, OrderedDistributedSampler])
+def test_timm_s_distributed_samplers_count_what_is_kept_and_what_comes_back(kind, folder, screened):
+    seen, again = [], []
+    for rank in (0, 1):
+        loader = loader_of(folder, batch_size=1)
+        inner = loader.loader
+        loader.loader = torch.utils.data.DataLoader(
+            inner.dataset, batch_size=1, sampler=kind(inner.dataset, 2, rank), collate_fn=inner.collate_fn
+        )
+        guard = Guard(progress=False)
+        loader = guard.protect(loader)
+        if kind is RepeatAugSampler:
+            loader.loader.sampler.set_epoch(3)
+        assert len(loader) == math.ceil(len(KEPT) / 2)
+        seen += [int(index) for index in loader.loader.sampler]
+        guard.relabel(network())
+        assert len(loader) == SIZE // 2 and getattr(loader.loader.sampler, "epoch", 3) == 3
+        again += [int(index) for index in loader.loader.sampler]
+    assert set(seen) <= set(range(len(KEPT))) and len(again) == SIZE
+    if kind is OrderedDistributedSampler:
+        assert set(seen) == set(range(len(KEPT))) and sorted(again) == list(range(SIZE))
 
 
 def test_flagged_samples_come_back_relabelled(folder, screened):

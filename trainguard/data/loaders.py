@@ -179,6 +179,8 @@ class Follower:
             )
             plain.set_epoch(self._live.get(id(sampler), sampler).epoch)
             return self._copied(sampler, size, vars(plain))
+        if _host_of(sampler) == "timm":
+            return self._copied(sampler, size, _adapter("timm").counts_of(sampler, view))
         return self._copied(sampler, size)
 
     def _copied(self, sampler: Any, size: int, known: Mapping[str, Any] = MappingProxyType({})) -> Sampler:
