@@ -126,6 +126,7 @@ def draw(found):
             axis.plot([100 * row[key] for row in rows], color=colour, marker="o", label=key.upper())
         axis.set_title(name)
         axis.set_xlabel("round")
+        axis.set_ylim(0, 100)
         axis.set_xticks(range(len(rows)))
     axes[0][0].set_ylabel("%")
     axes[0][0].legend(fontsize=7, frameon=False)
