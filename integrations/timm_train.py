@@ -85,6 +85,7 @@ def readable(dataset: Any) -> Readings | None:
 
 def counts_of(sampler: Any, dataset: Any) -> dict[str, Any]:
     """What one of timm's distributed samplers would hold for another data set: they count samples only once."""
+    fresh: Any
     if isinstance(sampler, RepeatAugSampler):
         fresh = RepeatAugSampler(dataset, sampler.num_replicas, sampler.rank, sampler.shuffle, sampler.num_repeats)
     elif isinstance(sampler, OrderedDistributedSampler):

@@ -81,8 +81,8 @@ def purify(
     Each round fine-tunes the model on untargeted adversarial examples of an extra set (steps 1a and 1b, Eq. 6 and
     8), then on the set itself (step 2), then ranks all images by how little purification changed their logits (step
     3, Eq. 9) and takes the top of that ranking as the next, larger extra set. With clean data, steps 1 and 2 run once,
-    from a new last layer: fine-tuning with small rates leaves the old one as it is, and with it the answer to the
-    trigger (Min et al. 2023, feature shift tuning).
+    from a new last layer (after Min et al. 2023, feature shift tuning), which has to learn its answers again from
+    clean images.
 
     A round is worth another one while it still changes something. When the accuracy on images that were held out no
     longer rises and the ranking would choose the same set again, the alternation has reached its fixed point and
