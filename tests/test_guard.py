@@ -385,13 +385,24 @@ def test_a_state_that_cannot_be_taken_up_is_refused(screening, images, labels):
     assert clean.result.verdict == "clean"
 
 
-def test_protecting_again_screens_again(screening, images, labels):
+@pytest.mark.parametrize("other", ["data", "preset"])
+def test_protecting_something_else_screens_again(other, screening, images, labels):
     guard = Guard(progress=False)
-    guard.protect(DataLoader(TensorDataset(images, labels), 16), network())
+    guard.protect(DataLoader(Augmented(images, labels), 16), network())
     guard.relabel(network())
     screening.flagged = [5]
-    protected = guard.protect(DataLoader(Augmented(images, labels), 16), network())
+    changed = images.flip(0) if other == "data" else images
+    loader = DataLoader(Augmented(changed, labels), 16)
+    protected = guard.protect(loader, network(), preset="paper" if other == "preset" else "default")
     assert rows(protected) == [row for row in range(60) if row != 5]
+
+
+def test_protecting_the_same_data_again_takes_the_same_result(screening, images, labels):
+    guard = Guard(progress=False)
+    first = guard.protect(DataLoader(Augmented(images, labels), 16), network())
+    guard.relabel(network())
+    protected = guard.protect(DataLoader(Augmented(images, labels), 16), network())
+    assert len(screening.calls) == 1 and rows(protected) == rows(first) == list(range(60))
 
 
 @pytest.mark.parametrize("arguments", [{}, {"model": network}, {"model": network()}])

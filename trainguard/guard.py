@@ -73,7 +73,8 @@ class Guard:
         self._result: ScreenResult | None = None
         self._steps: Steps = "natural"
         self._new_labels: tuple[np.ndarray, np.ndarray] | None = None  # (samples that came back, their labels)
-        self._images: ImageStore | None = None
+        self._images: ImageStore | None = None  # the flagged ones of the loader that is protected
+        self._asked = ("", "")  # fingerprint and preset of that loader's screening
         self._view: LiveView | None = None
         self._follower: Follower | None = None
 
@@ -101,7 +102,8 @@ class Guard:
         """Screen the loader's data set now, and give a loader of the same kind without the flagged samples.
 
         The loader is not iterated, the model not touched, and no random stream is moved. If nothing is flagged the very
-        same loader comes back.
+        same loader comes back. A loader over the same data as the last one takes that result, new labels included: a
+        host that builds its loader anew is not screened anew.
 
         Args:
             loader: a torch `DataLoader` over a map-style data set, or a loader of a known host.
@@ -140,13 +142,15 @@ class Guard:
         )
         view, follower = _follow(host, images, label_column)
         result = self._result
-        if result is None or self._images is not None:
+        if result is None or (self._images is not None and self._asked != (images.fingerprint, preset)):
             result = run_screening(images, model, preset, **self._screening)
             self._result, self._new_labels, self._steps = result, None, steps
             self._log(result.figures(), step=0)  # before training's own steps: a tracker may not go back
-        else:  # a state was loaded, and this is the loader it is about
+        elif self._images is None:  # a state was loaded, and this is the loader it is about
             check_fingerprint(result.fingerprint, images.fingerprint)
-        self._images = images.only(np.flatnonzero(result.suspect))
+        else:
+            self._steps = steps
+        self._images, self._asked = images.only(np.flatnonzero(result.suspect)), (images.fingerprint, preset)
         if len(result.keep) == len(images):
             self._view = self._follower = None
             return loader

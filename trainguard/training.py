@@ -76,17 +76,15 @@ def shifted(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
         share: in [0, 0.5); 0 gives the images back.
         generator: on the CPU.
     """
-    count, _, height, width = images.shape
+    count, channels, height, width = images.shape
     up, left = int(share * height), int(share * width)
     if up == 0 and left == 0:
         return images
     padded = F.pad(images, (left, left, up, up), mode="reflect")
     top = torch.randint(2 * up + 1, (count, 1), generator=generator) + torch.arange(height)
     side = torch.randint(2 * left + 1, (count, 1), generator=generator) + torch.arange(width)
-    top, side = top.to(images.device), side.to(images.device)
-    row = torch.arange(count, device=images.device).view(-1, 1, 1)
-    moved = padded.permute(0, 2, 3, 1)[row, top[:, :, None], side[:, None, :]]
-    return moved.permute(0, 3, 1, 2)
+    place = (top[:, :, None] * padded.shape[3] + side[:, None, :]).flatten(1).to(images.device)
+    return padded.flatten(2).gather(2, place[:, None].expand(-1, channels, -1)).view_as(images)
 
 
 def batches(index: np.ndarray, size: int, generator: torch.Generator) -> Iterator[np.ndarray]:

@@ -161,3 +161,50 @@ def test_schedules_of_sizes_are_refused_before_any_screening(folder, screened):
     with pytest.raises(DataError, match=r"schedule of image sizes \(input_size_choices\) .* screen first"):
         Guard(progress=False).protect(loader, network())
     assert not screened
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """The 30 images as a Hugging Face data set in a folder, row 7 broken at will."""
+    import datasets
+
+    def written(broken=False):
+        rows = []
+        for row in range(SIZE):
+            path = tmp_path / "one.png"
+            Image.new("RGB", (20, 20), (STEP * row,) * 3).save(path)
+            rows.append({"bytes": b"not an image" if broken and row == 7 else path.read_bytes(), "path": None})
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+        data = datasets.Dataset.from_dict({"image": rows, "label": [int(row >= 15) for row in range(SIZE)]}, features)
+        (tmp_path / "data").mkdir()
+        data.to_parquet(tmp_path / "data" / "train.parquet")
+        return f"{tmp_path / 'data'}"
+
+    return written
+
+
+def hugging_face_loader(kind, path, tmp_path, **settings):
+    known = {"num_samples": SIZE} if kind == "hfids" else {}
+    cache = str(tmp_path / "cache")
+    data = create_dataset(f"{kind}/{path}", cache, split="train", is_training=True, batch_size=1, **known)
+    usual = {"batch_size": 1, "is_training": True, "no_aug": True, "num_workers": 0, "device": torch.device("cpu")}
+    return create_loader(data, 16, mean=(0.0,) * 3, std=(1.0,) * 3, **usual | settings)
+
+
+def test_a_hugging_face_reader_gives_kept_samples_only(parquet, screened, tmp_path):
+    loader = hugging_face_loader("hfds", parquet(), tmp_path)
+    assert rows(Guard(progress=False).protect(loader, network())) == KEPT
+    (images,) = screened
+    assert images.class_names == ("a", "b") and images.labels.tolist() == [int(row >= 15) for row in range(SIZE)]
+
+
+def test_a_hugging_face_reader_s_bad_row_is_named(parquet, screened, tmp_path):
+    loader = hugging_face_loader("hfds", parquet(broken=True), tmp_path)
+    with pytest.raises(DataError, match=r"row 7 cannot be read: UnidentifiedImageError"):
+        Guard(progress=False).protect(loader, network())
+
+
+def test_a_streaming_hugging_face_reader_is_refused(parquet, tmp_path):
+    loader = hugging_face_loader("hfids", parquet(), tmp_path)
+    with pytest.raises(DataError, match="no positions to flag"):
+        Guard(progress=False).protect(loader, network())

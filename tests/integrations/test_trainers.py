@@ -109,12 +109,18 @@ def test_a_trainer_s_checkpoint_of_an_unguarded_run_is_screened_for(screened, tm
     assert len(screened) == 2 and guard.result.keep.tolist() == KEPT
 
 
+def test_a_trainer_that_trains_twice_screens_once(screened, tmp_path):
+    trainer, _ = hf_run(tmp_path, epochs=1)
+    trainer.train()
+    assert len(screened) == 1 and sorted(trainer.model.rows) == sorted(2 * KEPT)
+
+
 @pytest.fixture
 def lightning():
     return pytest.importorskip("lightning", reason="needs lightning: pip install 'trainguard[hosts]'")
 
 
-def lightning_run(lightning, data, *, epochs=3, stop=-1, resume=None, save=None):
+def lightning_run(lightning, data, *, epochs=3, stop=-1, resume=None, save=None, **options):
     class Classifier(lightning.LightningModule):
         def __init__(self):
             super().__init__()
@@ -138,6 +144,7 @@ def lightning_run(lightning, data, *, epochs=3, stop=-1, resume=None, save=None)
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[_stopping(lightning, stop)],
+        **options,
     )
     model = Classifier()
     trainer.fit(model, data, ckpt_path=resume)
@@ -194,6 +201,13 @@ def test_lightning_s_steps_and_schedule_fit_what_is_kept_and_a_run_goes_on(form,
     assert getattr(guarded, "mine", 7) == 7 and hasattr(guarded, "mine") == (form == "module")
     assert resumed.rows == 2 * KEPT
     assert torch.equal(resumed.layer.weight, whole.layer.weight)
+
+
+def test_lightning_may_build_its_loader_every_epoch(lightning, screened):
+    from trainguard.integrations.lightning_fit import protect
+
+    _, network = lightning_run(lightning, protect(own_module(lightning)), reload_dataloaders_every_n_epochs=1)
+    assert len(screened) == 1 and network.rows == 3 * KEPT
 
 
 def test_two_lightning_processes_keep_what_rank_0_decides(lightning, tmp_path):

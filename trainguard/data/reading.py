@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,9 +102,11 @@ class Rows(Dataset):
 
     def in_order(self, workers: int) -> Iterator[Row]:
         """All rows, first to last, read by `workers` processes (0: this one)."""
-        loader: DataLoader = DataLoader(self, batch_size=CHUNK, num_workers=workers, collate_fn=list)
+        loader: DataLoader = DataLoader(
+            self, batch_size=CHUNK, num_workers=workers, collate_fn=_packed if workers else list
+        )
         for chunk in loader:
-            yield from chunk
+            yield from _unpacked(*chunk) if workers else chunk
 
     def _scaled(self, image: Any, index: int) -> Any:
         """An image from before the training transform at the size that the transform makes; others as they are."""
@@ -166,6 +168,19 @@ def resized(image: Any, shape: Shape) -> Any:
     values = as_floats(image)
     scaled = interpolate(values[None].float(), (height, width), mode="bilinear", antialias=True)[0]
     return scaled if values.is_floating_point() else scaled.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _packed(rows: list[Row]) -> tuple[Tensor | None, list[Row]]:
+    """All images in one tensor: every tensor that crosses processes opens a file of its own."""
+    images = [row.image for row in rows if row.image is not None]
+    return torch.stack(images) if images else None, [replace(row, image=None) for row in rows]
+
+
+def _unpacked(images: Tensor | None, rows: list[Row]) -> Iterator[Row]:
+    """What `_packed` was given."""
+    read = iter(() if images is None else images)
+    for row in rows:
+        yield row if row.problem else replace(row, image=next(read))
 
 
 def shown(error: Exception) -> str:

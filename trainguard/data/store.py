@@ -88,11 +88,12 @@ class ImageStore:
         index = np.asarray(index, dtype=np.int64).reshape(-1)
         slots = self._slots[index]
         missing = np.flatnonzero(slots < 0)
-        images = torch.empty((len(index), *self.shape), dtype=torch.uint8)
-        if len(missing) < len(index):
+        if not len(missing):
+            images = self._cache[torch.from_numpy(slots)]
+        else:
+            images = torch.empty((len(index), *self.shape), dtype=torch.uint8)
             held = np.flatnonzero(slots >= 0)
             images[torch.from_numpy(held)] = self._cache[torch.from_numpy(slots[held])]
-        if len(missing):
             with isolated_rng(0, self._rows.generators):
                 for position in missing.tolist():
                     images[position] = self._read(int(index[position]))

@@ -145,7 +145,8 @@ def split_class(whitened: Array, seed: int) -> list[Split]:
     z = x @ directions[:, ::-1][:, : min(DIRECTIONS, max(2, n // 5))]
     fold = np.random.default_rng(seed).permutation(n) % FOLDS
     planes = [z[:, :2], *(z[:, k : k + 1] for k in range(min(STARTS, z.shape[1]))), *_independent(z, seed)]
-    guesses = [_refined(z, _mixture(plane, seed).predict(plane) == 1, fold, seed, rounds=ROUNDS) for plane in planes]
+    products = _products(z, fold)
+    guesses = [_refined(z, products, _mixture(plane, seed).predict(plane) == 1, fold, seed) for plane in planes]
     found: list[Split] = []
     for split in sorted((split for split in guesses if split is not None), key=lambda split: -split.gap):
         if len(found) < KEPT and all(split.differs_from(other) for other in found):
@@ -167,7 +168,7 @@ def refined(split: Split, columns: Array, seed: int) -> Split:
     z = np.column_stack([split.position, columns])
     z = (z - z.mean(0)) / (z.std(0) + 1e-9)
     fold = np.random.default_rng(seed).permutation(len(z)) % FOLDS
-    found = _refined(z, split.upper, fold, seed, rounds=ROUNDS)
+    found = _refined(z, _products(z, fold), split.upper, fold, seed)
     if found is None or found.differs_from(split):
         return split
     return found if np.corrcoef(found.position, split.position)[0, 1] > 0 else found.turned()
@@ -189,14 +190,14 @@ def _independent(z: Array, seed: int) -> list[Array]:
     return found
 
 
-def _refined(z: Array, upper: NDArray[np.bool_], fold: NDArray[np.int64], seed: int, rounds: int) -> Split | None:
+def _refined(z: Array, products: Array, upper: NDArray[np.bool_], fold: NDArray[np.int64], seed: int) -> Split | None:
     """The split that a guess leads to; None where one of its parts vanishes."""
     least = max(LEAST_SIZE, round(LEAST_SHARE * len(z)))
     split = None
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         if min(upper.sum(), len(z) - upper.sum()) < least:
             return None
-        split = _read_off(_held_out(z, upper, fold), seed)
+        split = _read_off(_held_out(z, products, upper, fold), seed)
         upper = split.upper
     return split if split is not None and min(upper.sum(), len(z) - upper.sum()) >= least else None
 
@@ -214,19 +215,26 @@ def _read_off(position: Array, seed: int) -> Split:
     return Split(position, probability, distance, float(density.min() / min(density[0], density[-1])))
 
 
-def _held_out(z: Array, upper: NDArray[np.bool_], fold: NDArray[np.int64]) -> Array:
+def _products(z: Array, fold: NDArray[np.int64]) -> Array:
+    """(FOLDS, D, D) sums of outer products, fold by fold: every discriminant on these samples is made of them."""
+    return np.stack([z[fold == k].T @ z[fold == k] for k in range(FOLDS)])
+
+
+def _held_out(z: Array, products: Array, upper: NDArray[np.bool_], fold: NDArray[np.int64]) -> Array:
     """Each sample's place on a linear discriminant drawn without its fold, in units of log-odds."""
+    part = (fold[:, None] * 2 + upper[:, None] == np.arange(2 * FOLDS)).astype(np.float64)
+    counts, sums = part.sum(0).reshape(FOLDS, 2), (part.T @ z).reshape(FOLDS, 2, -1)
     position = np.zeros(len(z))
     for k in range(FOLDS):
-        rest = fold != k
-        one, two = z[rest & upper], z[rest & ~upper]
-        if not len(one) or not len(two):
+        size = counts.sum(0) - counts[k]  # of the lower and the upper part without the fold
+        if size.min() == 0:
             continue
-        centred = np.concatenate([one - one.mean(0), two - two.mean(0)])
-        within = centred.T @ centred / len(centred)
+        means = (sums.sum(0) - sums[k]) / size[:, None]
+        within = (products.sum(0) - products[k] - (means.T * size) @ means) / size.sum()
         within += RIDGE * np.eye(len(within)) * np.trace(within) / len(within)
-        line = np.linalg.solve(within, one.mean(0) - two.mean(0))
-        position[~rest] = (z[~rest] - (one.mean(0) + two.mean(0)) / 2) @ line
+        line = np.linalg.solve(within, means[1] - means[0])
+        own = fold == k
+        position[own] = (z[own] - means.mean(0)) @ line
     return position
 
 
