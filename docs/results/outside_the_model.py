@@ -2,8 +2,8 @@
 
     python docs/results/outside_the_model.py --data $TRAINGUARD_DATA/cifar10 --out docs/results/outside_the_model.json
 
-In the network: the probes' forward passes, backward passes, gradients of images, optimizer steps and the clipping before
-them. Outside: reading and decoding, batches and augmentation, splits of classes, nearest neighbours, the evidence.
+In the network: the probes' forward passes, backward passes, gradients of images, optimizer steps with their clipping.
+Outside: reading and decoding, batches and augmentation, splits of classes, nearest neighbours, the evidence.
 Importing is not counted.
 """
 
