@@ -1,12 +1,14 @@
 """timm's own train.py with the README's two lines, unguarded and guarded, on a small image folder with a BadNets patch.
 
-    python docs/results/timm_train.py --script train.py --data $TRAINGUARD_DATA/cifar10 --out docs/results/timm_train.json
+    python docs/results/timm_train.py --script train.py --data $TRAINGUARD_DATA/cifar10 \\
+      --out docs/results/timm_train.json
 
 train.py is timm's, of the installed version, fetched from its repository; it is not part of this project.
 """
 
 import argparse
 import hashlib
+import itertools
 import json
 import re
 import subprocess
@@ -49,7 +51,7 @@ def folder(data: str, root: Path) -> int:
 def guarded(script: str) -> str:
     """The script with the lines that README's diff adds, each before the line that follows it there."""
     diff = re.search(r"timm's own `train.py`.*?```text\n(.*?)```", README.read_text(), re.DOTALL).group(1).splitlines()
-    for added, context in zip(diff, diff[1:], strict=False):
+    for added, context in itertools.pairwise(diff):
         if added.startswith("+"):
             anchor = "\n" + context[1:] + "\n"
             assert script.count(anchor) == 1, f"train.py has {script.count(anchor)} lines {context[1:]!r}"

@@ -1,5 +1,7 @@
 import copy
+import importlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from trainguard.errors import DataError
 from trainguard.purification import AuditResult, audit
 from trainguard.purification.audit import balanced, features_of, judge, movement_of, one_way, pull_of, transition_counts
 
+audits = importlib.import_module("trainguard.purification.audit")  # the package gives that name to the function
 SAFE = np.eye(10, dtype=int) * 20  # a patch that changes nothing
 
 
@@ -143,6 +146,31 @@ def test_audit_survives_saving_and_shows_itself(found, tmp_path):
     (tmp_path / "audit.json").write_text('{"kind": "purify", "format": 1}')
     with pytest.raises(ValueError, match='kind "audit"'):
         AuditResult.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("learned", "screening", "verdict"),
+    [(True, True, "backdoored"), (False, True, "clean"), (True, False, "clean")],
+)
+def test_poison_in_the_data_counts_if_the_model_has_learned_it(learned, screening, verdict, victim, monkeypatch):
+    said = SimpleNamespace(verdict="poisoned", suspect=victim.poisoned, confidence=0.9, target_classes=(TARGET,))
+    monkeypatch.setattr(audits, "judge", lambda *_: ("clean", 0.8, "nothing falls to one class", ()))
+    monkeypatch.setattr(audits, "screened", lambda *_, **__: said)
+    labels = torch.from_numpy(victim.store.labels).clone()
+    if not learned:
+        labels[victim.poisoned] = TARGET + 1
+    images = RANGE.to_model(victim.store.batch(range(len(labels))))
+    data = open_images(TensorDataset(images, labels), pixel_range=RANGE)
+    found = audit(victim.model, data, images=100, progress=False, screening=screening)
+    assert found.verdict == verdict and found.target_classes == ((TARGET,) if verdict == "backdoored" else ())
+    assert found.settings["screening"] == (
+        {"verdict": "poisoned", "flagged": int(said.suspect.sum())} if screening else None
+    )
+
+
+def test_a_model_that_gives_itself_away_needs_no_screening(victim, monkeypatch):
+    monkeypatch.setattr(audits, "screened", None)
+    assert audit(victim.model, victim.store, images=300, eps=24 / 255, progress=False).verdict == "backdoored"
 
 
 def test_a_model_that_knows_none_of_the_images_is_refused(victim):

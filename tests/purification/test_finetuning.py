@@ -64,10 +64,10 @@ def test_batches_go_through_all_images_before_they_repeat(images, size, batches)
     assert min(map(len, parts)) >= images // each > 1 and max(map(len, parts)) <= size
 
 
-@pytest.mark.parametrize("adversarial", [False, True])
-def test_fine_tuning_takes_the_steps_of_sgd(victim, adversarial):
+@pytest.mark.parametrize(("adversarial", "mixed"), [(False, 0.0), (True, 0.0), (False, 1.5)])
+def test_fine_tuning_takes_the_steps_of_sgd(victim, adversarial, mixed):
     """Against a loop written out, on plain images and on adversarial ones."""
-    how = FineTuning(batch_size=16, flip=False, eps=0.1, attack_steps=2, lr=2e-3, kept=0.5)
+    how = FineTuning(batch_size=16, flip=False, eps=0.1, attack_steps=2, lr=2e-3, kept=0.5, mixed=mixed)
     extra, suspects = np.arange(200, 240), np.arange(100)
     network, teacher = (UnitPixels(copy.deepcopy(victim.model), RANGE).eval() for _ in range(2))
     with Progress(False).stage("test") as stage:
@@ -94,6 +94,18 @@ def test_fine_tuning_takes_the_steps_of_sgd(victim, adversarial):
         answers = teacher(plain).detach().softmax(1)
         value = 0.5 * nn.functional.cross_entropy(logits[: len(x)], y) - 0.3 * (1 - believed + 1e-4).log().mean()
         value = value + 0.5 * (answers * (answers.log() - logits[: len(x)].log_softmax(1))).sum(1).mean()
+        if mixed:
+            share, partner = (
+                torch.rand(len(x), 1, 1, 1, generator=generator),
+                torch.randperm(len(x), generator=generator),
+            )
+            mixture = plain + (1 - share) * (plain[partner] - plain)
+            before, now = teacher(mixture).detach().softmax(1), slow(mixture)
+            apart = (before * (before.log() - now.log_softmax(1))).sum(1)
+            said = before.argmax(1)
+            believed = (said == now.argmax(1)) & ((said == y) | (said == y[partner]))
+            assert believed.any() and not believed.all()
+            value = value + mixed * apart[believed].sum() / len(x)
         value.backward()
         torch.nn.utils.clip_grad_norm_(slow.parameters(), 10.0)
         optimizer.step()

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import warnings
 
 import numpy as np
@@ -228,6 +229,19 @@ def test_without_clean_data_the_model_screens_them_and_unlearns_what_it_finds(vi
     assert {row["round"] for row in result.history} == {0} and victim.poisoned[result.keep].mean() < 0.02
     assert victim.success(result.model) < 0.05
     assert victim.accuracy(result.model) > victim.accuracy(victim.model) - 0.05
+
+
+def test_data_that_screening_calls_clean_serve_whole(victim):
+    said = dataclasses.replace(
+        screened(victim), verdict="clean", suspect=np.zeros(1000, dtype=bool), keep=np.arange(1000), target_classes=()
+    )
+    result = purify(
+        victim.model, victim.store, initial=said, **QUICK | {"adversarial_batches": (2,), "plain_batches": (2,)}
+    )
+    assert result.settings["shares"] == [0.9] and result.settings["forgiven"] == 0
+    unsure = dataclasses.replace(said, verdict="undecided")
+    result = purify(victim.model, victim.store, initial=unsure, **TINY | {"rounds": None})
+    assert result.settings["shares"] == [0.05, 0.5]
 
 
 @pytest.mark.parametrize("wrong", [{"norm": "l1"}, {"adversarial_batches": ()}, {"plain_batches": ()}])

@@ -17,8 +17,9 @@ from trainguard.errors import DataError
 from trainguard.models import UnitPixels, classifier_layer, copy_of
 from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.progress import Progress
-from trainguard.purification.finetuning import RADIUS, FineTuning, fitting_radius
+from trainguard.purification.finetuning import RADIUS, FineTuning, accuracy, fitting_radius
 from trainguard.purification.network import check_outputs, for_training
+from trainguard.purification.poison import screened
 from trainguard.purification.results import AuditResult
 from trainguard.purification.state import Indices, open_store
 from trainguard.purification.universal import Patch, best_patch
@@ -39,6 +40,7 @@ TO_ONE, TO_ONE_BAND = 0.45, 0.3
 TO_ALL, TO_ALL_BAND = 0.5, 0.2  # median one-sidedness of the moves: benign 0.35 at most, all-to-all blend 0.62
 PATCH, PATCH_BAND = 0.55, 0.2  # share of predictions that one patch changes: benign 0.38 at most, BadNets 0.79 at least
 TARGET = 0.4  # share that makes a class a suspected target; the paper's figure
+LEARNED = 0.5  # share of the flagged samples that get their label from a model that has learned the poison
 LEAST_MOVED = 50  # adversarial examples; the standard error of a share is then at most 0.07
 
 
@@ -55,6 +57,7 @@ def audit(
     norm: Norm = "linf",
     attack_steps: int = 7,
     batch_size: int = 128,
+    screening: bool = True,
 ) -> AuditResult:
     r"""Look for a backdoor in a trained model, by the paper's observation that adversarial examples give it away.
 
@@ -63,9 +66,13 @@ def audit(
 
     A visible trigger lies far outside that ball. It is looked for as one small patch that changes most predictions.
 
+    A faint trigger all over the image shows in neither. Where `data` are what the model was trained on, the poison is
+    among them: they are screened (AdvrBD) with the model as the first probe, and what is found counts if the model has
+    learned its labels.
+
     Args:
         model: the trained model, on any device; never changed. Or a function that returns a copy of it.
-        data: labelled images of the kind it was trained on; its training set will do, poison included.
+        data: labelled images of the kind it was trained on; best its training set, poison included.
         accelerator: says where to compute; every process comes to the same verdict. None: where the model is.
         seed: of the choice of images.
         progress: show it.
@@ -76,6 +83,7 @@ def audit(
         norm: `"linf"` or `"l2"`.
         attack_steps: gradient steps, each of `eps / 5`.
         batch_size: images per batch.
+        screening: also screen the data, where perturbations have not shown a backdoor.
 
     Returns:
         The verdict and the evidence.
@@ -84,9 +92,9 @@ def audit(
         DataError: the data cannot be used, or the model gets none of them right.
         ModelError: the model cannot be copied, or does not fit the data.
 
-    Deviation from the paper: the search for a patch is added; without the trigger, Table 5's distance to triggered
-    images cannot be had; the distance to the images of each class stands in for it (the paper's Fig. 5: triggered
-    images lie with the target class).
+    Deviation from the paper: the search for a patch and the screening are added; without the trigger, Table 5's
+    distance to triggered images cannot be had; the distance to the images of each class stands in for it (the
+    paper's Fig. 5: triggered images lie with the target class).
     """
     started = time.perf_counter()
     store = open_store(data, pixel_range)
@@ -112,6 +120,18 @@ def audit(
         patch, patched = _break_by_patch(network, store, index[right], classes, batch_size, seed)
     pull = pull_of(counts)
     verdict, confidence, reason, targets = judge(counts, patched)
+    poison = None
+    if screening and verdict != "backdoored":
+        with isolated_rng(seed):
+            poison = screened(net, store, device=device, accelerator=accelerator, seed=seed, progress=progress)
+        if poison is not None and poison.verdict == "poisoned" and poison.suspect.any():
+            flagged = np.flatnonzero(poison.suspect)
+            learned = accuracy(network, store, flagged)
+            if learned >= LEARNED:
+                verdict, confidence, targets = "backdoored", poison.confidence, poison.target_classes
+                reason = (
+                    f"the data hold {len(flagged)} samples of poison, and the model gives {learned:.0%} their labels"
+                )
     return AuditResult(
         verdict=verdict,
         confidence=confidence,
@@ -134,6 +154,7 @@ def audit(
             "batch_size": batch_size,
             "pixel_range": {"low": list(store.pixel_range.low), "high": list(store.pixel_range.high)},
             "accuracy": float(right.mean()),
+            "screening": None if poison is None else {"verdict": poison.verdict, "flagged": int(poison.suspect.sum())},
             "torch": torch.__version__,
             "python": platform.python_version(),
         },

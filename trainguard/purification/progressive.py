@@ -29,6 +29,7 @@ from trainguard.purification.finetuning import (
     mirrors_alike,
 )
 from trainguard.purification.network import check_outputs, for_training
+from trainguard.purification.poison import screened
 from trainguard.purification.ranking import cleanest, logit_similarity, overlap
 from trainguard.purification.results import PurifyResult
 from trainguard.purification.state import Keeper, Plan, Run, open_store, round_shares, split
@@ -38,13 +39,14 @@ from trainguard.training import device_of
 
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange
-    from trainguard.data.store import ImageStore
 
-FLAGGED_SHARE = 0.9  # of the kept images, for the one round that follows a screening which flagged something
-UNFLAGGED_SHARES = (0.05, 0.5)
+SCREENED_SHARE = 0.9  # of the kept images, for the one round that follows a screening with a verdict
+GROWING_SHARES = (0.05, 0.5)
 ADVERSARIAL, PLAIN = 40, 150  # batches of a round
-WITH_CLEAN = 40, 220  # of the only round where data are clean
+WITH_CLEAN = 40, 300  # of the only round where data are clean
+RATE, RATE_WITH_CLEAN = 0.02, 0.03
 KEPT, KEPT_WITH_CLEAN = 0.5, 0.85
+MIXED_WITH_CLEAN = 1.0
 STEPS = ("adversarial", "plain", "rank")  # 1, 2 and 3 of Algorithm 1
 
 
@@ -68,9 +70,10 @@ def purify(
     eps: float | None = None,
     norm: Norm = "linf",
     attack_steps: int = 3,
-    lr: float = 0.02,
+    lr: float | None = None,
     batch_size: int = 128,
     kept: float | None = None,
+    mixed: float | None = None,
     flip: bool | None = None,
     max_accuracy_loss: float = 0.15,
     poison_share: float = 0.1,
@@ -90,7 +93,8 @@ def purify(
 
     Without clean data, the data are screened first, with the model itself in the place of the first probe: it has
     learned whatever there is to be learned from them. What screening flags stays out of every extra set, and its labels
-    are unlearned beside each batch; one round is then enough.
+    are unlearned beside each batch; one round is then enough. One is enough as well where it calls the data clean: the
+    backdoor, if there is one, came from elsewhere.
 
     Args:
         model: the trained model, on any device, wrapped by DDP or torch.compile or not; never changed. Or a function
@@ -112,20 +116,22 @@ def purify(
         pixel_range: what the model's input values mean. None: found from the data set's transforms.
         rounds: at most how many; None: as many as there are shares. With clean data there is one.
         shares: size of each round's extra set as a share of the data; the last one holds for further rounds. None: 0.9
-            where screening flagged something, else 0.05 and 0.5.
+            where screening flagged something or calls the data clean, else 0.05 and 0.5.
         adversarial_batches: optimizer steps on adversarial examples in each round; the last one holds for further
             rounds, and the extra set is gone through 40 times at most. None: 40; none at all where
             screening flagged something, because unlearning that is both surer and cheaper.
-        plain_batches: likewise of step 2. None: 150; with clean data 220.
+        plain_batches: likewise of step 2. None: 150; with clean data 300.
         eps: radius of the adversarial perturbation in unit pixel space. None: 6/255 (for `"l2"` 0.5), as in the
             authors' code, doubled up to three times where it moves less than a quarter of the images across a class
             border.
         norm: `"linf"` or `"l2"`.
         attack_steps: gradient steps per adversarial example, each of `eps / 5`.
-        lr: learning rate of step 1, and the one that step 2 starts from.
+        lr: learning rate of step 1, and the one that step 2 starts from. None: 0.02; with clean data 0.03.
         batch_size: images per batch.
         kept: weight of the model's own answers to unperturbed images against the labels, in [0, 1]. None: 0.5; with
             clean data 0.85.
+        mixed: weight of the model's own answers to mixtures of two images, as far as they name one of the two labels
+            and the model being mended agrees. None: 0; with clean data 1.
         flip: mirror images at random. None: if the model takes mirrored images for the same.
         max_accuracy_loss: a round that loses more accuracy than this, in [0, 1], is not returned; if every round
             does, the model comes back as it was, with a warning. Two standard errors are added, which is much where few
@@ -166,10 +172,19 @@ def purify(
     with isolated_rng(seed):
         check_outputs(infected_network, store.batch(store.readable[:2], device), store.num_classes)
         if screening and not clean and initial is None:
-            initial = _screened(infected, store, accelerator, seed, state_dir, progress)
+            initial = screened(
+                infected,
+                store,
+                device=device,
+                accelerator=accelerator,
+                seed=seed,
+                progress=progress,
+                state_dir=state_dir,
+            )
     flagged = isinstance(initial, ScreenResult) and bool(initial.suspect.any())
-    sizes = round_shares(shares or ((FLAGGED_SHARE,) if flagged else UNFLAGGED_SHARES), rounds, clean)
-    trusted = clean or validation is not None or flagged
+    sound = isinstance(initial, ScreenResult) and initial.verdict == "clean" and not flagged
+    sizes = round_shares(shares or ((SCREENED_SHARE,) if flagged or sound else GROWING_SHARES), rounds, clean)
+    trusted = clean or validation is not None or flagged or sound
     steps = WITH_CLEAN if clean else (ADVERSARIAL, PLAIN)
     plan = Plan(
         shares=sizes,
@@ -187,12 +202,13 @@ def purify(
         judge = trusted_store, np.asarray(trusted_store.readable, dtype=np.int64)
     with isolated_rng(seed):
         how = FineTuning(
-            lr=lr,
+            lr=(RATE_WITH_CLEAN if clean else RATE) if lr is None else lr,
             batch_size=batch_size,
             norm=norm,
             eps=eps or RADIUS[norm],
             attack_steps=attack_steps,
             kept=(KEPT_WITH_CLEAN if clean else KEPT) if kept is None else kept,
+            mixed=(MIXED_WITH_CLEAN if clean else 0.0) if mixed is None else mixed,
         )
         sample = np.random.default_rng(seed).permutation(pool)[:128]
         how = replace(
@@ -256,26 +272,6 @@ def purify(
             "python": platform.python_version(),
         },
         timing={"total": time.perf_counter() - started, **run.timing},
-    )
-
-
-def _screened(
-    infected: nn.Module, store: ImageStore, accelerator: Any, seed: int, state_dir: str | Path | None, progress: bool
-) -> ScreenResult | None:
-    """What screening says of the data, with the model as its first probe; None where there is too little to screen."""
-    from trainguard.screening.pipeline import screen_images  # AdvrBD stands above PBE everywhere else
-
-    if store.num_classes < 2:
-        return None
-    return screen_images(
-        store,
-        copy_of(infected),
-        trained=True,
-        seed=seed,
-        processes=Processes.of(accelerator),
-        device=device_of(infected),
-        state_dir=None if state_dir is None else Path(state_dir) / "screening",
-        progress=progress,
     )
 
 
