@@ -39,7 +39,7 @@ def folder(data: str, root: Path) -> int:
             ("val", images.test, images.test_labels),
         ):
             for place, row in enumerate(np.flatnonzero(labels.numpy() == label)[:PER_CLASS]):
-                image, given = np.array(pixels[row].permute(1, 2, 0)), label
+                image, given = pixels[row].permute(1, 2, 0).numpy().copy(), label
                 if part == "train" and label != TARGET and place < POISONED:
                     image[-4:-1, -4:-1], given, poisoned = 255, TARGET, poisoned + 1
                 path = root / part / str(given) / f"{label}_{row}.png"
