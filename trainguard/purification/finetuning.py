@@ -171,7 +171,7 @@ def _kept_between(network: UnitPixels, teacher: UnitPixels, x: Tensor, y: Tensor
 
     The teacher may take a mixture for a triggered image. So its answer counts only where it names one of the two labels
     and the network, which was adversarially trained from a new last layer, names the same one. Measured: without these
-    conditions a blended trigger comes back.
+    conditions a blended trigger comes back; with them less of it.
     """
     share = torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device)
     partner = torch.randperm(len(x), generator=generator).to(x.device)

@@ -131,7 +131,7 @@ def purify(
         kept: weight of the model's own answers to unperturbed images against the labels, in [0, 1]. None: 0.5; with
             clean data 0.85.
         mixed: weight of the model's own answers to mixtures of two images, as far as they name one of the two labels
-            and the model being mended agrees. None: 0; with clean data 1.
+            and the model being mended agrees: more accuracy, and more of a blended trigger. None: 0; with clean data 1.
         flip: mirror images at random. None: if the model takes mirrored images for the same.
         max_accuracy_loss: a round that loses more accuracy than this, in [0, 1], is not returned; if every round
             does, the model comes back as it was, with a warning. Two standard errors are added, which is much where few
