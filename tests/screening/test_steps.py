@@ -1,7 +1,5 @@
 """The steps of a screening, each against a slow reference, a closed form or an invariant."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,17 @@ from trainguard.data.store import open_images
 from trainguard.perturbation import frozen, patch_mask
 from trainguard.screening.consistency import divergence
 from trainguard.screening.enhancement import CAP, enhancement_loss
-from trainguard.screening.identification import Finding, decide, orient, transfers, with_bars
+from trainguard.screening.identification import (
+    Finding,
+    Trial,
+    Witness,
+    bystanders,
+    decide,
+    diversity,
+    orient,
+    transfers,
+    triggers,
+)
 from trainguard.screening.partition import least_consistent
 from trainguard.screening.separation import Split, Whitening, refined, split_class
 from trainguard.screening.settings import Settings
@@ -114,9 +122,9 @@ def test_split_finds_two_heaps():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_split_of_one_cloud_is_no_candidate(seed):
+def test_one_cloud_has_no_wide_gap(seed):
     x = np.random.default_rng(seed).normal(size=(600, 40))
-    assert not any(Finding(0, np.arange(600), s).is_candidate(Settings()) for s in split_class(x, seed))
+    assert all(split.gap < 2.5 for split in split_class(x, seed))  # 5.8 where two heaps lie six apart
 
 
 def test_split_finds_a_small_heap_across_the_widest_directions():
@@ -134,7 +142,8 @@ def test_split_finds_two_triggers_of_one_class():
     one, two = np.arange(1000) < 120, np.arange(1000) >= 880
     x[one, 0] += 10
     x[two, 1] += 9
-    found = [split.upper if split.upper.mean() < 0.5 else ~split.upper for split in split_class(x, seed=0)]
+    far = [s for s in split_class(x, seed=0) if Finding(0, np.arange(1000), s).is_candidate(Settings())]
+    found = [split.upper if split.upper.mean() < 0.5 else ~split.upper for split in far]
     either = np.logical_or.reduce([upper for upper in found if upper.mean() < 0.3])
     assert (either[one | two]).mean() > 0.98 and either[~(one | two)].mean() < 0.05
 
@@ -175,7 +184,8 @@ def test_the_part_whose_difference_is_a_trigger_is_suspected(share):
     still = np.ones(len(members), dtype=np.float32)  # Eq. 3 says nothing here
     for upper in (poisoned, ~poisoned):
         split = Split(upper * 1.0, upper * 1.0, 6.0, 0.05)
-        moved = transfers(split, members, 1, store, predict, seed=0)
+        images = bystanders(store, seed=0)
+        moved = transfers(Trial.of(split, members, 1, store, images, seed=0), Witness(predict, images[0]))
         assert sorted(moved) == pytest.approx([0.0, 1.0], abs=0.05)
         assert np.array_equal(orient(split, still, moved).upper, poisoned)
 
@@ -203,21 +213,29 @@ def test_whitening_makes_the_spread_within_classes_round():
     assert np.allclose(np.cov(white.T), np.eye(6), atol=0.25)
 
 
-def finding(distance=6.0, agreement=0.05, reference=0.8, transfer=0.0, valley=0.05, company=0.2):
+def finding(
+    distance=6.0, agreement=0.05, reference=0.8, trigger=0.0, valley=0.05, company=0.2, diversity=0.0, transfer=0.9
+):
     half = np.r_[np.zeros(70), np.ones(30)]
-    return Finding(1, np.arange(100), Split(half, half, distance, valley), transfer, agreement, reference, company)
+    split = Split(half, half, distance, valley)
+    return Finding(1, np.arange(100), split, transfer, agreement, reference, company, trigger, diversity)
 
 
 @pytest.mark.parametrize(
     ("case", "verdict"),
     [
         (finding(), "poisoned"),
-        (finding(agreement=0.75, transfer=0.2), "undecided"),  # far apart, half a trigger
+        (finding(agreement=0.75, trigger=0.15), "undecided"),  # far apart, half a trigger
         (finding(distance=12.0, agreement=0.75), "clean"),  # a natural group, however far
         (finding(distance=5.0, company=0.9), "clean"),  # unlike the rest of its class, and among its own
         (finding(distance=4.0, valley=0.4, agreement=0.75), "clean"),  # a natural group
-        (finding(agreement=0.75, transfer=0.9), "poisoned"),  # clean-label: the difference is a trigger
+        (finding(agreement=0.75, trigger=0.8), "poisoned"),  # clean-label: the difference is a trigger
+        (finding(agreement=0.75, trigger=0.05), "clean"),  # what the class looks like moves images as well
         (finding(distance=2.0, valley=0.9), "clean"),  # one cloud
+        (finding(distance=2.8, valley=0.7, diversity=0.85), "poisoned"),  # a small gap, but images of all kinds
+        (finding(distance=2.8, valley=0.7, diversity=0.6), "clean"),
+        (finding(distance=2.8, valley=0.7, diversity=0.75, company=0.9), "clean"),  # several kinds that keep together
+        (finding(distance=4.4, valley=0.2, diversity=0.9, company=1.2), "poisoned"),  # half of the class: own company
     ],
 )
 def test_verdict_follows_the_evidence(case, verdict):
@@ -231,21 +249,60 @@ def test_a_probe_that_learned_nothing_leaves_the_verdict_open():
     assert verdict == "undecided" and "learned too little" in reason
 
 
-def test_what_the_class_looks_like_is_no_trigger():
-    case = dataclasses.replace(finding(agreement=0.75, transfer=0.9), echo=0.8)  # works on a probe that never saw it
-    assert decide([case], 0.8, 10, Settings())[0] == "clean"
+@pytest.mark.parametrize(("covers", "found"), [(False, 1.0), (True, 0.0)])
+def test_a_trigger_moves_images_for_one_probe_only(covers, found):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(300, 1, 8, 8, generator=generator) * 0.4
+    labels = torch.arange(300) % 3
+    images[labels == 2, :, 4:, 4:] += 0.4  # what class 2 is known by
+    members = np.flatnonzero(labels.numpy() == 1)
+    upper = np.arange(len(members)) < 40
+    spot = (slice(0, 8), slice(0, 8)) if covers else (slice(0, 2), slice(0, 2))
+    images[members[upper], :, spot[0], spot[1]] = 1.0
+    store = open_images(TensorDataset(images, labels), pixel_range=PixelRange.from_mean_std((0.0,), (1.0,)))
+
+    def purified(pixels):
+        known = pixels[:, 0, 4:, 4:].mean((1, 2)) - pixels[:, 0, 4:, :4].mean((1, 2)) > 0.2
+        return np.where(known, 2, np.where(pixels.mean((1, 2, 3)) > 0.5, 1, 0))
+
+    def first(pixels):
+        return np.where(pixels[:, 0, :2, :2].mean((1, 2)) > 0.5, 1, purified(pixels))
+
+    split = Split(upper * 1.0, upper * 1.0, 6.0, 0.05)
+    images = bystanders(store, seed=0)
+    trial, learned = Trial.of(split, members, 1, store, images, seed=0), Witness(first, images[0])
+    assert max(transfers(trial, learned)) > 0.9
+    assert triggers(trial, learned, Witness(purified, images[0])) == pytest.approx(found, abs=0.05)
 
 
-def test_a_trigger_must_stand_out_from_the_other_classes():
-    tracks = [dataclasses.replace(finding(agreement=0.75, transfer=t), label=i) for i, t in enumerate((0.5, 0.4, 0.6))]
-    assert decide(with_bars([*tracks, finding(agreement=0.75, transfer=0.55)]), 0.8, 10, Settings())[0] == "clean"
-    verdict, *_, poisoned = decide(
-        with_bars([*tracks, dataclasses.replace(finding(agreement=0.75, transfer=0.95), label=7)]),
-        0.8,
-        10,
-        Settings(),
-    )
-    assert verdict == "poisoned" and [case.label for case in poisoned] == [7]
+def test_diversity_tells_all_kinds_from_a_few():
+    rng = np.random.default_rng(0)
+    others = np.array([0, *rng.integers(80, 120, 9)])
+    assert diversity(rng.integers(1, 10, 60), others, seed=0) > 0.9
+    assert diversity(rng.choice([3, 5, 9], 60), others, seed=0) < 0.4
+    assert diversity(rng.integers(1, 4, 60), np.array([0, 100, 100, 100]), seed=0) == 0  # too few classes to say
+    assert diversity(np.zeros(0, dtype=np.int64), others, seed=0) == 0
+
+
+def test_the_part_that_holds_all_kinds_is_suspected():
+    split = Split(np.r_[np.zeros(50), np.ones(50)], np.r_[np.zeros(50), np.ones(50)], 4.4, 0.2)
+    still = np.ones(100, dtype=np.float32)
+    assert orient(split, still, (0.0, 0.1), (True, False)).upper[50:].all()
+    assert orient(split, still, (0.1, 0.0), (False, True)).upper[:50].all()
+
+
+def test_split_finds_a_heap_by_a_fifth_of_it_among_the_doubtful():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1000, 100)) * np.r_[np.full(40, 3.0), np.ones(60)]
+    small = np.arange(1000) < 80
+    x[small, 50] += 4.5
+    doubt = rng.normal(size=1000) + 0.8 * small
+
+    def found(splits):
+        return max((abs(np.corrcoef(split.upper, small)[0, 1]) for split in splits), default=0.0)
+
+    assert found(split_class(x, 0)) < 0.5
+    assert found(split_class(x, 0, doubt)) > 0.85
 
 
 def test_a_probe_that_does_not_know_a_class_cannot_contradict_its_labels():

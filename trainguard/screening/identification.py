@@ -2,7 +2,6 @@ r"""AdvrBD Sec. V-B3: from what the probes say to which samples are poisoned, an
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,12 +13,14 @@ from trainguard.results import Verdict
 from trainguard.screening.separation import Split
 from trainguard.screening.settings import Settings
 
-PROBED = 200  # images of other classes that a part's mean difference is tried on
+PROBED = 250  # images that the parts' mean differences are tried on
 TELLS = 3.0  # how much the shares that the two signs of the mean difference move say, beside a log ratio
 DOUBTFUL = 0.05  # probability of the suspected part from which a sample is kept from the purified probe
 KNOWN = 0.2  # agreement with trusted samples of a class from which the purified probe may judge its labels
-MOVES_MOST = 0.7  # transfer that counts whatever other classes do; tracks of traffic signs reached 0.60
-SURE_TRIGGER = 0.5  # transfer from which a class need not fall into two parts far apart
+LEAST_KNOWN = 20  # images that the purified probe must know for a trigger to be tried on them
+SURE_TRIGGER = 0.5  # trigger from which a class need not fall into two parts far apart
+LEAST_KINDS = 5.0  # effective number of other classes from which diversity says anything
+DIVERSE_SIGN = 3.0  # how much a diverse part says in `orient`, beside a log ratio
 AVERAGED = 500  # images of a part that its mean is taken over
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
 
@@ -34,13 +35,14 @@ class Finding:
         split: in two; the upper part is the suspected one.
         transfer: share of other classes' images that the suspected part's mean difference moves into the class, for the
             probe that learned everything.
-        echo: the same share for the purified probe. What the class looks like works on both; a trigger on the first.
-        transfer_bar: share that must be passed, see `with_bars`.
         agreement: share of the suspected part that the purified probe, trained without it, puts into the class.
         reference: the same share for samples of the trusted part that were held out likewise.
         company: share of the suspected part's nearest neighbours, in the purified probe's features, that have its
             label, relative to the same share for held-out trusted samples. Poisoned images mix with those of their
             true class; a natural group keeps to itself, wherever the probe puts it.
+        trigger: share of other classes' images that the mean difference moves into the class for the probe that learned
+            everything, while the purified one still sees what they are, see `triggers`.
+        diversity: how many kinds of images the suspected part is made of, see `diversity`.
     """
 
     label: int
@@ -50,12 +52,15 @@ class Finding:
     agreement: float = 1.0
     reference: float = 1.0
     company: float = 1.0
-    echo: float = 0.0
-    transfer_bar: float = 0.0
+    trigger: float = 0.0
+    diversity: float = 0.0
 
     def is_candidate(self, settings: Settings) -> bool:
-        """True where the two parts lie far enough apart for a closer look."""
-        return self.split.distance >= settings.candidate_distance and self.split.valley <= settings.candidate_valley
+        """True where the two parts lie far enough apart for a closer look; less far where one holds all kinds."""
+        distance, valley = settings.candidate_distance, settings.candidate_valley
+        if self.diversity >= settings.diverse and self.split.upper.mean() <= 0.5:
+            distance, valley = settings.diverse_distance, settings.diverse_valley
+        return self.split.distance >= distance and self.split.valley <= valley
 
     @property
     def suspected(self) -> NDArray[np.int64]:
@@ -75,14 +80,15 @@ class Finding:
         """
         return self.agreement / self.reference if self.reference >= KNOWN else 1.0
 
-    @property
-    def trigger(self) -> float:
-        """How much of the transfer is owed to the suspected samples."""
-        return self.transfer - self.echo
-
     def contradicts(self, settings: Settings) -> bool:
         """True where the suspected part's labels contradict its images."""
-        return self.relative_agreement < settings.conflict and self.company < settings.company
+        return self._contradiction(settings) > 0.5
+
+    def _contradiction(self, settings: Settings) -> float:
+        foreign = _passes(settings.conflict - self.relative_agreement, 0.05)
+        apart = _passes(settings.company - self.company, 0.1)
+        kinds = _passes(self.diversity - settings.diverse, 0.05)
+        return min(foreign, max(apart, kinds))
 
     def strength(self, settings: Settings) -> float:
         """How strongly the evidence speaks for poison, in [0, 1]; above 0.5 counts as poisoned.
@@ -92,63 +98,159 @@ class Finding:
         """
         if not self.is_candidate(settings):
             return 0.0
-        contradiction = min(
-            _passes(settings.conflict - self.relative_agreement, 0.05), _passes(settings.company - self.company, 0.1)
-        )
         # A difference that moves nearly everything needs no gap to be a trigger.
         bar = settings.transfer_distance if self.trigger < SURE_TRIGGER else settings.candidate_distance
         far = _passes(self.split.distance - bar, 0.5)
         minor = float(self.split.upper.mean() <= settings.transfer_share)
-        trigger = minor * min(_passes(self.trigger - max(settings.transfer, self.transfer_bar), 0.1), far)
-        return max(contradiction, trigger)
+        trigger = minor * min(_passes(self.trigger - settings.transfer, 0.1), far)
+        return max(self._contradiction(settings), trigger)
 
 
-def transfers(
-    split: Split,
-    members: NDArray[np.int64],
-    label: int,
-    store: ImageStore,
-    predict: Callable[[NDArray[np.float32]], NDArray[np.int64]],
-    seed: int,
-) -> tuple[float, float]:
-    """Share of other classes' images that the parts' mean difference in pixels moves into the class.
+def diversity(runner_up: NDArray[np.int64], others: NDArray[np.int64], seed: int) -> float:
+    """How many kinds of images a part of a class holds, by the label that the probe finds next best for each.
+
+    Images of all classes that carry one poisoned label still look like what they are; the next best labels of a natural
+    group, or of a whole class, are the few classes that it resembles.
 
     Args:
-        split: the class in two.
-        members: (n,) its samples.
-        label: the class.
-        store: the images.
-        predict: a probe: from unit images (B, C, H, W) to labels.
-        seed: of the images that are drawn.
+        runner_up: (m,) next best labels of the part's samples.
+        others: (K,) samples of each class, 0 for the part's own.
+        seed: of the draws that it is compared with.
 
     Returns:
-        The share for upper minus lower part added, and for lower minus upper.
+        The effective number of labels (the exponential of their entropy) relative to that of as many samples of other
+        classes, about 0 to 1; 0 where there are too few classes to say anything.
     """
-    rng = np.random.default_rng(seed)
-    others = rng.permutation(store.readable[store.labels[store.readable] != label])[:PROBED]
-    images = store.batch(others).numpy()
-    upper = _mean(store, rng.permutation(members[split.upper])[:AVERAGED])
-    lower = _mean(store, rng.permutation(members[~split.upper])[:AVERAGED])
-    before = float((predict(images) == label).mean())
-    up, down = (
-        float((predict(np.clip(images + sign * (upper - lower), 0, 1)) == label).mean()) - before for sign in (1, -1)
-    )
+    share = others / max(1, others.sum())
+    if _effective(share) < LEAST_KINDS or not len(runner_up):
+        return 0.0
+    draws = np.random.default_rng(seed).multinomial(len(runner_up), share, size=20)
+    found = np.bincount(runner_up, minlength=len(others)) / len(runner_up)
+    return _effective(found) / float(np.mean([_effective(draw / len(runner_up)) for draw in draws]))
+
+
+def _effective(share: NDArray[np.float64]) -> float:
+    positive = share[share > 0]
+    return float(np.exp(-(positive * np.log(positive)).sum()))
+
+
+class Witness:
+    """A probe, and what it says of images that mean differences are tried on.
+
+    Args:
+        predict: from unit images (B, C, H, W) to labels.
+        images: (P, C, H, W) to try on.
+    """
+
+    def __init__(
+        self, predict: Callable[[NDArray[np.float32]], NDArray[np.int64]], images: NDArray[np.float32]
+    ) -> None:
+        self.predict = predict
+        self.before = predict(images)
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A part's mean difference in pixels on images of other classes.
+
+    Attributes:
+        label: the class.
+        chosen: (P,) bool, the images of other classes among those to try on.
+        truth: (m,) their labels.
+        moved: the m images with upper minus lower part added, and with lower minus upper.
+    """
+
+    label: int
+    chosen: NDArray[np.bool_]
+    truth: NDArray[np.int64]
+    moved: tuple[NDArray[np.float32], NDArray[np.float32]]
+
+    @classmethod
+    def of(
+        cls,
+        split: Split,
+        members: NDArray[np.int64],
+        label: int,
+        store: ImageStore,
+        bystanders: tuple[NDArray[np.float32], NDArray[np.int64]],
+        seed: int,
+    ) -> Trial:
+        """Add the difference and take it away.
+
+        Args:
+            split: the class in two.
+            members: (n,) its samples.
+            label: the class.
+            store: the images.
+            bystanders: see `bystanders`.
+            seed: of the members that the means are taken over.
+        """
+        rng = np.random.default_rng(seed)
+        upper = _mean(store, rng.permutation(members[split.upper])[:AVERAGED])
+        lower = _mean(store, rng.permutation(members[~split.upper])[:AVERAGED])
+        images, labels = bystanders
+        chosen = labels != label
+        added, taken = (np.clip(images[chosen] + sign * (upper - lower), 0, 1) for sign in (1, -1))
+        return cls(label, chosen, labels[chosen], (added, taken))
+
+
+def bystanders(store: ImageStore, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Images (P, C, H, W) of all classes, and their labels, that mean differences are tried on."""
+    chosen = np.random.default_rng(seed).permutation(store.readable)[:PROBED]
+    return store.batch(chosen).numpy(), store.labels[chosen]
+
+
+def transfers(trial: Trial, witness: Witness) -> tuple[float, float]:
+    """Shares of other classes' images that the mean difference moves into the class: added, and taken away."""
+    before = witness.before[trial.chosen] == trial.label
+    up, down = (float((witness.predict(x) == trial.label).mean() - before.mean()) for x in trial.moved)
     return up, down
 
 
-def orient(split: Split, divergence: NDArray[np.float32], moved: tuple[float, float]) -> Split:
+def triggers(trial: Trial, first: Witness, purified: Witness) -> float:
+    """Share of other classes' images that the parts' mean difference moves as a trigger would.
+
+    A trigger moves an image into the class only for a probe that has learned it; the other still sees what it is. What
+    a natural group looks like (a track of traffic signs, a dark background) covers the image for both.
+
+    Args:
+        trial: the difference.
+        first: the probe that learned everything.
+        purified: the one that never saw the suspected part.
+
+    Returns:
+        Of the images that the purified probe knows, the share that the difference moves for the first probe alone; the
+        larger one of the two signs, 0 where it knows too few.
+    """
+    known = purified.before[trial.chosen] == trial.truth
+    if known.sum() < LEAST_KNOWN:
+        return 0.0
+    still = known & (first.before[trial.chosen] != trial.label)
+    best = 0.0
+    for images in trial.moved:
+        won = still & (first.predict(images) == trial.label)
+        if won.sum() / known.sum() > best:  # else it cannot be the larger one
+            best = max(best, float((won & (purified.predict(images) == trial.truth)).sum() / known.sum()))
+    return best
+
+
+def orient(
+    split: Split, divergence: NDArray[np.float32], moved: tuple[float, float], kinds: tuple[bool, bool] = (False, False)
+) -> Split:
     """Decide which part of a class is the suspected one.
 
-    Three signs are added up, because each of them fails on some attack (docs/experiments.md): AdvrBD's observation, the
+    Four signs are added up, because each of them fails on some attack (docs/experiments.md): AdvrBD's observation, the
     poisoned part's predictions hold still under Eq. 3's perturbation (not for triggers made fragile); the part whose
     mean difference in pixels, added to images of other classes, moves more of them into the class (not for sinusoids,
-    whose negative works as well, nor for triggers that differ from image to image); and poison tends to be the
-    minority (not in small classes).
+    whose negative works as well, nor for triggers that differ from image to image); the part that holds all kinds of
+    images (not for clean-label attacks, nor where each class has its own target); and poison tends to be the minority
+    (not in small classes).
 
     Args:
         split: the class in two.
         divergence: (n,) of Eq. 3, for its samples.
         moved: see `transfers`.
+        kinds: whether the upper part is diverse, and whether the lower one is.
 
     Returns:
         The split with the suspected part as its upper one.
@@ -156,27 +258,9 @@ def orient(split: Split, divergence: NDArray[np.float32], moved: tuple[float, fl
     still = [float(np.median(divergence[part])) + 1e-3 for part in (split.upper, ~split.upper)]
     share = float(split.upper.mean())
     sign = float(np.clip(np.log(still[1] / still[0]), -2, 2))
-    sign += TELLS * (moved[0] - moved[1]) + 0.5 * float(np.log((1 - share) / share))
+    sign += TELLS * (moved[0] - moved[1]) + DIVERSE_SIGN * (int(kinds[0]) - int(kinds[1]))
+    sign += 0.5 * float(np.log((1 - share) / share))
     return split.turned() if sign < 0 else split
-
-
-def with_bars(findings: Sequence[Finding]) -> list[Finding]:
-    """Tell each finding how far mean differences work as triggers in the other classes, where they should not.
-
-    In a data set whose classes are made of a few tight groups (the tracks of traffic signs), any group's difference
-    moves some images. A trigger has to stand out from that: the bar lies four robust standard deviations above the
-    median of the other classes' best, but never above what moves most images: every class may carry poison.
-    """
-    best: dict[int, float] = {}
-    for finding in findings:
-        best[finding.label] = max(best.get(finding.label, 0.0), finding.trigger)
-    barred = []
-    for finding in findings:
-        others = np.array([value for label, value in best.items() if label != finding.label] or [0.0])
-        middle = float(np.median(others))
-        bar = min(MOVES_MOST, middle + 4 * 1.4826 * float(np.median(np.abs(others - middle))))
-        barred.append(dataclasses.replace(finding, transfer_bar=bar))
-    return barred
 
 
 def decide(
@@ -208,9 +292,7 @@ def decide(
     open_cases = [
         f
         for f in findings
-        if f.split.distance >= STANDS_OUT
-        and f.split.valley < 0.1
-        and f.trigger >= max(settings.transfer / 2, f.transfer_bar)
+        if f.split.distance >= STANDS_OUT and f.split.valley < 0.1 and f.trigger >= settings.transfer / 2
     ]
     if open_cases:
         case = max(open_cases, key=lambda f: f.split.distance)

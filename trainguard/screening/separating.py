@@ -20,22 +20,34 @@ from sklearn.neighbors import NearestNeighbors
 
 from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
-from trainguard.screening.identification import Finding, labels_of, orient, sentence, transfers, with_bars
+from trainguard.screening.identification import (
+    Finding,
+    Trial,
+    Witness,
+    bystanders,
+    diversity,
+    labels_of,
+    orient,
+    sentence,
+    transfers,
+    triggers,
+)
 from trainguard.screening.identification import decide as verdict_of
 from trainguard.screening.learning import fresh_probe, logits, recipe_for, train
 from trainguard.screening.pipeline import Decision, Run
 from trainguard.screening.probe import Probe, Trained
 from trainguard.screening.separation import LEAST_SIZE, Whitening, refined, split_class
 from trainguard.screening.settings import Settings
-from trainguard.training import outputs
+from trainguard.training import autocast, outputs
 
 FITTED = 10_000  # samples that the common spread of features is learned from
 NEIGHBOURS = 3  # few: a natural group is tighter than the crowd around it, poison is mixed into it
 LEAST_TRUSTED = 15  # samples that a class must keep when its suspected parts are left out
 LEFT = 0.15  # share of the class, likewise
-COMPARED = 500  # samples of a part whose neighbours are looked up
+LEFT_BY_SEVERAL = 0.4  # share of the class that a second suspected part and further ones must leave
+MOST = 4  # splits of a class that get a closer look; as many again of those that hold all kinds of images
 HELD_OUT = 0.2  # share of a trusted part that the purified probe does not see, to know what agreement to expect
-Company = Callable[[np.ndarray, int], np.ndarray]
+Opinion = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 def decide(run: Run) -> Decision:
@@ -45,16 +57,17 @@ def decide(run: Run) -> Decision:
     probe = _learned(run)
     divergence = _scored(run, probe)
     with run.stage("partition"):
-        predicted = logits(run, probe, index).argmax(1)
-        accuracy = float((predicted == labels[index]).mean())
-        findings = run.processes.broadcast(_findings(run, probe, divergence))  # ranks may differ in the last bit
+        answers = logits(run, probe, index)
+        accuracy = float((answers.argmax(1) == labels[index]).mean())
+        # ranks may differ in the last bit
+        findings = run.processes.broadcast(_findings(run, probe, divergence, answers))
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
     proposed, purified = labels.copy(), None
     if candidates:
-        findings, purified, company = _relearned(run, probe, findings)
+        findings, purified, opinion = _relearned(run, probe, findings)
     verdict, confidence, reason, poisoned = verdict_of(findings, accuracy, store.num_classes, settings)
     if purified is not None and poisoned:
-        findings, poisoned = _sharpened(run, findings, poisoned, purified, company)
+        findings, poisoned = _sharpened(run, findings, poisoned, opinion)
         reason = sentence(poisoned, settings)
     score, thresholds, suspect = _by_sample(findings, poisoned, len(labels), store.num_classes, settings)
     score[list(store.unreadable)] = np.nan
@@ -104,8 +117,15 @@ def _scored(run: Run, probe: Probe | Trained) -> np.ndarray:
     return divergence
 
 
-def _findings(run: Run, probe: Probe | Trained, divergence: np.ndarray) -> list[Finding]:
-    """Every class in two, in up to four ways; memory: the features of one class at a time."""
+def _findings(run: Run, probe: Probe | Trained, divergence: np.ndarray, answers: np.ndarray) -> list[Finding]:
+    """Every class in two, in several ways; memory: the features of one class at a time.
+
+    Args:
+        run: the screening.
+        probe: that learned everything.
+        divergence: (N,) of Eq. 3.
+        answers: (M, K) its logits for the readable samples.
+    """
     store, settings = run.store, run.settings
 
     def features(index: np.ndarray) -> np.ndarray:
@@ -114,18 +134,40 @@ def _findings(run: Run, probe: Probe | Trained, divergence: np.ndarray) -> list[
     rng = np.random.default_rng(run.seed)
     fitted = rng.permutation(store.readable)[:FITTED]
     whitening = Whitening.fit(features(fitted), store.labels[fitted])
+    images = bystanders(store, run.seed)
+    witness = _witness(run, probe, images[0])
+    sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
     found = []
     for label in range(store.num_classes):
         members = np.flatnonzero(store.labels == label)
         if len(members) < settings.least_members:
             continue
-        for split in split_class(whitening(features(members)), run.seed):
-            finding = Finding(label, members, split)
+        own = answers[np.searchsorted(store.readable, members)]
+        given, others = own[:, label].copy(), np.where(np.arange(store.num_classes) == label, 0, sizes)
+        own[:, label] = -np.inf
+        runner_up = own.argmax(1)
+
+        def kinds(part: np.ndarray, runner_up: np.ndarray = runner_up, others: np.ndarray = others) -> float:
+            return diversity(runner_up[part], others, run.seed)
+
+        splits = split_class(whitening(features(members)), run.seed, own.max(1) - given)
+        splits = [split if kinds(split.upper) >= kinds(~split.upper) else split.turned() for split in splits]
+        for finding in _few([Finding(label, members, s, diversity=kinds(s.upper)) for s in splits], settings):
             if finding.is_candidate(settings):
-                moved = transfers(split, members, label, store, _labels_by(probe, run), run.seed)
-                finding = Finding(label, members, orient(split, divergence[members], moved), max(moved))
+                moved = transfers(Trial.of(finding.split, members, label, store, images, run.seed), witness)
+                both = kinds(finding.split.upper) >= settings.diverse, kinds(~finding.split.upper) >= settings.diverse
+                split = orient(finding.split, divergence[members], moved, both)
+                finding = Finding(label, members, split, max(moved), diversity=kinds(split.upper))
             found.append(finding)
     return _judgeable(found, settings)
+
+
+def _few(findings: list[Finding], settings: Settings) -> list[Finding]:
+    """Of the splits of one class, widest gap first: those that get a closer look, or else the first one."""
+    chosen = [f for f in findings if f.is_candidate(settings)]
+    usual = [f for f in chosen if f.diversity < settings.diverse][:MOST]
+    diverse = [f for f in chosen if f.diversity >= settings.diverse][:MOST]
+    return sorted([*usual, *diverse], key=lambda f: -f.split.gap) or findings[:1]
 
 
 def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
@@ -134,111 +176,111 @@ def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
     kept = []
     for finding in sorted(findings, key=lambda f: -f.split.gap):
         if finding.is_candidate(settings):
-            trusted = left[finding.label] & ~finding.doubtful
-            if trusted.sum() < max(LEAST_TRUSTED, LEFT * len(trusted)):
+            before = left[finding.label]
+            trusted = before & ~finding.doubtful
+            share = LEFT if before.all() else LEFT_BY_SEVERAL
+            if trusted.sum() < max(LEAST_TRUSTED, share * len(trusted)):
                 continue
             left[finding.label] = trusted
         kept.append(finding)
     return sorted(kept, key=lambda f: f.label)
 
 
-def _relearned(run: Run, probe: Probe | Trained, findings: list[Finding]) -> tuple[list[Finding], Probe, Company]:
+def _relearned(run: Run, probe: Probe | Trained, findings: list[Finding]) -> tuple[list[Finding], Probe, Opinion]:
     """A probe trained without the suspected parts, what it thinks of their labels, and their company."""
-    settings, labels, rng = run.settings, run.store.labels, np.random.default_rng(run.seed)
+    settings, store, rng = run.settings, run.store, np.random.default_rng(run.seed)
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
     doubtful = np.unique(np.concatenate([finding.members[finding.doubtful] for finding in candidates]))
     held: dict[int, np.ndarray] = {}
     for finding in candidates:
         trusted = rng.permutation(np.setdiff1d(finding.members, doubtful))
         held.setdefault(finding.label, trusted[: max(3, round(HELD_OUT * len(trusted)))])
-    index = np.setdiff1d(run.store.readable, np.concatenate([doubtful, *held.values()]))
+    index = np.setdiff1d(store.readable, np.concatenate([doubtful, *held.values()]))
     purified = fresh_probe(run, run.seed + 1)
     train(run, "relearn", purified, index, recipe_for(run, len(index), settings.relearn_share))
-
-    def agreement(part: np.ndarray) -> float:
-        return float((logits(run, purified, part).argmax(1) == labels[part]).mean()) if len(part) else 1.0
-
     with run.stage("comparison"):
-        company = _company(run, purified)
-
-        def share(part: np.ndarray, label: int) -> float:
-            return float(company(rng.permutation(part)[:COMPARED], label).mean()) if len(part) else 1.0
-
-        def moved_by(finding: Finding, by: Probe | Trained) -> float:
-            predict = _labels_by(by, run)
-            moved = transfers(finding.split, finding.members, finding.label, run.store, predict, run.seed)
-            return run.processes.broadcast(max(moved))
-
-        references = {label: (agreement(part), share(part, label)) for label, part in held.items()}
-        known = [
-            dataclasses.replace(f, echo=moved_by(f, purified)) if f.is_candidate(settings) else f for f in findings
-        ]
-        known = with_bars(known)  # before any split claims its samples: a claim must not lose its evidence afterwards
-        judged = [finding for finding in known if not finding.is_candidate(settings)]
-        claimed = np.zeros(len(labels), dtype=bool)
-        for finding in sorted((f for f in known if f.is_candidate(settings)), key=lambda f: -f.split.gap):
-            again = claimed[finding.members]
-            if again.any():  # what an earlier split of the class has claimed is no evidence for this one
-                rest = finding.split.subset(~again)
-                if min(rest.upper.sum(), (~rest.upper).sum()) < LEAST_SIZE:
-                    continue
-                finding = dataclasses.replace(finding, members=finding.members[~again], split=rest)
-                moved, echo = moved_by(finding, probe), moved_by(finding, purified)
-                finding = dataclasses.replace(finding, transfer=moved, echo=echo)
-            expected, usual = references[finding.label]
-            finding = dataclasses.replace(
-                finding,
-                agreement=agreement(finding.suspected),
-                reference=expected,
-                company=share(finding.suspected, finding.label) / max(usual, 1e-6),
-            )
-            judged.append(finding)
-            if finding.strength(settings) > 0.5:
-                claimed[finding.members[finding.split.suspicion > 0.5]] = True
-    return sorted(judged, key=lambda f: f.label), purified, company
+        opinion, images = _opinion(run, purified), bystanders(store, run.seed)
+        first, second = _witness(run, probe, images[0]), _witness(run, purified, images[0])
+        judged = [finding for finding in findings if not finding.is_candidate(settings)]
+        for label, trusted in held.items():
+            members = np.flatnonzero(store.labels == label)
+            answers, company = opinion(members, label)
+            agrees, known = answers.argmax(1) == label, np.isin(members, trusted)
+            expected, usual = float(agrees[known].mean()), float(company[known].mean())
+            claimed = np.zeros(len(members), dtype=bool)
+            for finding in sorted((f for f in candidates if f.label == label), key=lambda f: -f.split.gap):
+                again = claimed[np.searchsorted(members, finding.members)]
+                if again.any():  # what an earlier split of the class has claimed is no evidence for this one
+                    rest = finding.split.subset(~again)
+                    if min(rest.upper.sum(), (~rest.upper).sum()) < LEAST_SIZE:
+                        continue
+                    finding = dataclasses.replace(finding, members=finding.members[~again], split=rest)
+                trial = Trial.of(finding.split, finding.members, label, store, images, run.seed)
+                part = np.searchsorted(members, finding.suspected)
+                finding = dataclasses.replace(
+                    finding,
+                    trigger=run.processes.broadcast(triggers(trial, first, second)),
+                    agreement=float(agrees[part].mean()),
+                    reference=expected,
+                    company=float(company[part].mean()) / max(usual, 1e-6),
+                )
+                judged.append(finding)
+                if finding.strength(settings) > 0.5:
+                    claimed[np.searchsorted(members, finding.members[finding.split.suspicion > 0.5])] = True
+    return sorted(judged, key=lambda f: f.label), purified, opinion
 
 
-def _labels_by(probe: Probe | Trained, run: Run) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from unit images (B, C, H, W) to the labels that the probe gives them."""
+def _witness(run: Run, probe: Probe | Trained, images: np.ndarray) -> Witness:
+    """The labels that a probe gives to unit images (B, C, H, W)."""
+    probe.eval()
 
-    def predict(images: np.ndarray) -> np.ndarray:
-        probe.eval()
-        with torch.no_grad():
-            return probe(torch.from_numpy(images).to(run.device)).argmax(1).cpu().numpy()
+    def predict(pixels: np.ndarray) -> np.ndarray:
+        with torch.no_grad(), autocast(run.device):
+            batch = torch.from_numpy(pixels).to(run.device).contiguous(memory_format=torch.channels_last)
+            return probe(batch).argmax(1).cpu().numpy()
 
-    return predict
+    return Witness(predict, images)
 
 
-def _company(run: Run, purified: Probe) -> Company:
-    """A function from (n,) samples and a label to the share of each one's nearest neighbours that have it, (n,)."""
+def _opinion(run: Run, purified: Probe) -> Opinion:
+    """A function from (n,) samples and a label to the purified probe's logits (n, K) and their company (n,).
+
+    A sample's company is the share of its nearest neighbours in the probe's features that have the label.
+    """
     store, rng = run.store, np.random.default_rng(run.seed)
     pool = rng.permutation(store.readable)[:FITTED]
 
-    def features(index: np.ndarray) -> np.ndarray:
-        deep = outputs(lambda x: purified.maps(x)[-1].float().mean((2, 3)), purified, store, index, run.processes)
-        return deep / np.maximum(np.linalg.norm(deep, axis=1, keepdims=True), 1e-9)
+    def both(images: torch.Tensor) -> torch.Tensor:
+        deep = purified.maps(images)[-1].float()
+        return torch.cat([purified.head(deep.amax((2, 3))).float(), deep.mean((2, 3))], 1)
 
-    search = NearestNeighbors(n_neighbors=min(NEIGHBOURS + 1, len(pool)), metric="euclidean").fit(features(pool))
+    def look(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = outputs(both, purified, store, index, run.processes)
+        answers, deep = found[:, : store.num_classes], found[:, store.num_classes :]
+        return answers, deep / np.maximum(np.linalg.norm(deep, axis=1, keepdims=True), 1e-9)
 
-    def share(part: np.ndarray, label: int) -> np.ndarray:
-        near = pool[search.kneighbors(features(part), return_distance=False)]
+    search = NearestNeighbors(n_neighbors=min(NEIGHBOURS + 1, len(pool)), metric="euclidean").fit(look(pool)[1])
+
+    def opinion(part: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
+        answers, deep = look(part)
+        near = pool[search.kneighbors(deep, return_distance=False)]
         others = near != part[:, None]  # a sample is no company for itself
-        return ((store.labels[near] == label) & others).sum(1) / np.maximum(1, others.sum(1))
+        return answers, ((store.labels[near] == label) & others).sum(1) / np.maximum(1, others.sum(1))
 
-    return share
+    return opinion
 
 
 def _sharpened(
-    run: Run, findings: list[Finding], poisoned: list[Finding], purified: Probe, company: Company
+    run: Run, findings: list[Finding], poisoned: list[Finding], opinion: Opinion
 ) -> tuple[list[Finding], list[Finding]]:
     """Poisoned findings whose labels contradict the images, drawn again with what the purified probe says of each."""
     sharp = {}
     for finding in poisoned:
         if finding.contradicts(run.settings):
-            label = logits(run, purified, finding.members)
-            given = label[:, finding.label].copy()
-            label[:, finding.label] = -np.inf
-            columns = np.column_stack([label.max(1) - given, -company(finding.members, finding.label)])
+            answers, company = opinion(finding.members, finding.label)
+            given = answers[:, finding.label].copy()
+            answers[:, finding.label] = -np.inf
+            columns = np.column_stack([answers.max(1) - given, -company])
             sharp[id(finding)] = dataclasses.replace(finding, split=refined(finding.split, columns, run.seed))
     return [sharp.get(id(f), f) for f in findings], [sharp.get(id(f), f) for f in poisoned]
 
@@ -276,8 +318,8 @@ def _row(finding: Finding, run: Run) -> dict[str, float]:
         "distance": finding.split.distance,
         "valley": finding.split.valley,
         "transfer": finding.transfer,
-        "echo": finding.echo,
-        "bar": finding.transfer_bar,
+        "trigger": finding.trigger,
+        "diversity": finding.diversity,
         "agreement": finding.agreement,
         "reference": finding.reference,
         "company": finding.company,

@@ -22,8 +22,10 @@ Array = NDArray[np.float64]
 
 SHRINKAGE = 0.1  # of the pooled covariance towards a sphere
 DIRECTIONS = 100  # principal directions of a class that the discriminant may use
-KEPT = 4  # splits of one class that are looked into
-STARTS = 6  # widest directions that a first guess is taken from
+KEPT = 10  # splits of one class that are given
+STARTS = 6  # widest directions that first guesses are taken from
+ENDS = (0.05, 0.1, 0.2)  # shares of a class at either end of such a direction, likewise
+SETTLES = 20  # rounds in which a guess of a fixed share may settle
 INDEPENDENT = (10, 30)  # widest directions in which independent components are looked for
 SPIKED, FLAT = 2, 2  # of these components, how many of the highest and the lowest kurtosis give a guess
 LEAST_SHARE = 0.03  # of a class, for a part to count: below it stand single odd images
@@ -34,6 +36,10 @@ POSSIBLE = 0.1  # probability of the upper part
 RIDGE = 0.1  # of the discriminant's covariance towards a sphere
 FOLDS = 4
 ROUNDS = 3
+EM_ROUNDS, EM_GAIN = (
+    100,
+    1e-3,
+)  # most rounds of a mixture along a line, and the gain in mean log-likelihood that ends it
 
 
 @dataclass(frozen=True)
@@ -122,19 +128,24 @@ class Split:
 
 
 @threadpool_limits.wrap(limits=1)  # small matrices: threads cost more than they bring, and round differently
-def split_class(whitened: Array, seed: int) -> list[Split]:
+def split_class(whitened: Array, seed: int, doubt: Array | None = None) -> list[Split]:
     """Find the ways in which one class falls into two parts.
 
-    Two Gaussians along each of the widest directions, in the plane of the first two, and along the independent
-    components that are least like one Gaussian give first guesses: two heaps of like size have a low kurtosis, a small
-    heap far out a high one. From each guess a linear discriminant is drawn on three quarters of the class and read on
-    the rest, the parts are read off that line, and this is repeated: noise in the guess averages out of the
-    discriminant, as it does in self-training. A class may have natural groups as well as a trigger, or several
-    triggers, so the widest gaps that differ are all given.
+    First guesses are two Gaussians along each of the widest directions, in the plane of the first two, and along the
+    independent components that are least like one Gaussian: two heaps of like size have a low kurtosis, a small heap
+    far out a high one. Further guesses are the samples at either end of each of the widest directions and the doubtful
+    ones, a fixed share of the class: a discriminant between them and the rest is drawn, as many lie farthest out along
+    it, and so on until they settle. Noise in a guess averages out of the discriminant, so a guess that holds a fifth
+    of a small heap leads to all of it.
+
+    From every guess a linear discriminant is drawn on three quarters of the class and read on the rest, the parts are
+    read off that line, and this is repeated, as in self-training. A class may have natural groups as well as a trigger,
+    or several triggers, so the widest gaps that differ are all given.
 
     Args:
         whitened: (n, D) features of the class, n at least 8.
         seed: of folds and starts.
+        doubt: (n,) how little the probe believes each label; None where it is not known.
 
     Returns:
         Up to `KEPT` splits, the widest gap first; none where the class has no second part.
@@ -146,12 +157,37 @@ def split_class(whitened: Array, seed: int) -> list[Split]:
     fold = np.random.default_rng(seed).permutation(n) % FOLDS
     planes = [z[:, :2], *(z[:, k : k + 1] for k in range(min(STARTS, z.shape[1]))), *_independent(z, seed)]
     products = _products(z, fold)
-    guesses = [_refined(z, products, _mixture(plane, seed).predict(plane) == 1, fold, seed) for plane in planes]
+    guesses = [_mixture(plane, seed).predict(plane) == 1 for plane in planes]
+    guesses += _settled(z, products, fold, [] if doubt is None else [doubt])
+    splits = [_refined(z, products, upper, fold) for upper in guesses]
     found: list[Split] = []
-    for split in sorted((split for split in guesses if split is not None), key=lambda split: -split.gap):
+    for split in sorted((split for split in splits if split is not None), key=lambda split: -split.gap):
         if len(found) < KEPT and all(split.differs_from(other) for other in found):
             found.append(split)
     return found
+
+
+def _settled(z: Array, products: Array, fold: NDArray[np.int64], more: list[Array]) -> list[NDArray[np.bool_]]:
+    """(n,) masks: samples at an end of a wide direction, or first in one of `more` (n,) orders, after settling."""
+    lines = [sign * z[:, k] for k in range(min(STARTS, z.shape[1])) for sign in (1, -1)]
+    found: list[NDArray[np.bool_]] = []
+    for line in [*more, *lines]:
+        for share in ENDS:
+            count = max(LEAST_SIZE, round(share * len(z)))
+            upper = _first(line, count)
+            for _ in range(SETTLES):
+                before, upper = upper, _first(_held_out(z, products, upper, fold), count)
+                if (before & upper).sum() > 0.99 * count:
+                    break
+            if not any((upper & other).sum() > 0.9 * max(count, other.sum()) for other in found):
+                found.append(upper)
+    return found
+
+
+def _first(order: Array, count: int) -> NDArray[np.bool_]:
+    upper = np.zeros(len(order), dtype=bool)
+    upper[np.argsort(-order, kind="stable")[:count]] = True
+    return upper
 
 
 def refined(split: Split, columns: Array, seed: int) -> Split:
@@ -168,7 +204,7 @@ def refined(split: Split, columns: Array, seed: int) -> Split:
     z = np.column_stack([split.position, columns])
     z = (z - z.mean(0)) / (z.std(0) + 1e-9)
     fold = np.random.default_rng(seed).permutation(len(z)) % FOLDS
-    found = _refined(z, _products(z, fold), split.upper, fold, seed)
+    found = _refined(z, _products(z, fold), split.upper, fold)
     if found is None or found.differs_from(split):
         return split
     return found if np.corrcoef(found.position, split.position)[0, 1] > 0 else found.turned()
@@ -190,29 +226,52 @@ def _independent(z: Array, seed: int) -> list[Array]:
     return found
 
 
-def _refined(z: Array, products: Array, upper: NDArray[np.bool_], fold: NDArray[np.int64], seed: int) -> Split | None:
+def _refined(z: Array, products: Array, upper: NDArray[np.bool_], fold: NDArray[np.int64]) -> Split | None:
     """The split that a guess leads to; None where one of its parts vanishes."""
     least = max(LEAST_SIZE, round(LEAST_SHARE * len(z)))
     split = None
     for _ in range(ROUNDS):
         if min(upper.sum(), len(z) - upper.sum()) < least:
             return None
-        split = _read_off(_held_out(z, products, upper, fold), seed)
+        split = _read_off(_held_out(z, products, upper, fold), upper)
         upper = split.upper
     return split if split is not None and min(upper.sum(), len(z) - upper.sum()) >= least else None
 
 
-def _read_off(position: Array, seed: int) -> Split:
-    """Two Gaussians along the line, and how far apart they are."""
-    mixture = _mixture(position[:, None], seed)
-    mean, var = mixture.means_[:, 0], mixture.covariances_[:, 0]
-    probability = mixture.predict_proba(position[:, None])[:, int(mean.argmax())]
-    distance = float(abs(mean[0] - mean[1]) * np.sqrt(2 / var.sum()))
-    density = np.exp(mixture.score_samples(np.linspace(mean.min(), mean.max(), 200)[:, None]))
+def _read_off(position: Array, upper: NDArray[np.bool_]) -> Split:
+    """Two Gaussians along the line, sought from the parts as they are, and how far apart they are."""
+    weight, mean, var, probability = _two_gaussians(position, upper.astype(np.float64))
+    if mean[0] > mean[1]:
+        weight, mean, var, probability = weight[::-1], mean[::-1], var[::-1], 1 - probability
+    distance = float((mean[1] - mean[0]) * np.sqrt(2 / var.sum()))
+    line = np.linspace(mean[0], mean[1], 200)[:, None]
+    density = (weight / np.sqrt(var) * np.exp(-((line - mean) ** 2) / (2 * var))).sum(1)
     # A wide Gaussian may outweigh a narrow one beyond its mean: the posterior must not fall again along the line.
     order = np.argsort(position)
     probability[order] = np.maximum.accumulate(probability[order])
     return Split(position, probability, distance, float(density.min() / min(density[0], density[-1])))
+
+
+def _two_gaussians(position: Array, second: Array) -> tuple[Array, Array, Array, Array]:
+    """Expectation-maximisation from (n,) first shares of the second one: weights, means, variances (2,), shares (n,).
+
+    For so few numbers, some hundred times a class, several times as fast as scikit-learn's mixture of any dimension.
+    """
+    before = -np.inf
+    for _ in range(EM_ROUNDS):
+        shares = np.stack([1 - second, second])
+        size = shares.sum(1) + 1e-9
+        mean = shares @ position / size
+        var = (shares * (position - mean[:, None]) ** 2).sum(1) / size + 1e-4
+        weight = size / size.sum()
+        log = np.log(weight / np.sqrt(2 * np.pi * var))[:, None] - (position - mean[:, None]) ** 2 / (2 * var[:, None])
+        total = np.logaddexp(log[0], log[1])
+        second = np.exp(log[1] - total)
+        likelihood = float(total.mean())
+        if likelihood - before < EM_GAIN:
+            break
+        before = likelihood
+    return weight, mean, var, second
 
 
 def _products(z: Array, fold: NDArray[np.int64]) -> Array:

@@ -30,8 +30,13 @@ class Settings:
             under which those labels contradict the images (poisoned labels).
         company: share of the suspected samples' nearest neighbours, for the purified probe, that have their label,
             relative to the rest of the class, above which they are a natural group that keeps to itself.
-        transfer: share of other classes' images that the parts' mean difference moves into the class, beyond what it
-            does to the purified probe, from which it acts as a trigger (clean-label attacks).
+        diverse: diversity (see `identification.diversity`) from which a part holds all kinds of images, and so is no
+            natural group, whatever company it keeps; for at most half of a class the next two then take the place of
+            `candidate_distance` and `candidate_valley`.
+        diverse_distance: Ashman's D from which such a part is worth a closer look.
+        diverse_valley: density between the parts up to which likewise.
+        transfer: share of other classes' images that the parts' mean difference moves into the class while the purified
+            probe still sees what they are, from which it acts as a trigger (clean-label attacks).
         transfer_distance: Ashman's D that a class needs when the transfer is the only evidence.
         transfer_share: largest share of a class that may be called poisoned on the transfer alone: the rest of a class
             differs from a small natural group as that group differs from it.
@@ -54,11 +59,14 @@ class Settings:
     eps: float = 8 / 255
     attack_steps: int = 1
     least_members: int = 20
-    candidate_distance: float = 3.2
+    candidate_distance: float = 2.8
     candidate_valley: float = 0.6
     conflict: float = 0.25
     company: float = 0.5
-    transfer: float = 0.25
+    diverse: float = 0.82
+    diverse_distance: float = 2.6
+    diverse_valley: float = 0.85
+    transfer: float = 0.22
     transfer_distance: float = 4.5
     transfer_share: float = 0.6
     learned: float = 2.0
