@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -143,21 +144,25 @@ def _findings(run: Run, probe: Probe | Trained, divergence: np.ndarray, answers:
         if len(members) < settings.least_members:
             continue
         own = answers[np.searchsorted(store.readable, members)]
-        given, others = own[:, label].copy(), np.where(np.arange(store.num_classes) == label, 0, sizes)
+        given = own[:, label].copy()
         own[:, label] = -np.inf
-        runner_up = own.argmax(1)
-
-        def kinds(part: np.ndarray, runner_up: np.ndarray = runner_up, others: np.ndarray = others) -> float:
-            return diversity(runner_up[part], others, run.seed)
-
-        splits = split_class(whitening(features(members)), run.seed, own.max(1) - given)
-        splits = [split if kinds(split.upper) >= kinds(~split.upper) else split.turned() for split in splits]
-        for finding in _few([Finding(label, members, s, diversity=kinds(s.upper)) for s in splits], settings):
+        runner_up, doubt = own.argmax(1), own.max(1) - given
+        others = np.where(np.arange(store.num_classes) == label, 0, sizes)
+        kinds = partial(diversity, others=others, seed=run.seed)
+        mine = []
+        for split in split_class(whitening(features(members)), run.seed, doubt):
+            upper, lower = kinds(runner_up[split.upper]), kinds(runner_up[~split.upper])
+            mine.append(
+                Finding(label, members, split if upper >= lower else split.turned(), diversity=max(upper, lower))
+            )
+        for finding in _few(mine, settings):
             if finding.is_candidate(settings):
                 moved = transfers(Trial.of(finding.split, members, label, store, images, run.seed), witness)
-                both = kinds(finding.split.upper) >= settings.diverse, kinds(~finding.split.upper) >= settings.diverse
-                split = orient(finding.split, divergence[members], moved, both)
-                finding = Finding(label, members, split, max(moved), diversity=kinds(split.upper))
+                other = kinds(runner_up[~finding.split.upper])
+                diverse = finding.diversity >= settings.diverse, other >= settings.diverse
+                split = orient(finding.split, divergence[members], moved, diverse)
+                turned = split is not finding.split
+                finding = Finding(label, members, split, max(moved), diversity=other if turned else finding.diversity)
             found.append(finding)
     return _judgeable(found, settings)
 

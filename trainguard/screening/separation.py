@@ -154,12 +154,11 @@ def split_class(whitened: Array, seed: int, doubt: Array | None = None) -> list[
     x = whitened - whitened.mean(0)
     _, directions = np.linalg.eigh(x.T @ x)
     z = x @ directions[:, ::-1][:, : min(DIRECTIONS, max(2, n // 5))]
-    fold = np.random.default_rng(seed).permutation(n) % FOLDS
+    lines = Discriminants(z, seed)
     planes = [z[:, :2], *(z[:, k : k + 1] for k in range(min(STARTS, z.shape[1]))), *_independent(z, seed)]
-    products = _products(z, fold)
     guesses = [_mixture(plane, seed).predict(plane) == 1 for plane in planes]
-    guesses += _settled(z, products, fold, [] if doubt is None else [doubt])
-    splits = [_refined(z, products, upper, fold) for upper in guesses]
+    guesses += _settled(lines, [] if doubt is None else [doubt])
+    splits = [_refined(lines, upper) for upper in guesses]
     found: list[Split] = []
     for split in sorted((split for split in splits if split is not None), key=lambda split: -split.gap):
         if len(found) < KEPT and all(split.differs_from(other) for other in found):
@@ -167,16 +166,54 @@ def split_class(whitened: Array, seed: int, doubt: Array | None = None) -> list[
     return found
 
 
-def _settled(z: Array, products: Array, fold: NDArray[np.int64], more: list[Array]) -> list[NDArray[np.bool_]]:
+class Discriminants:
+    """Linear discriminants of one class in two parts; each sample is read on one that was drawn without its fold.
+
+    Whatever the parts, the covariance within them is that of all samples less a share of the outer product of their
+    means' difference: so one decomposition per fold serves every guess.
+
+    Args:
+        z: (n, D) features.
+        seed: of the folds.
+    """
+
+    def __init__(self, z: Array, seed: int) -> None:
+        self.z = z
+        self.fold = np.random.default_rng(seed).permutation(len(z)) % FOLDS
+        self._decomposed = [np.linalg.eigh(np.cov(z[self.fold != k].T, bias=True)) for k in range(FOLDS)]
+
+    def positions(self, upper: NDArray[np.bool_]) -> Array:
+        """Each sample's place between the lower part and the `upper` one (n,), in units of log-odds: (n,)."""
+        part = (self.fold[:, None] * 2 + upper[:, None] == np.arange(2 * FOLDS)).astype(np.float64)
+        counts, sums = part.sum(0).reshape(FOLDS, 2), (part.T @ self.z).reshape(FOLDS, 2, -1)
+        position = np.zeros(len(self.z))
+        for k, (values, vectors) in enumerate(self._decomposed):
+            size = counts.sum(0) - counts[k]  # of the lower and the upper part without the fold
+            if size.min() == 0:
+                continue
+            means = (sums.sum(0) - sums[k]) / size[:, None]
+            apart = means[1] - means[0]
+            between = size.prod() / size.sum() ** 2
+            ridge = RIDGE * (values.sum() - between * apart @ apart) / len(values)
+            along = vectors.T @ apart
+            solved = along / (values + ridge)
+            line = vectors @ solved / (1 - between * along @ solved)  # Sherman and Morrison 1950
+            own = self.fold == k
+            position[own] = (self.z[own] - means.mean(0)) @ line
+        return position
+
+
+def _settled(lines: Discriminants, more: list[Array]) -> list[NDArray[np.bool_]]:
     """(n,) masks: samples at an end of a wide direction, or first in one of `more` (n,) orders, after settling."""
-    lines = [sign * z[:, k] for k in range(min(STARTS, z.shape[1])) for sign in (1, -1)]
+    z = lines.z
+    ends = [sign * z[:, k] for k in range(min(STARTS, z.shape[1])) for sign in (1, -1)]
     found: list[NDArray[np.bool_]] = []
-    for line in [*more, *lines]:
+    for order in [*more, *ends]:
         for share in ENDS:
             count = max(LEAST_SIZE, round(share * len(z)))
-            upper = _first(line, count)
+            upper = _first(order, count)
             for _ in range(SETTLES):
-                before, upper = upper, _first(_held_out(z, products, upper, fold), count)
+                before, upper = upper, _first(lines.positions(upper), count)
                 if (before & upper).sum() > 0.99 * count:
                     break
             if not any((upper & other).sum() > 0.9 * max(count, other.sum()) for other in found):
@@ -203,8 +240,7 @@ def refined(split: Split, columns: Array, seed: int) -> Split:
     """
     z = np.column_stack([split.position, columns])
     z = (z - z.mean(0)) / (z.std(0) + 1e-9)
-    fold = np.random.default_rng(seed).permutation(len(z)) % FOLDS
-    found = _refined(z, _products(z, fold), split.upper, fold)
+    found = _refined(Discriminants(z, seed), split.upper)
     if found is None or found.differs_from(split):
         return split
     return found if np.corrcoef(found.position, split.position)[0, 1] > 0 else found.turned()
@@ -226,16 +262,16 @@ def _independent(z: Array, seed: int) -> list[Array]:
     return found
 
 
-def _refined(z: Array, products: Array, upper: NDArray[np.bool_], fold: NDArray[np.int64]) -> Split | None:
+def _refined(lines: Discriminants, upper: NDArray[np.bool_]) -> Split | None:
     """The split that a guess leads to; None where one of its parts vanishes."""
-    least = max(LEAST_SIZE, round(LEAST_SHARE * len(z)))
+    least = max(LEAST_SIZE, round(LEAST_SHARE * len(upper)))
     split = None
     for _ in range(ROUNDS):
-        if min(upper.sum(), len(z) - upper.sum()) < least:
+        if min(upper.sum(), (~upper).sum()) < least:
             return None
-        split = _read_off(_held_out(z, products, upper, fold), upper)
+        split = _read_off(lines.positions(upper), upper)
         upper = split.upper
-    return split if split is not None and min(upper.sum(), len(z) - upper.sum()) >= least else None
+    return split if split is not None and min(upper.sum(), (~upper).sum()) >= least else None
 
 
 def _read_off(position: Array, upper: NDArray[np.bool_]) -> Split:
@@ -272,29 +308,6 @@ def _two_gaussians(position: Array, second: Array) -> tuple[Array, Array, Array,
             break
         before = likelihood
     return weight, mean, var, second
-
-
-def _products(z: Array, fold: NDArray[np.int64]) -> Array:
-    """(FOLDS, D, D) sums of outer products, fold by fold: every discriminant on these samples is made of them."""
-    return np.stack([z[fold == k].T @ z[fold == k] for k in range(FOLDS)])
-
-
-def _held_out(z: Array, products: Array, upper: NDArray[np.bool_], fold: NDArray[np.int64]) -> Array:
-    """Each sample's place on a linear discriminant drawn without its fold, in units of log-odds."""
-    part = (fold[:, None] * 2 + upper[:, None] == np.arange(2 * FOLDS)).astype(np.float64)
-    counts, sums = part.sum(0).reshape(FOLDS, 2), (part.T @ z).reshape(FOLDS, 2, -1)
-    position = np.zeros(len(z))
-    for k in range(FOLDS):
-        size = counts.sum(0) - counts[k]  # of the lower and the upper part without the fold
-        if size.min() == 0:
-            continue
-        means = (sums.sum(0) - sums[k]) / size[:, None]
-        within = (products.sum(0) - products[k] - (means.T * size) @ means) / size.sum()
-        within += RIDGE * np.eye(len(within)) * np.trace(within) / len(within)
-        line = np.linalg.solve(within, means[1] - means[0])
-        own = fold == k
-        position[own] = (z[own] - means.mean(0)) @ line
-    return position
 
 
 def _mixture(points: Array, seed: int) -> GaussianMixture:
