@@ -66,7 +66,7 @@ class Settings:
     diverse: float = 0.82
     diverse_distance: float = 2.6
     diverse_valley: float = 0.85
-    transfer: float = 0.22
+    transfer: float = 0.15
     transfer_distance: float = 4.5
     transfer_share: float = 0.6
     learned: float = 2.0
