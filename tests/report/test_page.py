@@ -83,7 +83,6 @@ def test_page_shows_what_was_seen_in_each_class(tmp_path, screened, read):
     seen = {"suspected": 12, "distance": 8.25, "valley": 0.01, "agreement": 0.04, "reference": 0.97, "transfer": -0.1}
     near = {"label": 0, "members": 60, "strength": 0.0, "distance": 2.5, "valley": 0.9, "agreement": 1.0}
     result.settings["findings"] = [{**seen, **near}, {"label": 1, "members": 60, "strength": 0.99} | seen]
-    result.settings["candidate_distance"] = 3.2
     page = read(build(result, tmp_path / "report.html"))
     assert "8.25" in page.text and "4.0%" in page.text and "99.0%" in page.text
     assert "2.5" in page.text and "100.0%" not in page.text.split("Two parts of a class")[1].split("Scores")[0]

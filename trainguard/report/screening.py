@@ -24,10 +24,12 @@ FINDINGS = {
     "agreement": "agrees",
     "reference": "rest agrees",
     "company": "company",
-    "transfer": "acts as trigger",
+    "diversity": "kinds",
+    "transfer": "moves others",
+    "trigger": "acts as trigger",
     "strength": "evidence",
 }
-SHARES = ("agreement", "reference", "transfer", "strength")
+SHARES = ("agreement", "reference", "transfer", "trigger", "strength")
 ALWAYS_SEEN = ("suspected", "distance", "valley", "strength")  # the rest only of parts that lie far enough apart
 
 HEADLINES = {
@@ -145,11 +147,9 @@ def _findings(result: ScreenResult, names: Names) -> Table | None:
     if not found:
         return None
     shown = {key: column for key, column in FINDINGS.items() if key in found[0]}
-    near, deep = result.settings.get("candidate_distance", 0.0), result.settings.get("candidate_valley", 1.0)
     rows = []
     for row in sorted(found, key=lambda row: (-row["strength"], -row["distance"])):
-        looked_into = row["distance"] >= near and row["valley"] <= deep
-        values = (row[key] if looked_into or key in ALWAYS_SEEN else float("nan") for key in shown)
+        values = (row[key] if row["strength"] > 0 or key in ALWAYS_SEEN else float("nan") for key in shown)
         cells = (Share(0.0 if v < 0 else v) if key in SHARES else v for key, v in zip(shown, values, strict=True))
         rows.append((names.label(row["label"]), *cells))
     caption = "Two parts of a class, and what speaks against one of them"
