@@ -57,10 +57,13 @@ class Finding:
 
     def is_candidate(self, settings: Settings) -> bool:
         """True where the two parts lie far enough apart for a closer look; less far where one holds all kinds."""
-        distance, valley = settings.candidate_distance, settings.candidate_valley
-        if self.diversity >= settings.diverse and self.split.upper.mean() <= 0.5:
-            distance, valley = settings.diverse_distance, settings.diverse_valley
-        return self.split.distance >= distance and self.split.valley <= valley
+        kinds = self.diversity >= settings.diverse and self.split.upper.mean() <= 0.5
+        near = self.split.distance >= settings.diverse_distance and self.split.valley <= settings.diverse_valley
+        return self.is_apart(settings) or (kinds and near)
+
+    def is_apart(self, settings: Settings) -> bool:
+        """True where the gap alone is wide enough."""
+        return self.split.distance >= settings.candidate_distance and self.split.valley <= settings.candidate_valley
 
     @property
     def suspected(self) -> NDArray[np.int64]:
@@ -86,6 +89,10 @@ class Finding:
 
     def _contradiction(self, settings: Settings) -> float:
         foreign = _passes(settings.conflict - self.relative_agreement, 0.05)
+        if not self.is_apart(
+            settings
+        ):  # all kinds are what made it a candidate: a class that resembles everything has them
+            return min(foreign, _passes(settings.diverse_company - self.company, 0.1))
         apart = _passes(settings.company - self.company, 0.1)
         kinds = _passes(self.diversity - settings.diverse, 0.05)
         return min(foreign, max(apart, kinds))

@@ -156,14 +156,17 @@ def split_class(whitened: Array, seed: int, doubt: Array | None = None) -> list[
     z = x @ directions[:, ::-1][:, : min(DIRECTIONS, max(2, n // 5))]
     lines = Discriminants(z, seed)
     planes = [z[:, :2], *(z[:, k : k + 1] for k in range(min(STARTS, z.shape[1]))), *_independent(z, seed)]
-    guesses = [_mixture(plane, seed).predict(plane) == 1 for plane in planes]
-    guesses += _settled(lines, [] if doubt is None else [doubt])
-    splits = [_refined(lines, upper) for upper in guesses]
     found: list[Split] = []
-    for split in sorted((split for split in splits if split is not None), key=lambda split: -split.gap):
-        if len(found) < KEPT and all(split.differs_from(other) for other in found):
-            found.append(split)
-    return found
+    # Settled guesses come second: of a heap that overlaps its class they hold the far side, with a wider gap.
+    for guesses, most in (
+        ([_mixture(plane, seed).predict(plane) == 1 for plane in planes], KEPT // 2),
+        (_settled(lines, [] if doubt is None else [doubt]), KEPT),
+    ):
+        splits = [split for upper in guesses if (split := _refined(lines, upper)) is not None]
+        for split in sorted(splits, key=lambda split: -split.gap):
+            if len(found) < most and all(split.differs_from(other) for other in found):
+                found.append(split)
+    return sorted(found, key=lambda split: -split.gap)
 
 
 class Discriminants:
@@ -269,14 +272,14 @@ def _refined(lines: Discriminants, upper: NDArray[np.bool_]) -> Split | None:
     for _ in range(ROUNDS):
         if min(upper.sum(), (~upper).sum()) < least:
             return None
-        split = _read_off(lines.positions(upper), upper)
+        split = _read_off(lines.positions(upper))
         upper = split.upper
     return split if split is not None and min(upper.sum(), (~upper).sum()) >= least else None
 
 
-def _read_off(position: Array, upper: NDArray[np.bool_]) -> Split:
-    """Two Gaussians along the line, sought from the parts as they are, and how far apart they are."""
-    weight, mean, var, probability = _two_gaussians(position, upper.astype(np.float64))
+def _read_off(position: Array) -> Split:
+    """Two Gaussians along the line, and how far apart they are."""
+    weight, mean, var, probability = _two_gaussians(position)
     if mean[0] > mean[1]:
         weight, mean, var, probability = weight[::-1], mean[::-1], var[::-1], 1 - probability
     distance = float((mean[1] - mean[0]) * np.sqrt(2 / var.sum()))
@@ -288,11 +291,21 @@ def _read_off(position: Array, upper: NDArray[np.bool_]) -> Split:
     return Split(position, probability, distance, float(density.min() / min(density[0], density[-1])))
 
 
-def _two_gaussians(position: Array, second: Array) -> tuple[Array, Array, Array, Array]:
-    """Expectation-maximisation from (n,) first shares of the second one: weights, means, variances (2,), shares (n,).
+def _two_gaussians(position: Array) -> tuple[Array, Array, Array, Array]:
+    """Expectation-maximisation from two means: weights, means, variances (2,), shares of the second one (n,).
 
-    For so few numbers, some hundred times a class, several times as fast as scikit-learn's mixture of any dimension.
+    For so few numbers, some hundred times a class, several times as fast as scikit-learn's mixture of any dimension. It
+    starts from two means, not from the parts that drew the line: those are noisy, and hold it where they are.
     """
+    cut = float(position.mean())
+    for _ in range(EM_ROUNDS):
+        upper = position > cut
+        if upper.all() or not upper.any():
+            break
+        before, cut = cut, float(position[upper].mean() + position[~upper].mean()) / 2
+        if cut == before:
+            break
+    second = (position > cut).astype(np.float64)
     before = -np.inf
     for _ in range(EM_ROUNDS):
         shares = np.stack([1 - second, second])

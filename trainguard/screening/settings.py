@@ -31,10 +31,12 @@ class Settings:
         company: share of the suspected samples' nearest neighbours, for the purified probe, that have their label,
             relative to the rest of the class, above which they are a natural group that keeps to itself.
         diverse: diversity (see `identification.diversity`) from which a part holds all kinds of images, and so is no
-            natural group, whatever company it keeps; for at most half of a class the next two then take the place of
-            `candidate_distance` and `candidate_valley`.
+            natural group, whatever company it keeps; for at most half of a class the next three then take the place of
+            `candidate_distance`, `candidate_valley` and `company`.
         diverse_distance: Ashman's D from which such a part is worth a closer look.
         diverse_valley: density between the parts up to which likewise.
+        diverse_company: company under which its labels contradict the images; classes that resemble everything (birds)
+            have come down to 0.45, poison up to 0.15.
         transfer: share of other classes' images that the parts' mean difference moves into the class while the purified
             probe still sees what they are, from which it acts as a trigger (clean-label attacks).
         transfer_distance: Ashman's D that a class needs when the transfer is the only evidence.
@@ -66,6 +68,7 @@ class Settings:
     diverse: float = 0.82
     diverse_distance: float = 2.6
     diverse_valley: float = 0.85
+    diverse_company: float = 0.3
     transfer: float = 0.15
     transfer_distance: float = 4.5
     transfer_share: float = 0.6
