@@ -225,7 +225,7 @@ def finding(
     ("case", "verdict"),
     [
         (finding(), "poisoned"),
-        (finding(agreement=0.75, trigger=0.1), "undecided"),  # far apart, half a trigger
+        (finding(agreement=0.75, trigger=0.16), "undecided"),  # far apart, half a trigger
         (finding(distance=12.0, agreement=0.75), "clean"),  # a natural group, however far
         (finding(distance=5.0, company=0.9), "clean"),  # unlike the rest of its class, and among its own
         (finding(distance=4.0, valley=0.4, agreement=0.75), "clean"),  # a natural group

@@ -69,7 +69,7 @@ class Settings:
     diverse_distance: float = 2.6
     diverse_valley: float = 0.85
     diverse_company: float = 0.3
-    transfer: float = 0.15
+    transfer: float = 0.17
     transfer_distance: float = 4.5
     transfer_share: float = 0.6
     learned: float = 2.0
