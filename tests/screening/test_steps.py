@@ -225,7 +225,7 @@ def finding(
     ("case", "verdict"),
     [
         (finding(), "poisoned"),
-        (finding(agreement=0.75, trigger=0.16), "undecided"),  # far apart, half a trigger
+        (finding(agreement=0.75, trigger=0.16), "undecided"),  # far apart, nearly a trigger
         (finding(distance=12.0, agreement=0.75), "clean"),  # a natural group, however far
         (finding(distance=5.0, company=0.9), "clean"),  # unlike the rest of its class, and among its own
         (finding(distance=4.0, valley=0.4, agreement=0.75), "clean"),  # a natural group
@@ -234,6 +234,7 @@ def finding(
         (finding(distance=2.0, valley=0.9), "clean"),  # one cloud
         (finding(distance=2.8, valley=0.7, diversity=0.85), "poisoned"),  # a small gap, but images of all kinds
         (finding(distance=2.8, valley=0.7, diversity=0.6), "clean"),
+        (finding(distance=2.8, valley=0.7, diversity=0.85, company=0.45), "clean"),  # birds resemble everything
         (finding(distance=2.8, valley=0.7, diversity=0.75, company=0.9), "clean"),  # several kinds that keep together
         (finding(distance=4.4, valley=0.2, diversity=0.9, company=1.2), "poisoned"),  # half of the class: own company
     ],

@@ -22,7 +22,7 @@ SURE_TRIGGER = 0.5  # trigger from which a class need not fall into two parts fa
 LEAST_KINDS = 5.0  # effective number of other classes from which diversity says anything
 DIVERSE_SIGN = 3.0  # how much a diverse part says in `orient`, beside a log ratio
 AVERAGED = 500  # images of a part that its mean is taken over
-HALF_OPEN = 0.85  # share of a trigger's bar from which the verdict is left open
+LEFT_OPEN = 0.85  # share of a trigger's bar from which the verdict is left open
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
 
 
@@ -300,7 +300,7 @@ def decide(
     open_cases = [
         f
         for f in findings
-        if f.split.distance >= STANDS_OUT and f.split.valley < 0.1 and f.trigger >= HALF_OPEN * settings.transfer
+        if f.split.distance >= STANDS_OUT and f.split.valley < 0.1 and f.trigger >= LEFT_OPEN * settings.transfer
     ]
     if open_cases:
         case = max(open_cases, key=lambda f: f.split.distance)

@@ -302,8 +302,8 @@ def _two_gaussians(position: Array) -> tuple[Array, Array, Array, Array]:
         upper = position > cut
         if upper.all() or not upper.any():
             break
-        before, cut = cut, float(position[upper].mean() + position[~upper].mean()) / 2
-        if cut == before:
+        last, cut = cut, float(position[upper].mean() + position[~upper].mean()) / 2
+        if cut == last:
             break
     second = (position > cut).astype(np.float64)
     before = -np.inf
