@@ -90,13 +90,12 @@ class Finding:
 
     def _contradiction(self, settings: Settings) -> float:
         foreign = _passes(settings.conflict - self.relative_agreement, 0.05)
-        if not self.is_apart(
-            settings
-        ):  # all kinds are what made it a candidate: a class that resembles everything has them
-            return min(foreign, _passes(settings.diverse_company - self.company, 0.1))
-        apart = _passes(settings.company - self.company, 0.1)
-        kinds = _passes(self.diversity - settings.diverse, 0.05)
-        return min(foreign, max(apart, kinds))
+        if self.is_apart(settings):
+            apart = _passes(settings.company - self.company, 0.1)
+            kinds = _passes(self.diversity - settings.diverse, 0.05)
+            return min(foreign, max(apart, kinds))
+        # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
+        return min(foreign, _passes(settings.diverse_company - self.company, 0.1))
 
     def strength(self, settings: Settings) -> float:
         """How strongly the evidence speaks for poison, in [0, 1]; above 0.5 counts as poisoned.
@@ -180,7 +179,7 @@ class Trial:
         members: NDArray[np.int64],
         label: int,
         store: ImageStore,
-        bystanders: tuple[NDArray[np.float32], NDArray[np.int64]],
+        tried_on: tuple[NDArray[np.float32], NDArray[np.int64]],
         seed: int,
     ) -> Trial:
         """Add the difference and take it away.
@@ -190,13 +189,13 @@ class Trial:
             members: (n,) its samples.
             label: the class.
             store: the images.
-            bystanders: see `bystanders`.
+            tried_on: see `bystanders`.
             seed: of the members that the means are taken over.
         """
         rng = np.random.default_rng(seed)
         upper = _mean(store, rng.permutation(members[split.upper])[:AVERAGED])
         lower = _mean(store, rng.permutation(members[~split.upper])[:AVERAGED])
-        images, labels = bystanders
+        images, labels = tried_on
         chosen = labels != label
         added, taken = (np.clip(images[chosen] + sign * (upper - lower), 0, 1) for sign in (1, -1))
         return cls(label, chosen, labels[chosen], (added, taken))
