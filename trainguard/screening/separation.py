@@ -162,8 +162,7 @@ def split_class(whitened: Array, seed: int, doubt: Array | None = None) -> list[
         ([_mixture(plane, seed).predict(plane) == 1 for plane in planes], KEPT // 2),
         (_settled(lines, [] if doubt is None else [doubt]), KEPT),
     ):
-        splits = [split for upper in guesses if (split := _refined(lines, upper)) is not None]
-        for split in sorted(splits, key=lambda split: -split.gap):
+        for split in sorted(_refined(lines, guesses), key=lambda split: -split.gap):
             if len(found) < most and all(split.differs_from(other) for other in found):
                 found.append(split)
     return sorted(found, key=lambda split: -split.gap)
@@ -182,27 +181,28 @@ class Discriminants:
 
     def __init__(self, z: Array, seed: int) -> None:
         self.z = z
-        self.fold = np.random.default_rng(seed).permutation(len(z)) % FOLDS
-        self._decomposed = [np.linalg.eigh(np.cov(z[self.fold != k].T, bias=True)) for k in range(FOLDS)]
+        fold = np.random.default_rng(seed).permutation(len(z)) % FOLDS
+        self._folds = [(np.flatnonzero(fold == k), z[fold == k]) for k in range(FOLDS)]
+        self._decomposed = [np.linalg.eigh(np.cov(z[fold != k].T, bias=True)) for k in range(FOLDS)]
 
     def positions(self, upper: NDArray[np.bool_]) -> Array:
-        """Each sample's place between the lower part and the `upper` one (n,), in units of log-odds: (n,)."""
-        part = (self.fold[:, None] * 2 + upper[:, None] == np.arange(2 * FOLDS)).astype(np.float64)
-        counts, sums = part.sum(0).reshape(FOLDS, 2), (part.T @ self.z).reshape(FOLDS, 2, -1)
-        position = np.zeros(len(self.z))
-        for k, (values, vectors) in enumerate(self._decomposed):
-            size = counts.sum(0) - counts[k]  # of the lower and the upper part without the fold
-            if size.min() == 0:
-                continue
-            means = (sums.sum(0) - sums[k]) / size[:, None]
-            apart = means[1] - means[0]
-            between = size.prod() / size.sum() ** 2
-            ridge = RIDGE * (values.sum() - between * apart @ apart) / len(values)
-            along = vectors.T @ apart
-            solved = along / (values + ridge)
-            line = vectors @ solved / (1 - between * along @ solved)  # Sherman and Morrison 1950
-            own = self.fold == k
-            position[own] = (self.z[own] - means.mean(0)) @ line
+        """Places between the lower part and the upper one, in units of log-odds: (G, n) for G guesses (G, n)."""
+        counts = np.stack([upper[:, own].sum(1) for own, _ in self._folds])
+        sums = np.stack([upper[:, own].astype(np.float64) @ z for own, z in self._folds])
+        everything, position = self.z.sum(0), np.zeros(upper.shape)
+        for k, ((own, z), (values, vectors)) in enumerate(zip(self._folds, self._decomposed, strict=True)):
+            high = counts.sum(0) - counts[k]  # of the upper part without the fold
+            low = len(self.z) - len(own) - high
+            above = sums.sum(0) - sums[k]
+            means = above / np.maximum(1, high)[:, None], (everything - z.sum(0) - above) / np.maximum(1, low)[:, None]
+            apart = means[0] - means[1]
+            between = high * low / (high + low) ** 2
+            ridge = RIDGE * (values.sum() - between * (apart**2).sum(1)) / len(values)
+            along = apart @ vectors
+            solved = along / (values + ridge[:, None])
+            lines = solved @ vectors.T / (1 - between * (along * solved).sum(1))[:, None]  # Sherman and Morrison 1950
+            lines[np.minimum(high, low) == 0] = 0
+            position[:, own] = lines @ z.T - (lines * (means[0] + means[1]) / 2).sum(1)[:, None]
         return position
 
 
@@ -210,23 +210,26 @@ def _settled(lines: Discriminants, more: list[Array]) -> list[NDArray[np.bool_]]
     """(n,) masks: samples at an end of a wide direction, or first in one of `more` (n,) orders, after settling."""
     z = lines.z
     ends = [sign * z[:, k] for k in range(min(STARTS, z.shape[1])) for sign in (1, -1)]
+    guesses = [(order, max(LEAST_SIZE, round(share * len(z)))) for order in [*more, *ends] for share in ENDS]
+    counts = np.array([count for _, count in guesses])
+    upper = np.stack([_first(order, count) for order, count in guesses])
+    moving = np.arange(len(guesses))
+    for _ in range(SETTLES):
+        before, places = upper[moving], lines.positions(upper[moving])
+        upper[moving] = [_first(place, count) for place, count in zip(places, counts[moving], strict=True)]
+        moving = moving[(before & upper[moving]).sum(1) <= 0.99 * counts[moving]]
+        if not len(moving):
+            break
     found: list[NDArray[np.bool_]] = []
-    for order in [*more, *ends]:
-        for share in ENDS:
-            count = max(LEAST_SIZE, round(share * len(z)))
-            upper = _first(order, count)
-            for _ in range(SETTLES):
-                before, upper = upper, _first(lines.positions(upper), count)
-                if (before & upper).sum() > 0.99 * count:
-                    break
-            if not any((upper & other).sum() > 0.9 * max(count, other.sum()) for other in found):
-                found.append(upper)
+    for mask in upper:
+        if not any((mask & other).sum() > 0.9 * max(mask.sum(), other.sum()) for other in found):
+            found.append(mask)
     return found
 
 
 def _first(order: Array, count: int) -> NDArray[np.bool_]:
     upper = np.zeros(len(order), dtype=bool)
-    upper[np.argsort(-order, kind="stable")[:count]] = True
+    upper[np.argpartition(-order, min(count, len(order)) - 1)[:count]] = True
     return upper
 
 
@@ -243,8 +246,8 @@ def refined(split: Split, columns: Array, seed: int) -> Split:
     """
     z = np.column_stack([split.position, columns])
     z = (z - z.mean(0)) / (z.std(0) + 1e-9)
-    found = _refined(Discriminants(z, seed), split.upper)
-    if found is None or found.differs_from(split):
+    found = next(iter(_refined(Discriminants(z, seed), [split.upper])), split)
+    if found.differs_from(split):
         return split
     return found if np.corrcoef(found.position, split.position)[0, 1] > 0 else found.turned()
 
@@ -265,16 +268,17 @@ def _independent(z: Array, seed: int) -> list[Array]:
     return found
 
 
-def _refined(lines: Discriminants, upper: NDArray[np.bool_]) -> Split | None:
-    """The split that a guess leads to; None where one of its parts vanishes."""
-    least = max(LEAST_SIZE, round(LEAST_SHARE * len(upper)))
-    split = None
+def _refined(lines: Discriminants, guesses: list[NDArray[np.bool_]]) -> list[Split]:
+    """The splits that guesses lead to, in their order, without those one of whose parts vanishes."""
+    least = max(LEAST_SIZE, round(LEAST_SHARE * len(lines.z)))
+    splits: list[Split] = []
     for _ in range(ROUNDS):
-        if min(upper.sum(), (~upper).sum()) < least:
-            return None
-        split = _read_off(lines.positions(upper))
-        upper = split.upper
-    return split if split is not None and min(upper.sum(), (~upper).sum()) >= least else None
+        guesses = [upper for upper in guesses if min(upper.sum(), (~upper).sum()) >= least]
+        if not guesses:
+            return []
+        splits = [_read_off(position) for position in lines.positions(np.stack(guesses))]
+        guesses = [split.upper for split in splits]
+    return [split for split in splits if min(split.upper.sum(), (~split.upper).sum()) >= least]
 
 
 def _read_off(position: Array) -> Split:
