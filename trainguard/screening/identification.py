@@ -58,7 +58,7 @@ class Finding:
 
     def is_candidate(self, settings: Settings) -> bool:
         """True where the two parts lie far enough apart for a closer look; less far where one holds all kinds."""
-        kinds = self.diversity >= settings.diverse and self.split.upper.mean() <= 0.5
+        kinds = self.diversity >= settings.diverse_candidate and self.split.upper.mean() <= 0.5
         near = self.split.distance >= settings.diverse_distance and self.split.valley <= settings.diverse_valley
         return self.is_apart(settings) or (kinds and near)
 
@@ -90,18 +90,20 @@ class Finding:
 
     def _contradiction(self, settings: Settings) -> float:
         foreign = _passes(settings.conflict - self.relative_agreement, 0.05)
+        backed = _passes(self.trigger - settings.transfer_of_foreign, 0.05)
         if self.is_apart(settings):
             apart = _passes(settings.company - self.company, 0.1)
             kinds = _passes(self.diversity - settings.diverse, 0.05)
-            return min(foreign, max(apart, kinds))
+            return min(foreign, max(apart, kinds, backed))
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
-        return min(foreign, _passes(settings.diverse_company - self.company, 0.1))
+        return min(foreign, max(_passes(settings.diverse_company - self.company, 0.1), backed))
 
     def strength(self, settings: Settings) -> float:
         """How strongly the evidence speaks for poison, in [0, 1]; above 0.5 counts as poisoned.
 
         Two kinds of evidence count, each in how far it passes its bar: labels that contradict the images (poisoned
-        labels), and a mean difference that works as a trigger on other images (clean-label attacks).
+        labels), and a mean difference that works as a trigger on other images (clean-label attacks). Where the labels
+        contradict the images, a difference that half works as a trigger is enough to believe it.
         """
         if not self.is_candidate(settings):
             return 0.0

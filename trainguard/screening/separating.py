@@ -170,8 +170,8 @@ def _findings(run: Run, probe: Probe | Trained, divergence: np.ndarray, answers:
 def _few(findings: list[Finding], settings: Settings) -> list[Finding]:
     """Of the splits of one class, widest gap first: those that get a closer look, or else the first one."""
     chosen = [f for f in findings if f.is_candidate(settings)]
-    usual = [f for f in chosen if f.diversity < settings.diverse][:MOST]
-    diverse = [f for f in chosen if f.diversity >= settings.diverse][:MOST]
+    usual = [f for f in chosen if f.diversity < settings.diverse_candidate][:MOST]
+    diverse = [f for f in chosen if f.diversity >= settings.diverse_candidate][:MOST]
     return sorted([*usual, *diverse], key=lambda f: -f.split.gap) or findings[:1]
 
 

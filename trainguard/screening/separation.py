@@ -229,7 +229,7 @@ def _settled(lines: Discriminants, more: list[Array]) -> list[NDArray[np.bool_]]
 
 def _first(order: Array, count: int) -> NDArray[np.bool_]:
     upper = np.zeros(len(order), dtype=bool)
-    upper[np.argpartition(-order, min(count, len(order)) - 1)[:count]] = True
+    upper[np.argsort(-order, kind="stable")[:count]] = True
     return upper
 
 

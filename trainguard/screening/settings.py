@@ -31,14 +31,17 @@ class Settings:
         company: share of the suspected samples' nearest neighbours, for the purified probe, that have their label,
             relative to the rest of the class, above which they are a natural group that keeps to itself.
         diverse: diversity (see `identification.diversity`) from which a part holds all kinds of images, and so is no
-            natural group, whatever company it keeps; for at most half of a class the next three then take the place of
-            `candidate_distance`, `candidate_valley` and `company`.
+            natural group, whatever company it keeps.
+        diverse_candidate: diversity from which a part of at most half of a class needs only the next two in the place
+            of `candidate_distance` and `candidate_valley`, and `diverse_company` in the place of `company`.
         diverse_distance: Ashman's D from which such a part is worth a closer look.
         diverse_valley: density between the parts up to which likewise.
         diverse_company: company under which its labels contradict the images; classes that resemble everything (birds)
             have come down to 0.45, poison up to 0.15.
         transfer: share of other classes' images that the parts' mean difference moves into the class while the purified
             probe still sees what they are, from which it acts as a trigger (clean-label attacks).
+        transfer_of_foreign: the same share from which it backs labels that contradict the images: the two together need
+            neither a gap nor company.
         transfer_distance: Ashman's D that a class needs when the transfer is the only evidence.
         transfer_share: largest share of a class that may be called poisoned on the transfer alone: the rest of a class
             differs from a small natural group as that group differs from it.
@@ -66,10 +69,12 @@ class Settings:
     conflict: float = 0.25
     company: float = 0.5
     diverse: float = 0.82
+    diverse_candidate: float = 0.75
     diverse_distance: float = 2.6
     diverse_valley: float = 0.85
     diverse_company: float = 0.3
     transfer: float = 0.17
+    transfer_of_foreign: float = 0.12
     transfer_distance: float = 4.5
     transfer_share: float = 0.6
     learned: float = 2.0
