@@ -66,7 +66,11 @@ class Probe(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         r"""(B, C, H, W) in [0, 1] to (B, K) logits."""
-        return self.head(self.maps(images)[-1].amax((2, 3)))
+        return self.answer(self.maps(images)[-1])
+
+    def answer(self, deepest: Tensor) -> Tensor:
+        r"""(B, D, h, w), the last of `maps`, to (B, K) logits."""
+        return self.head(deepest.amax((2, 3)))
 
     def features(self, images: Tensor) -> Tensor:
         r"""(B, C, H, W) to (B, D): mean and maximum of the channels of the three last stages."""

@@ -48,6 +48,7 @@ LEFT = 0.15  # share of the class, likewise
 LEFT_BY_SEVERAL = 0.4  # share of the class that a second suspected part and further ones must leave
 MOST = 4  # splits of a class that get a closer look; as many again of those that hold all kinds of images
 HELD_OUT = 0.2  # share of a trusted part that the purified probe does not see, to know what agreement to expect
+Images = tuple[np.ndarray, np.ndarray]  # see `bystanders`
 Opinion = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -57,15 +58,16 @@ def decide(run: Run) -> Decision:
     index, labels = store.readable, store.labels
     probe = _learned(run)
     divergence = _scored(run, probe)
+    images = bystanders(store, run.seed)
     with run.stage("partition"):
         answers = logits(run, probe, index)
         accuracy = float((answers.argmax(1) == labels[index]).mean())
         # ranks may differ in the last bit
-        findings = run.processes.broadcast(_findings(run, probe, divergence, answers))
+        findings = run.processes.broadcast(_findings(run, probe, divergence, answers, images))
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
     proposed, purified = labels.copy(), None
     if candidates:
-        findings, purified, opinion = _relearned(run, probe, findings)
+        findings, purified, opinion = _relearned(run, probe, findings, images)
     verdict, confidence, reason, poisoned = verdict_of(findings, accuracy, store.num_classes, settings)
     if purified is not None and poisoned:
         findings, poisoned = _sharpened(run, findings, poisoned, opinion)
@@ -118,7 +120,9 @@ def _scored(run: Run, probe: Probe | Trained) -> np.ndarray:
     return divergence
 
 
-def _findings(run: Run, probe: Probe | Trained, divergence: np.ndarray, answers: np.ndarray) -> list[Finding]:
+def _findings(
+    run: Run, probe: Probe | Trained, divergence: np.ndarray, answers: np.ndarray, images: Images
+) -> list[Finding]:
     """Every class in two, in several ways; memory: the features of one class at a time.
 
     Args:
@@ -126,6 +130,7 @@ def _findings(run: Run, probe: Probe | Trained, divergence: np.ndarray, answers:
         probe: that learned everything.
         divergence: (N,) of Eq. 3.
         answers: (M, K) its logits for the readable samples.
+        images: see `bystanders`.
     """
     store, settings = run.store, run.settings
 
@@ -135,7 +140,6 @@ def _findings(run: Run, probe: Probe | Trained, divergence: np.ndarray, answers:
     rng = np.random.default_rng(run.seed)
     fitted = rng.permutation(store.readable)[:FITTED]
     whitening = Whitening.fit(features(fitted), store.labels[fitted])
-    images = bystanders(store, run.seed)
     witness = _witness(run, probe, images[0])
     sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
     found = []
@@ -191,7 +195,9 @@ def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
     return sorted(kept, key=lambda f: f.label)
 
 
-def _relearned(run: Run, probe: Probe | Trained, findings: list[Finding]) -> tuple[list[Finding], Probe, Opinion]:
+def _relearned(
+    run: Run, probe: Probe | Trained, findings: list[Finding], images: Images
+) -> tuple[list[Finding], Probe, Opinion]:
     """A probe trained without the suspected parts, what it thinks of their labels, and their company."""
     settings, store, rng = run.settings, run.store, np.random.default_rng(run.seed)
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
@@ -204,7 +210,7 @@ def _relearned(run: Run, probe: Probe | Trained, findings: list[Finding]) -> tup
     purified = fresh_probe(run, run.seed + 1)
     train(run, "relearn", purified, index, recipe_for(run, len(index), settings.relearn_share))
     with run.stage("comparison"):
-        opinion, images = _opinion(run, purified), bystanders(store, run.seed)
+        opinion = _opinion(run, purified)
         first, second = _witness(run, probe, images[0]), _witness(run, purified, images[0])
         judged = [finding for finding in findings if not finding.is_candidate(settings)]
         for label, trusted in held.items():
@@ -256,8 +262,8 @@ def _opinion(run: Run, purified: Probe) -> Opinion:
     pool = rng.permutation(store.readable)[:FITTED]
 
     def both(images: torch.Tensor) -> torch.Tensor:
-        deep = purified.maps(images)[-1].float()
-        return torch.cat([purified.head(deep.amax((2, 3))).float(), deep.mean((2, 3))], 1)
+        deepest = purified.maps(images)[-1]
+        return torch.cat([purified.answer(deepest).float(), deepest.float().mean((2, 3))], 1)
 
     def look(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = outputs(both, purified, store, index, run.processes)

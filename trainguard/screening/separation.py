@@ -233,6 +233,7 @@ def _first(order: Array, count: int) -> NDArray[np.bool_]:
     return upper
 
 
+@threadpool_limits.wrap(limits=1)
 def refined(split: Split, columns: Array, seed: int) -> Split:
     """The split redrawn with more figures per sample than the features it was found in.
 
