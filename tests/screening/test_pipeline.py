@@ -16,7 +16,7 @@ from trainguard.results import ScreenResult
 from trainguard.screening.pipeline import screen_images
 from trainguard.screening.settings import Settings
 
-SHORT = dataclasses.replace(Settings(), least_steps=150, default_epochs=4)
+SHORT = dataclasses.replace(Settings(), least_steps=150, least_epochs=0, default_epochs=4)
 
 
 class Digits(Dataset):
@@ -178,7 +178,7 @@ def test_the_papers_variant_runs_on_the_users_architecture_and_leaves_it_alone(p
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10)
     )
-    settings = dataclasses.replace(Settings.paper(), least_steps=100, default_epochs=4)
+    settings = dataclasses.replace(Settings.paper(), least_steps=100, least_epochs=0, default_epochs=4)
     found = screen_images(poisoned[1], model, settings=settings, progress=False)
     iterations = [row for row in found.history if "trusted" in row]
     assert [round(row["trusted"], 2) for row in iterations] == [0.05, 0.1, 0.15, 0.2]

@@ -14,6 +14,8 @@ from trainguard.screening.pipeline import Run
 from trainguard.screening.probe import Probe
 from trainguard.training import Recipe, batches, outputs, run_epoch
 
+BATCHES = 48  # of one pass over a small data set, about
+
 Loss = Callable[[Tensor, np.ndarray], Tensor]
 
 
@@ -27,12 +29,13 @@ def fresh_probe(run: Run, seed: int) -> Probe:
 
 
 def recipe_for(run: Run, samples: int, share: float) -> Recipe:
-    """How long a probe learns: a share of what may be spent, within the settings' least and most steps."""
+    """How long a probe learns: a share of what may be spent, but long enough to learn and no longer than need be."""
     settings = run.settings
-    size = int(np.clip(2 ** round(np.log2(max(1, samples / 64))), 16, settings.batch_size))
+    size = int(np.clip(2 ** round(np.log2(max(1, samples / BATCHES))), 16, settings.batch_size))
     steps = max(1, samples // size)
     epochs = round(share * run.spend * len(run.store.readable) / samples)
-    epochs = int(np.clip(epochs, -(-settings.least_steps // steps), max(2, settings.most_steps // steps)))
+    least = max(-(-settings.least_steps // steps), min(settings.least_epochs, -(-settings.least_seen // samples)))
+    epochs = int(np.clip(epochs, least, max(2, settings.most_steps // steps)))
     return Recipe(epochs=max(2, epochs), batch_size=size, rate=0.2 * (size / 128) ** 0.5)
 
 
