@@ -1,5 +1,7 @@
 """The steps of a screening, each against a slow reference, a closed form or an invariant."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,7 @@ from trainguard.screening.identification import (
     transfers,
     triggers,
 )
+from trainguard.screening.learning import recipe_for
 from trainguard.screening.partition import least_consistent
 from trainguard.screening.separation import Split, Whitening, refined, split_class
 from trainguard.screening.settings import Settings
@@ -314,3 +317,9 @@ def test_split_finds_a_heap_by_a_fifth_of_it_among_the_doubtful():
 
 def test_a_probe_that_does_not_know_a_class_cannot_contradict_its_labels():
     assert decide([finding(agreement=0.0, reference=0.1)], 0.8, 10, Settings())[0] == "clean"
+
+
+@pytest.mark.parametrize(("samples", "epochs"), [(300, 23), (3_000, 16), (10_000, 6), (50_000, 2)])
+def test_however_small_the_budget_a_probe_sees_enough(samples, epochs):
+    run = SimpleNamespace(settings=Settings(), spend=0.1, store=SimpleNamespace(readable=np.arange(samples)))
+    assert recipe_for(run, samples, 0.5).epochs == epochs
