@@ -27,6 +27,7 @@ STARTS = 6  # widest directions that first guesses are taken from
 ENDS = (0.05, 0.1, 0.2)  # shares of a class at either end of such a direction, likewise
 SETTLES = 20  # rounds in which a guess of a fixed share may settle
 INDEPENDENT = (10, 30)  # widest directions in which independent components are looked for
+ENOUGH = 2_000  # samples of a class to find these components in
 SPIKED, FLAT = 2, 2  # of these components, how many of the highest and the lowest kurtosis give a guess
 LEAST_SHARE = 0.03  # of a class, for a part to count: below it stand single odd images
 LEAST_SIZE = 15  # samples, likewise
@@ -256,14 +257,14 @@ def refined(split: Split, columns: Array, seed: int) -> Split:
 def _independent(z: Array, seed: int) -> list[Array]:
     """(n, 1) places along the independent components that are least like a Gaussian."""
     found = []
+    some = np.sort(np.random.default_rng(seed).permutation(len(z))[:ENOUGH])
     for size in INDEPENDENT:
         if size > z.shape[1] or len(z) < 4 * size:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            s = FastICA(size, random_state=seed, max_iter=300, tol=1e-3, whiten="unit-variance").fit_transform(
-                z[:, :size]
-            )
+            ica = FastICA(size, random_state=seed, max_iter=300, tol=1e-3, whiten="unit-variance")
+            s = ica.fit(z[some, :size]).transform(z[:, :size])
         order = np.argsort((s**4).mean(0) / (s**2).mean(0) ** 2)
         found += [s[:, k : k + 1] for k in {*order[:FLAT].tolist(), *order[-SPIKED:].tolist()}]
     return found
