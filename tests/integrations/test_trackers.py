@@ -70,9 +70,7 @@ SHORT = Settings(default_epochs=0.1, least_steps=8, least_epochs=0, most_steps=8
 
 def test_tensorboard_files_hold_every_probe_epoch_and_the_result(tmp_path, monkeypatch):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    monkeypatch.setitem(
-        PRESETS, "default", Settings(default_epochs=0.1, least_steps=8, least_epochs=0, most_steps=8, least_members=8)
-    )
+    monkeypatch.setitem(PRESETS, "default", SHORT)
     result = trainguard.screen(data(), callbacks=[TensorBoard(tmp_path)], progress=False)
     seen = events.EventAccumulator(str(tmp_path))
     seen.Reload()

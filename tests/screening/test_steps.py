@@ -239,10 +239,8 @@ def finding(
         (finding(distance=2.8, valley=0.7, diversity=0.6), "clean"),
         (finding(distance=2.8, valley=0.7, diversity=0.85, company=0.45), "clean"),  # birds resemble everything
         (finding(distance=2.8, valley=0.7, diversity=0.75, company=0.9), "clean"),  # several kinds that keep together
-        (
-            finding(distance=3.2, valley=0.75, diversity=0.78, company=0.6, trigger=0.18),
-            "poisoned",
-        ),  # foreign, a trigger
+        # Foreign labels with much company, and a difference that half works: either alone is not enough.
+        (finding(distance=3.2, valley=0.75, diversity=0.78, company=0.6, trigger=0.18), "poisoned"),
         (finding(distance=3.2, valley=0.75, diversity=0.78, company=0.6, trigger=0.06), "clean"),
         (finding(distance=3.2, valley=0.75, diversity=0.78, agreement=0.6, trigger=0.18), "clean"),  # labels fit
         (finding(distance=4.4, valley=0.2, diversity=0.9, company=1.2), "poisoned"),  # half of the class: own company
