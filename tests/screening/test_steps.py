@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
 from trainguard.perturbation import frozen, patch_mask
+from trainguard.screening import separating
 from trainguard.screening.consistency import divergence
 from trainguard.screening.enhancement import CAP, enhancement_loss
 from trainguard.screening.identification import (
@@ -315,6 +316,16 @@ def test_split_finds_a_heap_by_a_fifth_of_it_among_the_doubtful():
 
 def test_a_probe_that_does_not_know_a_class_cannot_contradict_its_labels():
     assert decide([finding(agreement=0.0, reference=0.1)], 0.8, 10, Settings())[0] == "clean"
+
+
+@pytest.mark.parametrize("distance", [6.0, 1.0])
+def test_a_line_drawn_again_is_kept_only_while_it_is_evidence(monkeypatch, distance):
+    found = finding()
+    again = Split(found.split.position, found.split.probability, distance, 0.05)
+    monkeypatch.setattr(separating, "refined", lambda *_: again)
+    run = SimpleNamespace(settings=Settings(), seed=0)
+    _, (poisoned,) = separating._sharpened(run, [found], [found], lambda part, _: (np.zeros((100, 3)), np.zeros(100)))
+    assert poisoned.split is (again if distance > 2.8 else found.split)
 
 
 @pytest.mark.parametrize(("samples", "epochs"), [(300, 23), (3_000, 16), (10_000, 6), (50_000, 2)])

@@ -2,6 +2,7 @@ r"""Training a probe within a screening: seeded epoch by epoch, kept epoch by ep
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -34,7 +35,8 @@ def recipe_for(run: Run, samples: int, share: float) -> Recipe:
     size = int(np.clip(2 ** round(np.log2(max(1, samples / BATCHES))), 16, settings.batch_size))
     steps = max(1, samples // size)
     epochs = round(share * run.spend * len(run.store.readable) / samples)
-    least = max(-(-settings.least_steps // steps), min(settings.least_epochs, -(-settings.least_seen // samples)))
+    seen = min(settings.least_epochs, math.ceil(settings.least_seen / samples))
+    least = max(seen, math.ceil(settings.least_steps / steps))
     epochs = int(np.clip(epochs, least, max(2, settings.most_steps // steps)))
     return Recipe(epochs=max(2, epochs), batch_size=size, rate=0.2 * (size / 128) ** 0.5)
 

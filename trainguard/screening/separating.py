@@ -292,7 +292,9 @@ def _sharpened(
             given = answers[:, finding.label].copy()
             answers[:, finding.label] = -np.inf
             columns = np.column_stack([answers.max(1) - given, -company])
-            sharp[id(finding)] = dataclasses.replace(finding, split=refined(finding.split, columns, run.seed))
+            again = dataclasses.replace(finding, split=refined(finding.split, columns, run.seed))
+            if again.strength(run.settings) > 0.5:  # else what was evidence would be lost with the old line
+                sharp[id(finding)] = again
     return [sharp.get(id(f), f) for f in findings], [sharp.get(id(f), f) for f in poisoned]
 
 
