@@ -331,4 +331,4 @@ def test_a_line_drawn_again_is_kept_only_while_it_is_evidence(monkeypatch, dista
 @pytest.mark.parametrize(("samples", "epochs"), [(300, 23), (3_000, 16), (10_000, 6), (50_000, 2)])
 def test_however_small_the_budget_a_probe_sees_enough(samples, epochs):
     run = SimpleNamespace(settings=Settings(), spend=0.1, store=SimpleNamespace(readable=np.arange(samples)))
-    assert recipe_for(run, samples, 0.5).epochs == epochs
+    assert recipe_for(run, samples, 0.5, 0.0).epochs == epochs

@@ -29,8 +29,8 @@ def fresh_probe(run: Run, seed: int) -> Probe:
     return probe.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def recipe_for(run: Run, samples: int, share: float) -> Recipe:
-    """How long a probe learns: a share of what may be spent, but long enough to learn and no longer than need be."""
+def recipe_for(run: Run, samples: int, share: float, shift: float) -> Recipe:
+    """How a probe learns: for a share of what may be spent, but long enough to learn and no longer than need be."""
     settings = run.settings
     size = int(np.clip(2 ** round(np.log2(max(1, samples / BATCHES))), 16, settings.batch_size))
     steps = max(1, samples // size)
@@ -38,7 +38,7 @@ def recipe_for(run: Run, samples: int, share: float) -> Recipe:
     seen = min(settings.least_epochs, math.ceil(settings.least_seen / samples))
     least = max(seen, math.ceil(settings.least_steps / steps))
     epochs = int(np.clip(epochs, least, max(2, settings.most_steps // steps)))
-    return Recipe(epochs=max(2, epochs), batch_size=size, rate=0.2 * (size / 128) ** 0.5)
+    return Recipe(epochs=max(2, epochs), batch_size=size, rate=0.2 * (size / 128) ** 0.5, shift=shift)
 
 
 def label_loss(store: ImageStore) -> Loss:

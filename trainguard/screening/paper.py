@@ -28,7 +28,7 @@ def decide(run: Run) -> Decision:
     probe = fresh_probe(run, run.seed) if run.model is None else UnitPixels(run.model, store.pixel_range).to(run.device)
     for parameter in probe.parameters():
         parameter.requires_grad_(True)
-    train(run, "warm-up", probe, index, recipe_for(run, len(index), settings.warmup_share))
+    train(run, "warm-up", probe, index, recipe_for(run, len(index), settings.warmup_share, settings.shift))
     trusted = np.zeros(len(labels), dtype=bool)
     divergence = np.zeros(len(labels), dtype=np.float32)
     given = torch.from_numpy(labels)

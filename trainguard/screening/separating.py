@@ -96,7 +96,8 @@ def _learned(run: Run) -> Probe | Trained:
     if run.trained is not None:
         return Trained(UnitPixels(run.trained, run.store.pixel_range), run.store.num_classes).to(run.device).eval()
     probe, index = fresh_probe(run, run.seed), run.store.readable
-    train(run, "warm-up", probe, index, recipe_for(run, len(index), run.settings.warmup_share))
+    recipe = recipe_for(run, len(index), run.settings.warmup_share, run.settings.warmup_shift)
+    train(run, "warm-up", probe, index, recipe)
     return probe
 
 
@@ -208,7 +209,7 @@ def _relearned(
         held.setdefault(finding.label, trusted[: max(3, round(HELD_OUT * len(trusted)))])
     index = np.setdiff1d(store.readable, np.concatenate([doubtful, *held.values()]))
     purified = fresh_probe(run, run.seed + 1)
-    train(run, "relearn", purified, index, recipe_for(run, len(index), settings.relearn_share))
+    train(run, "relearn", purified, index, recipe_for(run, len(index), settings.relearn_share, settings.shift))
     with run.stage("comparison"):
         opinion = _opinion(run, purified)
         first, second = _witness(run, probe, images[0]), _witness(run, purified, images[0])

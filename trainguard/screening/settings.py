@@ -16,7 +16,10 @@ class Settings:
         default_epochs: epoch-equivalents of forward and backward passes where the caller names no `epochs`.
         warmup_share: of them for the probe that learns everything, the trigger included. Measured: at 8 of 15 epochs on
             10,000 images the trigger separates inside its class for every attack of the drill.
+        warmup_shift: random translation of its images, as a share of their side. Smaller than `shift`: a trigger lies
+            in its place, and is learned sooner; without any, single images are learned by heart.
         relearn_share: of them for the purified probe, trained without what is suspected.
+        shift: random translation of its images: it should know what they show.
         least_steps: gradient steps that a probe takes whatever the budget: small data sets cost little.
         least_seen: images that a probe sees likewise, the repeated ones counted again; 400 steps of 128. Measured: on
             3,000 images a probe that has seen 27,000 believes so little that clean classes are called poisoned.
@@ -59,7 +62,9 @@ class Settings:
     variant: Literal["separation", "paper"] = "separation"
     default_epochs: float = 12.0
     warmup_share: float = 0.55
+    warmup_shift: float = 0.0625
     relearn_share: float = 0.3
+    shift: float = 0.125
     least_steps: int = 400
     least_seen: int = 51_200
     least_epochs: int = 16
