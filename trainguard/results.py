@@ -150,7 +150,7 @@ class ScreenResult:
             values = {name: arrays[name] for name in arrays.files}
         evidence = None
         if (folder / "evidence.npz").is_file():
-            from trainguard.report.evidence import Evidence
+            from trainguard.evidence import Evidence
 
             with np.load(folder / "evidence.npz", allow_pickle=False) as arrays:
                 evidence = Evidence.from_arrays({name: arrays[name] for name in arrays.files})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trainguard.data.store import open_images
-from trainguard.report import collect_evidence
+from trainguard.evidence import collect_evidence
 from trainguard.results import ScreenResult
 
 HOSTILE = "<script>alert(1)</script>"

@@ -14,9 +14,9 @@ import jinja2
 from markupsafe import Markup
 
 import trainguard
+from trainguard.evidence import Evidence, collect_evidence
 from trainguard.files import write_atomically
 from trainguard.report import audit, drill, purification, screening
-from trainguard.report.evidence import Evidence, collect_evidence
 from trainguard.report.export import write_decisions
 from trainguard.report.parts import Share, percentage, shown, sort_key
 from trainguard.results import ScreenResult

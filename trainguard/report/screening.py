@@ -9,8 +9,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from trainguard.evidence import Evidence, samples_for_map
 from trainguard.report import charts, pictures
-from trainguard.report.evidence import Evidence, samples_for_map
 from trainguard.report.parts import Share, Table, costs, flattened, percent
 from trainguard.results import ScreenResult
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from trainguard.data.store import ImageStore
 from trainguard.distributed import Processes
+from trainguard.evidence import collect_evidence
 from trainguard.models import digest_of
 from trainguard.progress import Progress
 from trainguard.results import ScreenResult
@@ -139,7 +140,7 @@ def screen_images(
     made_with = settings.to_dict() | {"seed": seed, "epochs": epochs, "budget": budget, "spend": spend}
     if trained and model is not None:
         made_with["trained"] = digest_of(model)
-    key = {"fingerprint": store.fingerprint, "samples": len(store)} | made_with
+    key = {"fingerprint": store.fingerprint, "samples": len(store), "trainguard": versions()["trainguard"]} | made_with
     start = time.perf_counter()
     run = Run(
         store=store,
@@ -158,8 +159,6 @@ def screen_images(
     found: Decision = processes.broadcast(variant(run))
     run.tell("on_scores", score=found.score, consistency=found.consistency)
     with run.stage("evidence"):
-        from trainguard.report.evidence import collect_evidence
-
         evidence = collect_evidence(
             store, found.score, found.suspect, store.labels, found.proposed, thresholds=found.thresholds
         )

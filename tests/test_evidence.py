@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainguard.report.evidence import AVERAGE_SIDE, THUMBNAIL_SIDE, Evidence, collect_evidence
+from trainguard.evidence import AVERAGE_SIDE, THUMBNAIL_SIDE, Evidence, collect_evidence
 
 
 class Recorded:
