@@ -124,7 +124,7 @@ def test_a_state_of_other_data_settings_or_versions_is_refused(poisoned, tmp_pat
     with pytest.raises(StateError, match=f"other.*{poisoned[1].fingerprint}"):
         screened(poisoned[1], state_dir=tmp_path)
     (tmp_path / "screening.json").write_text(json.dumps({"fingerprint": poisoned[1].fingerprint, "seed": 9}))
-    with pytest.raises(StateError, match="seed: saved 9, now 0.*trainguard: saved None, now "):
+    with pytest.raises(StateError, match=r"seed: saved 9, now 0.*trainguard: saved None, now "):
         screened(poisoned[1], state_dir=tmp_path)
 
 
