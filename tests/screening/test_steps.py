@@ -328,7 +328,10 @@ def test_a_line_drawn_again_is_kept_only_while_it_is_evidence(monkeypatch, dista
     assert poisoned.split is (again if distance > 2.8 else found.split)
 
 
-@pytest.mark.parametrize(("samples", "epochs"), [(300, 23), (3_000, 16), (10_000, 6), (50_000, 2)])
-def test_however_small_the_budget_a_probe_sees_enough(samples, epochs):
+@pytest.mark.parametrize(
+    ("samples", "epochs", "shift"), [(300, 23, 0.125), (3_000, 16, 0.125), (10_000, 6, 0.0625), (50_000, 2, 0.0625)]
+)
+def test_however_small_the_budget_a_probe_sees_enough_and_no_image_too_often_alike(samples, epochs, shift):
     run = SimpleNamespace(settings=Settings(), spend=0.1, store=SimpleNamespace(readable=np.arange(samples)))
-    assert recipe_for(run, samples, 0.5, 0.0).epochs == epochs
+    recipe = recipe_for(run, samples, 0.5, Settings().warmup_shift)
+    assert (recipe.epochs, recipe.shift) == (epochs, shift)

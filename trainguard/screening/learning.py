@@ -16,6 +16,9 @@ from trainguard.screening.probe import Probe
 from trainguard.training import Recipe, batches, outputs, run_epoch
 
 BATCHES = 48  # of one pass over a small data set, about
+USUAL_PASSES = (
+    8  # of a warm-up; one that goes through the data more often moves them further, lest it learn them by heart
+)
 
 Loss = Callable[[Tensor, np.ndarray], Tensor]
 
@@ -30,7 +33,14 @@ def fresh_probe(run: Run, seed: int) -> Probe:
 
 
 def recipe_for(run: Run, samples: int, share: float, shift: float) -> Recipe:
-    """How a probe learns: for a share of what may be spent, but long enough to learn and no longer than need be."""
+    """How a probe learns: for a share of what may be spent, but long enough to learn and no longer than need be.
+
+    Args:
+        run: the screening.
+        samples: that it learns from.
+        share: of what may be spent.
+        shift: random translation, as a share of the side; more, up to `settings.shift`, where passes are many.
+    """
     settings = run.settings
     size = int(np.clip(2 ** round(np.log2(max(1, samples / BATCHES))), 16, settings.batch_size))
     steps = max(1, samples // size)
@@ -38,7 +48,9 @@ def recipe_for(run: Run, samples: int, share: float, shift: float) -> Recipe:
     seen = min(settings.least_epochs, math.ceil(settings.least_seen / samples))
     least = max(seen, math.ceil(settings.least_steps / steps))
     epochs = int(np.clip(epochs, least, max(2, settings.most_steps // steps)))
-    return Recipe(epochs=max(2, epochs), batch_size=size, rate=0.2 * (size / 128) ** 0.5, shift=shift)
+    epochs = max(2, epochs)
+    shift = max(shift, min(settings.shift, shift * epochs / USUAL_PASSES))
+    return Recipe(epochs=epochs, batch_size=size, rate=0.2 * (size / 128) ** 0.5, shift=shift)
 
 
 def label_loss(store: ImageStore) -> Loss:

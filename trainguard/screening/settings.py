@@ -17,7 +17,8 @@ class Settings:
         warmup_share: of them for the probe that learns everything, the trigger included. Measured: at 8 of 15 epochs on
             10,000 images the trigger separates inside its class for every attack of the drill.
         warmup_shift: random translation of its images, as a share of their side. Smaller than `shift`: a trigger lies
-            in its place, and is learned sooner; without any, single images are learned by heart.
+            in its place, and is learned sooner; without any, single images are learned by heart. It grows to `shift`
+            where passes are many.
         relearn_share: of them for the purified probe, trained without what is suspected.
         shift: random translation of its images: it should know what they show.
         least_steps: gradient steps that a probe takes whatever the budget: small data sets cost little.
