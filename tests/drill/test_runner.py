@@ -140,6 +140,11 @@ def test_an_attack_that_did_not_implant_is_shown_and_not_counted():
     assert text.count("did not implant") == 3 and "| strong | guard | 90.00 | 4.00 |" in text
 
 
+def test_the_summary_says_over_how_many_attacks_a_defence_was_measured():
+    cells = [cell(attack, "none", 0.9) for attack in ("a", "b")] + [cell("a", "oracle", 0.01)]
+    assert [(r[0], r[1]) for r in tables.summary_rows(cells)] == [("none", "2"), ("oracle", "1 of 2")]
+
+
 def test_figures_are_means_over_seeds():
     several = [
         cell("a", "none", 0.9),

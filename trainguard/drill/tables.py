@@ -83,11 +83,12 @@ def summary_rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
         group = [c for c in cells if c.defense == defense and c.attack in counted]
         if not group:
             continue
+        present = len({c.attack for c in group})
         gaps = [_mean(o.acc for o in _of(cells, c.attack, "oracle", c.seed)) for c in group]
         rows.append(
             (
                 defense,
-                str(len(counted)) if len(counted) == len(names) else f"{len(counted)} of {len(names)}",
+                str(present) if present == len(names) else f"{present} of {len(names)}",
                 _percent(c.asr for c in group),
                 _percent([max(c.asr or 0.0 for c in group)]),
                 _percent(c.acc for c in group),
