@@ -16,9 +16,7 @@ from trainguard.screening.probe import Probe
 from trainguard.training import Recipe, batches, outputs, run_epoch
 
 BATCHES = 48  # of one pass over a small data set, about
-USUAL_PASSES = (
-    8  # of a warm-up; one that goes through the data more often moves them further, lest it learn them by heart
-)
+USUAL_PASSES = 8  # of a warm-up; with more of them images are moved further, lest they are learned by heart
 
 Loss = Callable[[Tensor, np.ndarray], Tensor]
 
