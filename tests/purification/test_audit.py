@@ -13,7 +13,8 @@ from torch.utils.data import TensorDataset
 from trainguard.data.store import open_images
 from trainguard.errors import DataError
 from trainguard.purification import AuditResult, audit
-from trainguard.purification.audit import balanced, features_of, judge, movement_of, one_way, pull_of, transition_counts
+from trainguard.purification.audit import balanced, judge, movement_of, one_way, pull_of, transition_counts
+from trainguard.purification.network import features_of
 
 audits = importlib.import_module("trainguard.purification.audit")  # the package gives that name to the function
 SAFE = np.eye(10, dtype=int) * 20  # a patch that changes nothing
@@ -79,7 +80,12 @@ def test_judge_believes_a_patch_that_breaks_the_model():
     patched = np.zeros((10, 10), dtype=int)
     patched[:, 4] = 20
     verdict, confidence, reason, targets = judge(uniform(), patched)
-    assert verdict == "backdoored" and confidence > 0.9 and targets == (4,) and "patch changes 90%" in reason
+    assert verdict == "backdoored" and confidence > 0.9 and targets == (4,) and "patch moves 100%" in reason
+    patched = np.eye(10, dtype=int) * 7
+    patched[:, 4] += 13  # a third of the images stay: few of all predictions change, but all those into one class
+    assert judge(uniform(), patched)[::3] == ("backdoored", (4,))
+    patched = np.eye(10, dtype=int) * 7 + np.roll(SAFE, 3, axis=1) * 13 // 20
+    assert judge(uniform(), patched)[0] == "undecided"  # as many, but scattered
     verdict, _, reason, targets = judge(uniform(), np.roll(SAFE, 1, axis=1))
     assert verdict == "backdoored" and targets == tuple(range(10)) and "all-to-all" in reason
     assert judge(np.array([[0, 90], [90, 0]]), np.array([[20, 0], [20, 0]]))[0] == "undecided"

@@ -21,6 +21,7 @@ from trainguard.purification.finetuning import (
     shuffled_batches,
 )
 from trainguard.purification.network import check_outputs
+from trainguard.purification.universal import Patch
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -64,16 +65,20 @@ def test_batches_go_through_all_images_before_they_repeat(images, size, batches)
     assert min(map(len, parts)) >= images // each > 1 and max(map(len, parts)) <= size
 
 
-@pytest.mark.parametrize(("adversarial", "mixed"), [(False, 0.0), (True, 0.0), (False, 1.5)])
-def test_fine_tuning_takes_the_steps_of_sgd(victim, adversarial, mixed):
-    """Against a loop written out, on plain images and on adversarial ones."""
-    how = FineTuning(batch_size=16, flip=False, eps=0.1, attack_steps=2, lr=2e-3, kept=0.5, mixed=mixed)
+@pytest.mark.parametrize(
+    ("adversarial", "mixed", "alike"), [(False, 0.0, 0.0), (True, 0.0, 0.0), (True, 0.0, 3.0), (False, 1.5, 3.0)]
+)
+def test_fine_tuning_takes_the_steps_of_sgd(victim, adversarial, mixed, alike):
+    """Against a loop written out, on plain images, with a patch on some of them, and on adversarial ones."""
+    how = FineTuning(batch_size=16, flip=False, eps=0.1, attack_steps=2, lr=2e-3, kept=0.5, mixed=mixed, features=alike)
+    corner = Patch(torch.zeros(8, 8), torch.ones(1, 8, 8))
+    corner.mask[:2, :2] = 1
     extra, suspects = np.arange(200, 240), np.arange(100)
     network, teacher = (UnitPixels(copy.deepcopy(victim.model), RANGE).eval() for _ in range(2))
     with Progress(False).stage("test") as stage:
         loss = fine_tune(
             network, victim.store, extra, batches=5, adversarial=adversarial, teacher=teacher, suspects=suspects,
-            how=how, generator=seeded(4), processes=Processes(), stage=stage,
+            patches=[corner] if alike else [], how=how, generator=seeded(4), processes=Processes(), stage=stage,
         )  # fmt: skip
     slow, generator, losses = UnitPixels(copy.deepcopy(victim.model), RANGE), seeded(4), []
     optimizer = torch.optim.SGD(slow.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4, nesterov=True)
@@ -85,14 +90,21 @@ def test_fine_tuning_takes_the_steps_of_sgd(victim, adversarial, mixed):
         if adversarial:
             slow.eval()
             x = attacked(slow, x, y, how, Processes())
+        elif alike:
+            torch.randint(1, (round(len(x) / 4),), generator=generator)
+            x = torch.cat([corner.on(x[: round(len(x) / 4)]), x[round(len(x) / 4) :]])
         flagged = next(wrong)
         bad = random_view(victim.store.batch(flagged), generator, flip=False)
         slow.train()
         optimizer.zero_grad()
-        logits = slow(torch.cat([x, bad]))
+        body, head = slow.net[:-1], slow.net[-1]
+        seen = body(RANGE.to_model(torch.cat([x, bad])))
+        logits = head(seen)
         believed = logits[len(x) :].softmax(1)[torch.arange(len(bad)), torch.from_numpy(victim.store.labels[flagged])]
         answers = teacher(plain).detach().softmax(1)
         value = 0.5 * nn.functional.cross_entropy(logits[: len(x)], y) - 0.3 * (1 - believed + 1e-4).log().mean()
+        known = teacher.net[:-1](RANGE.to_model(plain)).detach()
+        value = value + alike * (1 - nn.functional.cosine_similarity(seen[: len(x)], known)).mean()
         value = value + 0.5 * (answers * (answers.log() - logits[: len(x)].log_softmax(1))).sum(1).mean()
         if mixed:
             share, partner = (

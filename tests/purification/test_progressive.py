@@ -13,7 +13,7 @@ from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
 from trainguard.errors import DataError, ModelError, StateError
 from trainguard.purification import PurifyResult, purify
-from trainguard.purification.progressive import _renew_head
+from trainguard.purification.network import renew_head
 from trainguard.purification.state import least_suspicious, round_shares, split
 from trainguard.results import ScreenResult
 
@@ -112,11 +112,11 @@ def test_clean_data_start_from_a_new_last_layer_of_the_same_size():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     before = copy.deepcopy(net)
-    _renew_head(net, 3)
+    renew_head(net, 3)
     assert torch.equal(net[0].weight, before[0].weight) and not same(net, before)
     assert torch.isclose(net[2].weight.norm(), before[2].weight.norm()) and not net[2].bias.any()
     elsewhere = copy.deepcopy(before)
-    _renew_head(elsewhere, 5)  # no layer gives five logits
+    renew_head(elsewhere, 5)  # no layer gives five logits
     assert same(elsewhere, before)
 
 

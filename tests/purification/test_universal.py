@@ -5,11 +5,20 @@ import pytest
 import torch
 from digits_victim import RANGE
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from trainguard.data.pixels import PixelRange
+from trainguard.data.store import open_images
 from trainguard.models import UnitPixels
 from trainguard.perturbation import frozen
-from trainguard.purification.universal import Patch, best_patch, changed_by, patch_area, universal_patch
+from trainguard.purification.universal import (
+    Patch,
+    best_patch,
+    breaking_patches,
+    changed_by,
+    patch_area,
+    universal_patch,
+)
 
 UNIT = PixelRange((0.0,), (1.0,), "given")
 
@@ -74,5 +83,19 @@ def test_the_search_repeats_itself_and_leaves_the_model_alone(victim):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_patch_area_is_two_percent_and_four_pixels_at_least():
-    assert [patch_area(8, 8), patch_area(32, 32), patch_area(224, 224)] == [4, 21, 1004]
+def test_patches_are_given_only_where_they_break_the_model(images):
+    x, y = images
+    store = open_images(TensorDataset(x, y), pixel_range=UNIT)
+    network = UnitPixels(WithTrigger(), UNIT)
+    found = breaking_patches(network, store, np.arange(80), starts=2, seed=0)
+    assert found and all(changed_by(network, patch, x, y) > 0.9 and patch.mask.sum() == 4 for patch in found)
+    again = breaking_patches(network, store, np.arange(80), starts=2, seed=0)
+    assert torch.equal(found[0].mask, again[0].mask) and torch.equal(found[0].pattern, again[0].pattern)
+    with torch.no_grad():
+        network.net.weight.zero_()  # everything is class 0: nothing can be changed
+    assert breaking_patches(network, store, np.arange(80), starts=2, seed=0) == []
+    assert breaking_patches(network, store, np.flatnonzero(y.numpy()), starts=2, seed=0) == []  # none is right
+
+
+def test_patch_area_is_a_small_share_and_four_pixels_at_least():
+    assert [patch_area(8, 8), patch_area(32, 32), patch_area(224, 224)] == [4, 7, 302]

@@ -29,7 +29,7 @@ from trainguard.screening.identification import (
 )
 from trainguard.screening.learning import recipe_for
 from trainguard.screening.partition import least_consistent
-from trainguard.screening.separation import Split, Whitening, refined, split_class
+from trainguard.screening.separation import Split, Whitening, _read_off, refined, shared_direction, split_class
 from trainguard.screening.settings import Settings
 
 
@@ -152,6 +152,46 @@ def test_split_finds_two_triggers_of_one_class():
     assert (either[one | two]).mean() > 0.98 and either[~(one | two)].mean() < 0.05
 
 
+def test_what_several_classes_share_is_a_direction_and_what_two_share_is_not():
+    rng = np.random.default_rng(0)
+    trigger = np.eye(40)[0]
+    lines = [(label, trigger + 0.2 * rng.normal(size=40)) for label in (2, 5, 7)]
+    lines += [(label, rng.normal(size=40)) for label in (0, 1, 2, 5, 9)]
+    lines = [(label, line / np.linalg.norm(line)) for label, line in lines]
+    common, sharing = shared_direction(lines)
+    assert sharing == {2, 5, 7} and common @ trigger / np.linalg.norm(common) > 0.75
+    assert shared_direction([line for line in lines if line[0] != 7]) == (None, frozenset())
+    assert shared_direction([(4, line) for _, line in lines]) == (None, frozenset())  # one class, however often
+    assert shared_direction([]) == (None, frozenset())
+
+
+def test_the_direction_of_a_split_points_at_its_smaller_part():
+    x, second = heaps(share=0.2)
+    for split in (Split(second * 1.0, second * 1.0, 6.0, 0.0), Split(second * -1.0, ~second * 1.0, 6.0, 0.0)):
+        assert split.direction(x)[0] > 0.95 and np.linalg.norm(split.direction(x)) == pytest.approx(1)
+
+
+def test_an_order_leads_to_a_heap_that_no_guess_finds():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(1000, 60)) * np.r_[np.full(20, 3.0), np.ones(40)]
+    small = np.arange(1000) < 60
+    x[small, 20:24] += 2.2
+    order = x[:, 20:24].sum(1) + 2 * rng.normal(size=1000)
+
+    def best(splits):
+        return max((abs(np.corrcoef(split.upper, small)[0, 1]) for split in splits), default=0.0)
+
+    assert best(split_class(x, 0)) < 0.3 and best(split_class(x, 0, [order])) > 0.7
+
+
+@pytest.mark.parametrize("still", [1e-3, 1.0, 1e3])
+def test_a_part_that_is_nearly_all_of_its_class_is_not_the_suspected_one(still):
+    upper = np.arange(100) < 90
+    split, divergence = Split(upper * 1.0, upper * 1.0, 6.0, 0.05), np.where(upper, 1.0, still).astype(np.float32)
+    for one in (split, split.turned()):
+        assert np.array_equal(orient(one, divergence, (0.0, 0.0)).upper, ~upper)
+
+
 def test_suspicion_reaches_beyond_the_upper_part_but_not_into_the_lower():
     x, second = heaps(gap=4.5)
     split = split_class(x, seed=0)[0]
@@ -199,6 +239,16 @@ def test_split_probability_never_falls_along_the_line():
     split = split_class(x, seed=0)[0]
     order = np.argsort(split.position)
     assert (np.diff(split.probability[order]) >= 0).all()
+
+
+def test_a_sample_far_out_changes_nobody_elses_part():
+    rng = np.random.default_rng(0)
+    position = np.r_[rng.normal(0, 1, 900), rng.normal(8, 3, 100), -14.0]  # the wide part reaches past the narrow one
+    split = _read_off(position)
+    assert (split.probability[:900] > 0.05).mean() < 0.1 and split.probability[-1] < 0.05
+    assert split.probability[900:1000].mean() > 0.9
+    turned = _read_off(-position)
+    assert (turned.probability[:900] > 0.95).mean() > 0.9 and turned.probability[-1] > 0.95
 
 
 def test_turning_a_split_twice_gives_it_back():
@@ -311,7 +361,7 @@ def test_split_finds_a_heap_by_a_fifth_of_it_among_the_doubtful():
         return max((abs(np.corrcoef(split.upper, small)[0, 1]) for split in splits), default=0.0)
 
     assert found(split_class(x, 0)) < 0.5
-    assert found(split_class(x, 0, doubt)) > 0.85
+    assert found(split_class(x, 0, [doubt])) > 0.85
 
 
 def test_a_probe_that_does_not_know_a_class_cannot_contradict_its_labels():

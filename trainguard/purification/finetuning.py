@@ -3,7 +3,8 @@ r"""PBE steps 1a, 1b and 2: fine-tune on adversarial examples of the extra set, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from torch import Tensor
 from trainguard.models import UnitPixels
 from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.purification.augmentation import random_view
+from trainguard.purification.network import Tap, features_of
+from trainguard.purification.universal import Patch
 from trainguard.training import autocast, device_of
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 RADIUS: dict[Norm, float] = {"linf": 6 / 255, "l2": 0.5}  # of PBE's authors' code on CIFAR-10, and its like in l2
 UNLEARNED = 0.25  # suspects beside each batch, as a share of it
+WORN = 0.25  # share of each plain batch that wears a patch, where one was found
 LONGEST_STEP = 10.0  # norm of the gradient; a trained model stays below, a batch of two images may not
 
 
@@ -42,6 +46,7 @@ class FineTuning:
         attack_steps: gradient steps per adversarial example, each of `eps / 5`.
         kept: weight of the infected model's answers to the unperturbed images against the labels, in [0, 1].
         mixed: weight of the infected model's answers to mixtures of two images, as far as they are believed.
+        features: weight of the infected model's features of the unperturbed images.
         unlearn: weight of unlearning the suspects.
         flip: mirror images at random.
     """
@@ -55,6 +60,7 @@ class FineTuning:
     attack_steps: int = 3
     kept: float = 0.5
     mixed: float = 0.0
+    features: float = 0.0
     unlearn: float = 0.3
     flip: bool = True
 
@@ -72,6 +78,7 @@ def fine_tune(
     adversarial: bool,
     teacher: UnitPixels | None = None,
     suspects: NDArray[np.int64] | None = None,
+    patches: Sequence[Patch] = (),
     how: FineTuning,
     generator: torch.Generator,
     processes: Processes,
@@ -83,6 +90,7 @@ def fine_tune(
         (1 - \kappa) L(\tilde x, y; \theta) + \kappa \, KL(f(x; \theta_0) \,\|\, f(\tilde x; \theta))\bigr]
         + \mu \, \mathbb{E}_{m} \bigl[[\hat y(m; \theta_0) = \hat y(m; \theta) \in \{y, y'\}] \,
         KL(f(m; \theta_0) \,\|\, f(m; \theta))\bigr]
+        + \nu \, \mathbb{E}_x \bigl[1 - \cos(g(x; \theta_0), g(\tilde x; \theta))\bigr]
         - \lambda \, \mathbb{E}_{(x, y) \in D_p} \log(1 - f_y(x; \theta))
 
     Args:
@@ -93,6 +101,7 @@ def fine_tune(
         adversarial: make untargeted adversarial examples of each batch, in eval mode (Eq. 6), and train on these.
         teacher: the infected model, in eval mode; None leaves the labels alone to say what is right.
         suspects: images that screening flagged, at least one: their labels are unlearned beside each batch.
+        patches: small patches that break the infected model, see `universal`: a quarter of each plain batch wears one.
         how: rates, batch size, perturbation.
         generator: order and augmentation, on the CPU.
         processes: ranks that share the work. The perturbations, most of the cost, are made in parts; the optimizer step
@@ -106,8 +115,9 @@ def fine_tune(
     Deviation from the paper: adversarial examples are made batch by batch against the current model, as in the authors'
     code, where Algorithm 1 reads as if they were all made at once; each step has its own optimizer and rate schedule;
     gradients are clipped. The second term (what the model knew is kept, but not under a perturbation), the third (also
-    between the images m = a x + (1 - a) x', of which there are many more) and the fourth are additions: with `kept=0`,
-    `mixed=0` and no suspects this is the paper's.
+    between the images m = a x + (1 - a) x', of which there are many more), the fourth (likewise its features g, what
+    enters the last layer), the last, and the patches are additions: with `kept=0`, `mixed=0`, `features=0`, no suspects
+    and no patches this is the paper's.
     """
     device = device_of(network)
     optimizer = torch.optim.SGD(
@@ -120,8 +130,12 @@ def fine_tune(
     )
     beside = max(1, round(UNLEARNED * how.batch_size))
     wrong = None if suspects is None else shuffled_batches(suspects, batches, beside, generator)
+    patches = [patch.to(device) for patch in patches]
     network.train()
     total, seen = 0.0, 0
+    watched = ExitStack()
+    now = watched.enter_context(features_of(network.net, store.num_classes))
+    before = watched.enter_context(features_of((teacher or network).net, store.num_classes))
     for step, index in enumerate(shuffled_batches(extra, batches, how.batch_size, generator)):
         for group in optimizer.param_groups:
             group["lr"] = how.rate_at((step + 0.5) / batches, adversarial)
@@ -129,14 +143,19 @@ def fine_tune(
         x, y = plain, torch.from_numpy(store.labels[index]).to(device)
         if adversarial:
             x = attacked(network, x, y, how, processes)
+        elif patches:
+            x = _wearing(x, patches, generator)
         flagged = None if wrong is None else next(wrong)
         if flagged is not None:
             x = torch.cat([x, random_view(store.batch(flagged, device), generator, flip=how.flip)])
         with autocast(device):
             logits = network(x).float()
-        loss = _kept_to(logits[: len(y)], y, teacher, plain, how.kept)
-        if teacher is not None and how.mixed:
-            loss = loss + how.mixed * _kept_between(network, teacher, plain, y, generator)
+        loss = F.cross_entropy(logits[: len(y)], y)
+        if teacher is not None:
+            features = now.read(logits)[: len(y)]
+            loss = (1 - how.kept) * loss + _kept_to(logits[: len(y)], features, teacher, before, plain, how)
+            if how.mixed:
+                loss = loss + how.mixed * _kept_between(network, teacher, plain, y, generator)
         if flagged is not None:
             given = torch.from_numpy(store.labels[flagged]).to(device)
             believed = logits[len(y) :].softmax(1).gather(1, given[:, None])
@@ -150,20 +169,31 @@ def fine_tune(
         stage.advance(len(index), loss=value)
         if not math.isfinite(value):
             break
+    watched.close()
     network.eval()
     # The last step may have broken weights or running statistics that no loss was computed with any more.
     whole = all(bool(value.isfinite().all()) for value in network.state_dict().values())
     return total / max(1, seen) if whole and math.isfinite(total) else math.inf
 
 
-def _kept_to(logits: Tensor, y: Tensor, teacher: UnitPixels | None, plain: Tensor, weight: float) -> Tensor:
-    """Cross-entropy to the labels, shared with the divergence from what the teacher says of the unperturbed images."""
-    loss = F.cross_entropy(logits, y)
-    if teacher is None:
-        return loss
+def _kept_to(
+    logits: Tensor, features: Tensor, teacher: UnitPixels, before: Tap, plain: Tensor, how: FineTuning
+) -> Tensor:
+    """The divergence from what the teacher says of the unperturbed images, and from how it sees them."""
     with torch.no_grad(), autocast(plain.device):
-        before = teacher(plain).float().softmax(1)
-    return (1 - weight) * loss + weight * F.kl_div(logits.log_softmax(1), before, reduction="batchmean")
+        answers = teacher(plain).float()
+    kept = how.kept * F.kl_div(logits.log_softmax(1), answers.softmax(1), reduction="batchmean")
+    if how.features:
+        kept = kept + how.features * (1 - F.cosine_similarity(features, before.read(answers))).mean()
+    return kept
+
+
+def _wearing(x: Tensor, patches: Sequence[Patch], generator: torch.Generator) -> Tensor:
+    """(B, C, H, W) with one of the patches on each of the first `WORN` of them: batches are in random order."""
+    count = round(WORN * len(x))
+    which = torch.randint(len(patches), (count,), generator=generator).tolist()
+    worn = [patches[k].on(x[i : i + 1]) for i, k in enumerate(which)]
+    return torch.cat([*worn, x[count:]]).contiguous(memory_format=torch.channels_last)
 
 
 def _kept_between(network: UnitPixels, teacher: UnitPixels, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:

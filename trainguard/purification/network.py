@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainguard.errors import ModelError
-from trainguard.models import UnitPixels
+from trainguard.models import UnitPixels, classifier_layer
 
 
 def for_training(net: nn.Module, device: torch.device) -> nn.Module:
@@ -49,3 +51,43 @@ def check_outputs(network: UnitPixels, images: Tensor, num_classes: int) -> int:
     if not logits.isfinite().all():
         raise ModelError("the model gives NaN or infinite logits: its weights or its pixel range are wrong")
     return logits.shape[1]
+
+
+def renew_head(net: nn.Module, num_classes: int) -> None:
+    """Random weights of the same norm in the layer that gives the logits, if there is such a layer."""
+    layer = classifier_layer(net, num_classes)
+    if isinstance(layer, nn.Linear) and isinstance(layer.weight, nn.Parameter):
+        norm = layer.weight.detach().norm()
+        layer.reset_parameters()
+        with torch.no_grad():
+            layer.weight.mul_(norm / layer.weight.norm())
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+
+class Tap:
+    """Keeps what went into the classifier's last layer, or takes the logits where there is no such layer."""
+
+    def __init__(self) -> None:
+        self.last: Tensor | None = None
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """The hook: as torch calls it before the layer runs."""
+        self.last = inputs[0]
+
+    def read(self, logits: Tensor) -> Tensor:
+        """(B, D) float32 features of the images that the logits (B, K) were just computed from."""
+        features = logits if self.last is None else self.last
+        return features.float().flatten(1)
+
+
+@contextmanager
+def features_of(net: nn.Module, classes: int) -> Iterator[Tap]:
+    """Watch the features while the block runs: the input of the last linear layer with `classes` outputs."""
+    tap, layer = Tap(), classifier_layer(net, classes)
+    hook = layer.register_forward_pre_hook(tap) if layer is not None else None
+    try:
+        yield tap
+    finally:
+        if hook is not None:
+            hook.remove()

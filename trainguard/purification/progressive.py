@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trainguard.distributed import Processes
-from trainguard.models import UnitPixels, classifier_layer, copy_of
+from trainguard.models import UnitPixels, copy_of
 from trainguard.perturbation import Norm
 from trainguard.progress import Progress
 from trainguard.purification.finetuning import (
@@ -28,11 +28,12 @@ from trainguard.purification.finetuning import (
     logits_of,
     mirrors_alike,
 )
-from trainguard.purification.network import check_outputs, for_training
+from trainguard.purification.network import check_outputs, for_training, renew_head
 from trainguard.purification.poison import screened
 from trainguard.purification.ranking import cleanest, logit_similarity, overlap
 from trainguard.purification.results import PurifyResult
 from trainguard.purification.state import Keeper, Plan, Run, open_store, round_shares, split
+from trainguard.purification.universal import breaking_patches
 from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng
 from trainguard.training import device_of
@@ -47,6 +48,7 @@ WITH_CLEAN = 40, 300  # of the only round where data are clean
 RATE, RATE_WITH_CLEAN = 0.02, 0.03
 KEPT, KEPT_WITH_CLEAN = 0.5, 0.85
 MIXED_WITH_CLEAN = 1.0
+FEATURES_WITH_CLEAN = 4.0
 STEPS = ("adversarial", "plain", "rank")  # 1, 2 and 3 of Algorithm 1
 
 
@@ -74,6 +76,8 @@ def purify(
     batch_size: int = 128,
     kept: float | None = None,
     mixed: float | None = None,
+    features: float | None = None,
+    patches: int = 4,
     flip: bool | None = None,
     max_accuracy_loss: float = 0.15,
     poison_share: float = 0.1,
@@ -132,6 +136,11 @@ def purify(
             clean data 0.85.
         mixed: weight of the model's own answers to mixtures of two images, as far as they name one of the two labels
             and the model being mended agrees: more accuracy, and more of a blended trigger. None: 0; with clean data 1.
+        features: weight of the model's own features, what enters its last layer, of unperturbed images: more accuracy,
+            and more of any trigger. None: 0; with clean data 4.
+        patches: how often to search for one small patch that breaks the model on most images, as the audit does. What
+            is found is put on a quarter of the images of step 2: a visible trigger lies far outside the ball of step 1.
+            Not where screening flagged something; 0: never.
         flip: mirror images at random. None: if the model takes mirrored images for the same.
         max_accuracy_loss: a round that loses more accuracy than this, in [0, 1], is not returned; if every round
             does, the model comes back as it was, with a warning. Two standard errors are added, which is much where few
@@ -193,6 +202,7 @@ def purify(
         max_accuracy_loss=max_accuracy_loss,
         forgiven=0.0 if trusted else poison_share,
         seed=seed,
+        patches=0 if flagged else patches,
     )
     pool, held_out, first = split(store, plan.shares[0], seed, initial=initial, hold_out=validation is None)
     if validation is None:
@@ -209,6 +219,7 @@ def purify(
             attack_steps=attack_steps,
             kept=(KEPT_WITH_CLEAN if clean else KEPT) if kept is None else kept,
             mixed=(MIXED_WITH_CLEAN if clean else 0.0) if mixed is None else mixed,
+            features=(FEATURES_WITH_CLEAN if clean else 0.0) if features is None else features,
         )
         sample = np.random.default_rng(seed).permutation(pool)[:128]
         how = replace(
@@ -217,6 +228,9 @@ def purify(
             flip=mirrors_alike(infected_network, store, sample) if flip is None else flip,
         )
         how = processes.broadcast(how)
+        worn = processes.broadcast(
+            breaking_patches(infected_network, store, first, starts=plan.patches, seed=seed) if plan.patches else []
+        )
     run = Run(
         network=UnitPixels(for_training(copy_of(model), device), store.pixel_range),
         infected=infected_network,
@@ -228,12 +242,13 @@ def purify(
         processes=processes,
         extra=first,
         suspects=initial.suspect.nonzero()[0] if isinstance(initial, ScreenResult) and flagged else None,
+        worn=worn,
         callbacks=tuple(callbacks),
     )
     run.network.eval()
     with isolated_rng(seed):
         if clean:
-            _renew_head(run.network.net, store.num_classes)
+            renew_head(run.network.net, store.num_classes)
         run.before = accuracy(run.infected, *judge)
         keeper = Keeper(state_dir, run)
         keeper.restore()
@@ -264,6 +279,7 @@ def purify(
             "adversarial_batches": list(plan.adversarial_batches),
             "plain_batches": list(plan.plain_batches),
             "clean": clean,
+            "patches found": len(worn),
             "screening": {"verdict": initial.verdict, "flagged": int(initial.suspect.sum()), "reason": initial.reason}
             if isinstance(initial, ScreenResult)
             else None,
@@ -273,18 +289,6 @@ def purify(
         },
         timing={"total": time.perf_counter() - started, **run.timing},
     )
-
-
-def _renew_head(net: nn.Module, num_classes: int) -> None:
-    """Random weights of the same norm in the layer that gives the logits, if there is such a layer."""
-    layer = classifier_layer(net, num_classes)
-    if isinstance(layer, nn.Linear) and isinstance(layer.weight, nn.Parameter):
-        norm = layer.weight.detach().norm()
-        layer.reset_parameters()
-        with torch.no_grad():
-            layer.weight.mul_(norm / layer.weight.norm())
-            if layer.bias is not None:
-                layer.bias.zero_()
 
 
 def _alternate(run: Run, show: Progress, keeper: Keeper) -> None:
@@ -319,6 +323,7 @@ def _fine_tune(run: Run, step: str, show: Progress) -> None:
                 adversarial=step == "adversarial",
                 teacher=run.infected if run.how.kept else None,
                 suspects=run.suspects,
+                patches=run.worn,
                 how=run.how,
                 generator=torch.Generator().manual_seed(run.plan.seed + 1009 * run.round + run.step),
                 processes=run.processes,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trainguard.data.store import ImageStore
     from trainguard.distributed import Processes
     from trainguard.purification.finetuning import FineTuning
+    from trainguard.purification.universal import Patch
 
 Indices = NDArray[np.int64]
 Weights = dict[str, torch.Tensor]
@@ -55,6 +56,7 @@ class Plan:
     max_accuracy_loss: float
     forgiven: float
     seed: int
+    patches: int = 0
     least_gain: float = 0.002  # of held-out accuracy: one image in 500
     same_set: float = 0.98  # overlap from which two extra sets count as one
 
@@ -78,6 +80,7 @@ class Run:
     processes: Processes
     extra: Indices
     suspects: Indices | None = None  # what screening flagged, to be unlearned
+    worn: Sequence[Patch] = ()  # patches that break the model, to be unlearned
     callbacks: tuple[Any, ...] = ()
     round: int = 0
     step: int = 0

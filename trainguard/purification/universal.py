@@ -1,15 +1,26 @@
 r"""One small patch that breaks a model on every image: how a visible trigger is found."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainguard.models import UnitPixels
-from trainguard.training import autocast
+from trainguard.perturbation import frozen
+from trainguard.training import autocast, device_of
 
+if TYPE_CHECKING:
+    from trainguard.data.store import ImageStore
+
+AREA = 0.006  # of an image, for a patch. A trigger does its work in a few pixels, anything else needs more of them
+BREAKS = 0.35  # share of predictions changed from which a patch is worth unlearning; benign 0.3 at most at 32 pixels
+SEARCHED = 1000  # images that patches are looked for on, at most
 PENALTY = 5.0  # weight of the area beyond what is allowed, against a loss of the order of one
 
 
@@ -28,6 +39,10 @@ class Patch:
     def on(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] with the patch put on."""
         return x * (1 - self.mask) + self.pattern * self.mask
+
+    def to(self, device: torch.device | str) -> Patch:
+        """The same patch on a device."""
+        return Patch(self.mask.to(device), self.pattern.to(device))
 
 
 def universal_patch(
@@ -111,11 +126,42 @@ def best_patch(
         steps: of each.
         generator: where they start and which images come when, on the CPU.
     """
-    pixels = patch_area(*x.shape[2:])
-    patches = [universal_patch(network, x, y, pixels=pixels, steps=steps, generator=generator) for _ in range(starts)]
+    patches = _searched(network, x, y, starts, steps, generator)
     return max(patches, key=lambda patch: changed_by(network, patch, x, y))
 
 
+def breaking_patches(
+    network: UnitPixels, store: ImageStore, index: NDArray[np.int64], *, starts: int, seed: int
+) -> list[Patch]:
+    """All patches, on the CPU, that change at least `BREAKS` of the predictions, of several searches.
+
+    Args:
+        network: in unit pixels and eval mode.
+        store: where the images are.
+        index: (n,) the images to look on; of these a thousand at most, and those that the model gets right.
+        starts: how many searches.
+        seed: of the choice and of where they start.
+    """
+    device, rng = device_of(network), np.random.default_rng(seed)
+    index = np.sort(rng.permutation(index)[:SEARCHED])
+    x, y = store.batch(index, device), torch.from_numpy(store.labels[index]).to(device)
+    with frozen(network):
+        with torch.no_grad(), autocast(device):
+            right = torch.cat([network(part).argmax(1) for part in x.split(512)]) == y
+        x, y = x[right], y[right]
+        if not len(x):
+            return []
+        patches = _searched(network, x, y, starts, 150, torch.Generator().manual_seed(seed))
+        return [patch.to("cpu") for patch in patches if changed_by(network, patch, x, y) >= BREAKS]
+
+
+def _searched(
+    network: UnitPixels, x: Tensor, y: Tensor, starts: int, steps: int, generator: torch.Generator
+) -> list[Patch]:
+    pixels = patch_area(*x.shape[2:])
+    return [universal_patch(network, x, y, pixels=pixels, steps=steps, generator=generator) for _ in range(starts)]
+
+
 def patch_area(height: int, width: int) -> int:
-    """How many pixels a patch may have: 2% of the image, and no fewer than four."""
-    return max(4, int(np.ceil(0.02 * height * width)))
+    """How many pixels a patch may have: 0.6% of the image, and no fewer than four."""
+    return max(4, int(np.ceil(AREA * height * width)))

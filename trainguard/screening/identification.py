@@ -18,12 +18,14 @@ TELLS = 3.0  # how much the shares that the two signs of the mean difference mov
 DOUBTFUL = 0.05  # probability of the suspected part from which a sample is kept from the purified probe
 KNOWN = 0.2  # agreement with trusted samples of a class from which the purified probe may judge its labels
 LEAST_KNOWN = 20  # images that the purified probe must know for a trigger to be tried on them
-SURE_TRIGGER = 0.5  # trigger from which a class need not fall into two parts far apart
+SURE_TRIGGER = 0.3  # trigger from which a class need not fall into two parts far apart; natural groups had 0.14 at most
 LEAST_KINDS = 5.0  # effective number of other classes from which diversity says anything
 DIVERSE_SIGN = 3.0  # how much a diverse part says in `orient`, beside a log ratio
 AVERAGED = 500  # images of a part that its mean is taken over
 LEFT_OPEN = 0.85  # share of a trigger's bar from which the verdict is left open
+LEFT = 0.15  # share of a class that the suspected part must leave: the purified probe learns the class from it
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
+Images = tuple[NDArray[np.float32], NDArray[np.int64]]  # see `bystanders`
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,7 @@ class Finding:
         """
         if not self.is_candidate(settings):
             return 0.0
-        # A difference that moves nearly everything needs no gap to be a trigger.
+        # A difference that moves many images, as no natural group does, needs no gap to be a trigger.
         bar = settings.transfer_distance if self.trigger < SURE_TRIGGER else settings.candidate_distance
         far = _passes(self.split.distance - bar, 0.5)
         minor = float(self.split.upper.mean() <= settings.transfer_share)
@@ -181,7 +183,7 @@ class Trial:
         members: NDArray[np.int64],
         label: int,
         store: ImageStore,
-        tried_on: tuple[NDArray[np.float32], NDArray[np.int64]],
+        tried_on: Images,
         seed: int,
     ) -> Trial:
         """Add the difference and take it away.
@@ -203,7 +205,7 @@ class Trial:
         return cls(label, chosen, labels[chosen], (added, taken))
 
 
-def bystanders(store: ImageStore, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def bystanders(store: ImageStore, seed: int) -> Images:
     """Images (P, C, H, W) of all classes, and their labels, that mean differences are tried on."""
     chosen = np.random.default_rng(seed).permutation(store.readable)[:PROBED]
     return store.batch(chosen).numpy(), store.labels[chosen]
@@ -253,7 +255,8 @@ def orient(
     mean difference in pixels, added to images of other classes, moves more of them into the class (not for sinusoids,
     whose negative works as well, nor for triggers that differ from image to image); the part that holds all kinds of
     images (not for clean-label attacks, nor where each class has its own target); and poison tends to be the minority
-    (not in small classes).
+    (not in small classes). A part that is nearly all of its class leaves nothing to be compared with: then it is the
+    other one.
 
     Args:
         split: the class in two.
@@ -269,7 +272,10 @@ def orient(
     sign = float(np.clip(np.log(still[1] / still[0]), -2, 2))
     sign += TELLS * (moved[0] - moved[1]) + DIVERSE_SIGN * (int(kinds[0]) - int(kinds[1]))
     sign += 0.5 * float(np.log((1 - share) / share))
-    return split.turned() if sign < 0 else split
+    other = sign < 0
+    if (1 - share if other else share) > 1 - LEFT:
+        other = not other
+    return split.turned() if other else split
 
 
 def decide(

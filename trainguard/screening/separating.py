@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -21,34 +20,18 @@ from sklearn.neighbors import NearestNeighbors
 
 from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
-from trainguard.screening.identification import (
-    Finding,
-    Trial,
-    Witness,
-    bystanders,
-    diversity,
-    labels_of,
-    orient,
-    sentence,
-    transfers,
-    triggers,
-)
+from trainguard.screening.identification import Finding, Images, Trial, bystanders, labels_of, sentence, triggers
 from trainguard.screening.identification import decide as verdict_of
 from trainguard.screening.learning import fresh_probe, logits, recipe_for, train
 from trainguard.screening.pipeline import Decision, Run
 from trainguard.screening.probe import Probe, Trained
-from trainguard.screening.separation import LEAST_SIZE, Whitening, refined, split_class
+from trainguard.screening.separation import LEAST_SIZE, refined
 from trainguard.screening.settings import Settings
-from trainguard.training import autocast, outputs
+from trainguard.screening.suspicion import FITTED, suspicions, witness_of
+from trainguard.training import outputs
 
-FITTED = 10_000  # samples that the common spread of features is learned from
 NEIGHBOURS = 3  # few: a natural group is tighter than the crowd around it, poison is mixed into it
-LEAST_TRUSTED = 15  # samples that a class must keep when its suspected parts are left out
-LEFT = 0.15  # share of the class, likewise
-LEFT_BY_SEVERAL = 0.4  # share of the class that a second suspected part and further ones must leave
-MOST = 4  # splits of a class that get a closer look; as many again of those that hold all kinds of images
 HELD_OUT = 0.2  # share of a trusted part that the purified probe does not see, to know what agreement to expect
-Images = tuple[np.ndarray, np.ndarray]  # see `bystanders`
 Opinion = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -63,7 +46,7 @@ def decide(run: Run) -> Decision:
         answers = logits(run, probe, index)
         accuracy = float((answers.argmax(1) == labels[index]).mean())
         # ranks may differ in the last bit
-        findings = run.processes.broadcast(_findings(run, probe, divergence, answers, images))
+        findings = run.processes.broadcast(suspicions(run, probe, divergence, answers, images))
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
     proposed, purified = labels.copy(), None
     if candidates:
@@ -121,81 +104,6 @@ def _scored(run: Run, probe: Probe | Trained) -> np.ndarray:
     return divergence
 
 
-def _findings(
-    run: Run, probe: Probe | Trained, divergence: np.ndarray, answers: np.ndarray, images: Images
-) -> list[Finding]:
-    """Every class in two, in several ways; memory: the features of one class at a time.
-
-    Args:
-        run: the screening.
-        probe: that learned everything.
-        divergence: (N,) of Eq. 3.
-        answers: (M, K) its logits for the readable samples.
-        images: see `bystanders`.
-    """
-    store, settings = run.store, run.settings
-
-    def features(index: np.ndarray) -> np.ndarray:
-        return outputs(probe.features, probe, store, index, run.processes)
-
-    rng = np.random.default_rng(run.seed)
-    fitted = rng.permutation(store.readable)[:FITTED]
-    whitening = Whitening.fit(features(fitted), store.labels[fitted])
-    witness = _witness(run, probe, images[0])
-    sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
-    found = []
-    for label in range(store.num_classes):
-        members = np.flatnonzero(store.labels == label)
-        if len(members) < settings.least_members:
-            continue
-        own = answers[np.searchsorted(store.readable, members)]
-        given = own[:, label].copy()
-        own[:, label] = -np.inf
-        runner_up, doubt = own.argmax(1), own.max(1) - given
-        others = np.where(np.arange(store.num_classes) == label, 0, sizes)
-        kinds = partial(diversity, others=others, seed=run.seed)
-        mine = []
-        for split in split_class(whitening(features(members)), run.seed, doubt):
-            upper, lower = kinds(runner_up[split.upper]), kinds(runner_up[~split.upper])
-            mine.append(
-                Finding(label, members, split if upper >= lower else split.turned(), diversity=max(upper, lower))
-            )
-        for finding in _few(mine, settings):
-            if finding.is_candidate(settings):
-                moved = transfers(Trial.of(finding.split, members, label, store, images, run.seed), witness)
-                other = kinds(runner_up[~finding.split.upper])
-                diverse = finding.diversity >= settings.diverse, other >= settings.diverse
-                split = orient(finding.split, divergence[members], moved, diverse)
-                turned = split is not finding.split
-                finding = Finding(label, members, split, max(moved), diversity=other if turned else finding.diversity)
-            found.append(finding)
-    return _judgeable(found, settings)
-
-
-def _few(findings: list[Finding], settings: Settings) -> list[Finding]:
-    """Of the splits of one class, widest gap first: those that get a closer look, or else the first one."""
-    chosen = [f for f in findings if f.is_candidate(settings)]
-    usual = [f for f in chosen if f.diversity < settings.diverse_candidate][:MOST]
-    diverse = [f for f in chosen if f.diversity >= settings.diverse_candidate][:MOST]
-    return sorted([*usual, *diverse], key=lambda f: -f.split.gap) or findings[:1]
-
-
-def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
-    """Without the candidates, the smallest gap first, that would leave too little of their class to learn it from."""
-    left = {finding.label: np.ones(len(finding.members), dtype=bool) for finding in findings}
-    kept = []
-    for finding in sorted(findings, key=lambda f: -f.split.gap):
-        if finding.is_candidate(settings):
-            before = left[finding.label]
-            trusted = before & ~finding.doubtful
-            share = LEFT if before.all() else LEFT_BY_SEVERAL
-            if trusted.sum() < max(LEAST_TRUSTED, share * len(trusted)):
-                continue
-            left[finding.label] = trusted
-        kept.append(finding)
-    return sorted(kept, key=lambda f: f.label)
-
-
 def _relearned(
     run: Run, probe: Probe | Trained, findings: list[Finding], images: Images
 ) -> tuple[list[Finding], Probe, Opinion]:
@@ -212,7 +120,7 @@ def _relearned(
     train(run, "relearn", purified, index, recipe_for(run, len(index), settings.relearn_share, settings.shift))
     with run.stage("comparison"):
         opinion = _opinion(run, purified)
-        first, second = _witness(run, probe, images[0]), _witness(run, purified, images[0])
+        first, second = witness_of(run, probe, images[0]), witness_of(run, purified, images[0])
         judged = [finding for finding in findings if not finding.is_candidate(settings)]
         for label, trusted in held.items():
             members = np.flatnonzero(store.labels == label)
@@ -240,18 +148,6 @@ def _relearned(
                 if finding.strength(settings) > 0.5:
                     claimed[np.searchsorted(members, finding.members[finding.split.suspicion > 0.5])] = True
     return sorted(judged, key=lambda f: f.label), purified, opinion
-
-
-def _witness(run: Run, probe: Probe | Trained, images: np.ndarray) -> Witness:
-    """The labels that a probe gives to unit images (B, C, H, W)."""
-    probe.eval()
-
-    def predict(pixels: np.ndarray) -> np.ndarray:
-        with torch.no_grad(), autocast(run.device):
-            batch = torch.from_numpy(pixels).to(run.device).contiguous(memory_format=torch.channels_last)
-            return probe(batch).argmax(1).cpu().numpy()
-
-    return Witness(predict, images)
 
 
 def _opinion(run: Run, purified: Probe) -> Opinion:

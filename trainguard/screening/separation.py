@@ -9,6 +9,7 @@ say more (measured, see docs/experiments.md).
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ from threadpoolctl import threadpool_limits
 
 Array = NDArray[np.float64]
 
+SAME_WAY = 0.3  # cosine from which directions in two classes count as one
+SHARED_BY = 3  # classes, for a direction to be one that poison may have in others too
 SHRINKAGE = 0.1  # of the pooled covariance towards a sphere
 DIRECTIONS = 100  # principal directions of a class that the discriminant may use
 KEPT = 10  # splits of one class that are given
@@ -123,21 +126,48 @@ class Split:
         """The same split of the samples `chosen`, (n,)."""
         return Split(self.position[chosen], self.probability[chosen], self.distance, self.valley)
 
+    def direction(self, whitened: Array) -> Array:
+        """(D,) from the larger part's mean to the smaller one's, of length 1, in (n, D) whitened features."""
+        minor = self.upper if self.upper.mean() <= 0.5 else ~self.upper
+        apart = whitened[minor].mean(0) - whitened[~minor].mean(0)
+        return apart / (np.linalg.norm(apart) + 1e-12)
+
     def turned(self) -> Split:
         """The same split with the parts' names exchanged."""
         return Split(-self.position, 1 - self.probability, self.distance, self.valley)
 
 
+def shared_direction(directions: Sequence[tuple[int, Array]]) -> tuple[Array | None, frozenset[int]]:
+    """What the splits of several classes have in common: a trigger that serves many targets points one way in all.
+
+    Args:
+        directions: a class and the (D,) direction of one of its splits, of length 1; several per class where it splits
+            in several ways.
+
+    Returns:
+        The mean (D,) of the directions that the most classes share, and those classes; None where fewer than
+        `SHARED_BY` share one.
+    """
+    if not directions:
+        return None, frozenset()
+    labels, lines = np.array([label for label, _ in directions]), np.stack([line for _, line in directions])
+    alike = lines @ lines.T
+    teams = (alike > SAME_WAY) & (labels[:, None] != labels[None]) | np.eye(len(labels), dtype=bool)
+    team = max(teams, key=lambda team: len(np.unique(labels[team])))
+    sharing = frozenset(int(label) for label in labels[team])
+    return (lines[team].mean(0), sharing) if len(sharing) >= SHARED_BY else (None, frozenset())
+
+
 @threadpool_limits.wrap(limits=1)  # small matrices: threads cost more than they bring, and round differently
-def split_class(whitened: Array, seed: int, doubt: Array | None = None) -> list[Split]:
+def split_class(whitened: Array, seed: int, orders: Sequence[Array] = ()) -> list[Split]:
     """Find the ways in which one class falls into two parts.
 
     First guesses are two Gaussians along each of the widest directions, in the plane of the first two, and along the
     independent components that are least like one Gaussian: two heaps of like size have a low kurtosis, a small heap
-    far out a high one. Further guesses are the samples at either end of each of the widest directions and the doubtful
-    ones, a fixed share of the class: a discriminant between them and the rest is drawn, as many lie farthest out along
-    it, and so on until they settle. Noise in a guess averages out of the discriminant, so a guess that holds a fifth
-    of a small heap leads to all of it.
+    far out a high one. Further guesses are the samples at either end of each of the widest directions and the first
+    ones in each of the given orders, a fixed share of the class: a discriminant between them and the rest is drawn, as
+    many lie farthest out along it, and so on until they settle. Noise in a guess averages out of the discriminant, so
+    a guess that holds a fifth of a small heap leads to all of it.
 
     From every guess a linear discriminant is drawn on three quarters of the class and read on the rest, the parts are
     read off that line, and this is repeated, as in self-training. A class may have natural groups as well as a trigger,
@@ -146,7 +176,8 @@ def split_class(whitened: Array, seed: int, doubt: Array | None = None) -> list[
     Args:
         whitened: (n, D) features of the class, n at least 8.
         seed: of folds and starts.
-        doubt: (n,) how little the probe believes each label; None where it is not known.
+        orders: (n,) each, what else may tell the parts: how little the probe believes each label, or how far out a
+            sample lies in a direction that is known from other classes.
 
     Returns:
         Up to `KEPT` splits, the widest gap first; none where the class has no second part.
@@ -161,7 +192,7 @@ def split_class(whitened: Array, seed: int, doubt: Array | None = None) -> list[
     # Settled guesses come second: of a heap that overlaps its class they hold the far side, with a wider gap.
     for guesses, most in (
         ([_mixture(plane, seed).predict(plane) == 1 for plane in planes], KEPT // 2),
-        (_settled(lines, [] if doubt is None else [doubt]), KEPT),
+        (_settled(lines, orders), KEPT),
     ):
         for split in sorted(_refined(lines, guesses), key=lambda split: -split.gap):
             if len(found) < most and all(split.differs_from(other) for other in found):
@@ -207,7 +238,7 @@ class Discriminants:
         return position
 
 
-def _settled(lines: Discriminants, more: list[Array]) -> list[NDArray[np.bool_]]:
+def _settled(lines: Discriminants, more: Sequence[Array]) -> list[NDArray[np.bool_]]:
     """(n,) masks: samples at an end of a wide direction, or first in one of `more` (n,) orders, after settling."""
     z = lines.z
     ends = [sign * z[:, k] for k in range(min(STARTS, z.shape[1])) for sign in (1, -1)]
@@ -291,9 +322,12 @@ def _read_off(position: Array) -> Split:
     distance = float((mean[1] - mean[0]) * np.sqrt(2 / var.sum()))
     line = np.linspace(mean[0], mean[1], 200)[:, None]
     density = (weight / np.sqrt(var) * np.exp(-((line - mean) ** 2) / (2 * var))).sum(1)
-    # A wide Gaussian may outweigh a narrow one beyond its mean: the posterior must not fall again along the line.
+    # A wide Gaussian outweighs a narrow one again far beyond its mean: there the posterior goes on as it was.
     order = np.argsort(position)
-    probability[order] = np.maximum.accumulate(probability[order])
+    middle = int((position < mean.mean()).sum())
+    low, high = order[:middle], order[middle:]
+    probability[low] = np.minimum.accumulate(probability[low][::-1])[::-1]
+    probability[high] = np.maximum.accumulate(probability[high])
     return Split(position, probability, distance, float(density.min() / min(density[0], density[-1])))
 
 

@@ -1,0 +1,126 @@
+"""What screening says of poisoned data, without training anything on them: every attack of the drill, and harder cases.
+
+    python docs/results/screening_alone.py --data $TRAINGUARD_DATA --out docs/results/screening_alone.json
+
+Goes on after the last finished case when started again, as long as neither the version nor the settings have changed.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from trainguard import screen
+from trainguard.data.pixels import PixelRange
+from trainguard.drill.images import load_images
+from trainguard.drill.machine import machine, versions
+from trainguard.drill.poison import Attack, Role, fitted, poison_arrays
+from trainguard.drill.recipes import Setting, attack
+from trainguard.drill.scene import UnitImages
+from trainguard.files import write_atomically
+
+USUAL = {"data": "cifar10", "rate": 0.05, "rows": 10_000, "epochs": 30, "seed": 0}
+CASES = (
+    ("all_to_all", {"rate": 0.1}),
+    ("wanet", {"rate": 0.1}),
+    ("clean", {}),
+    ("two_backdoors", {}),
+    ("adaptive_blend", {}),
+    ("wanet", {}),
+    ("badnets", {}),
+    ("blend", {}),
+    ("sig", {}),
+    ("tact", {}),
+    ("adaptive_patch", {}),
+    ("physicalba", {}),
+    ("low_frequency", {}),
+    ("fragile", {}),
+    ("input_aware", {}),
+    ("label_consistent", {}),
+    ("spread", {}),
+    ("clean", {"data": "gtsrb"}),
+    ("blend", {"data": "gtsrb"}),
+    ("badnets", {"data": "gtsrb"}),
+    ("badnets", {"rate": 0.01}),
+    ("blend", {"rate": 0.01}),
+    ("badnets", {"rate": 0.2}),
+    ("two_backdoors", {"epochs": 15}),
+    ("blend", {"rows": 3000}),
+    ("clean", {"rows": 3000}),
+    ("clean", {"seed": 1}),
+    ("clean", {"seed": 2}),
+)
+COLUMNS = ("attack", "case", "verdict", "confidence", "targets", "TPR", "FPR", "seconds")
+
+
+def run(root: Path, name: str, case: dict) -> dict:
+    """Poison, screen, count."""
+    images = load_images(root / case["data"], rows=case["rows"], test_rows=100)
+    setting = Setting(images.num_classes, case["rate"])
+    chosen = Attack("clean") if name == "clean" else attack(name, setting)
+    ready = fitted(chosen, images.train, images.train_labels, case["seed"])
+    pixels, labels, role = poison_arrays(images.train, images.train_labels, ready, case["seed"])
+    unit = PixelRange.from_mean_std((0.0,) * 3, (1.0,) * 3)
+    found = screen(
+        UnitImages(pixels, labels), epochs=case["epochs"], seed=case["seed"], pixel_range=unit, progress=False
+    )
+    payload, untouched = (role == Role.PAYLOAD).numpy(), (role == Role.CLEAN).numpy()
+    return {
+        "attack": name,
+        **case,
+        "verdict": found.verdict,
+        "confidence": found.confidence,
+        "reason": found.reason,
+        "target_classes": list(found.target_classes),
+        "true_targets": np.unique(labels.numpy()[payload]).tolist(),
+        "payload": int(payload.sum()),
+        "flagged": int(found.suspect.sum()),
+        "tpr": float(found.suspect[payload].mean()) if payload.any() else None,
+        "fpr": float(found.suspect[untouched].mean()),
+        "timing": found.timing,
+        "findings": found.settings["findings"],
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as Markdown."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    for row in rows:
+        case = [f"{key} {row[key]}" for key, usual in USUAL.items() if row[key] != usual]
+        right = len(set(row["target_classes"]) & set(row["true_targets"]))
+        wrong = len(row["target_classes"]) - right
+        targets = f"{right} of {len(row['true_targets'])}" + (f", {wrong} wrong" if wrong else "")
+        tpr = "" if row["tpr"] is None else f"{100 * row['tpr']:.1f}"
+        cells = [row["attack"], ", ".join(case), row["verdict"], f"{row['confidence']:.2f}"]
+        cells += [targets, tpr, f"{100 * row['fpr']:.2f}", f"{row['timing']['total']:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is not there yet, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/ and gtsrb/")
+    parser.add_argument("--out", type=Path, default=Path("screening_alone.json"))
+    parser.add_argument("--only", nargs="*", help="attacks; default: all")
+    args = parser.parse_args()
+    about = {"usual": USUAL, "versions": versions(), "machine": machine("cpu")}
+    rows = []
+    if args.out.exists():
+        before = json.loads(args.out.read_text())
+        rows = before["rows"] if before["versions"] == about["versions"] else []
+    done = {(row["attack"], *(row[key] for key in USUAL)) for row in rows}
+    for name, changed in CASES:
+        case = USUAL | changed
+        if (name, *case.values()) in done or (args.only and name not in args.only):
+            continue
+        rows.append(run(args.data, name, case))
+        with write_atomically(args.out) as path:
+            path.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+        print(table(rows[-1:]).splitlines()[-1], flush=True)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

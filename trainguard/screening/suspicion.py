@@ -1,0 +1,157 @@
+r"""Which part of which class is suspected: every class in two, in several ways, in the features of the first probe."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trainguard.screening.identification import LEFT, Finding, Images, Trial, Witness, diversity, orient, transfers
+from trainguard.screening.pipeline import Run
+from trainguard.screening.probe import Probe, Trained
+from trainguard.screening.separation import Whitening, shared_direction, split_class
+from trainguard.screening.settings import Settings
+from trainguard.training import autocast, outputs
+
+FITTED = 10_000  # samples that the common spread of features is learned from
+LEAST_TRUSTED = 15  # samples that a class must keep when its suspected parts are left out
+LEFT_BY_SEVERAL = 0.4  # share of the class that a second suspected part and further ones must leave
+MOST = 4  # splits of a class that get a closer look; as many again of those that hold all kinds of images
+
+
+def suspicions(
+    run: Run, probe: Probe | Trained, divergence: np.ndarray, answers: np.ndarray, images: Images
+) -> list[Finding]:
+    """Every class in two, in several ways, its suspected part the upper one.
+
+    A trigger that serves many targets points the same way in all of them. So what the parts of several classes have in
+    common is looked for in the others as well: small heaps there are found that no guess of their own leads to.
+
+    Args:
+        run: the screening.
+        probe: that learned everything.
+        divergence: (N,) of Eq. 3.
+        answers: (M, K) its logits for the readable samples.
+        images: see `bystanders`.
+    """
+    store, settings = run.store, run.settings
+    classes = _Classes.of(run, probe, answers)
+    labels = [label for label in range(store.num_classes) if classes.sizes[label] >= settings.least_members]
+    parts = {label: classes.split(label) for label in labels}
+    lines = [(label, line) for label in labels for finding, line in parts[label] if finding.is_candidate(settings)]
+    common, sharing = shared_direction(lines)
+    if common is not None:
+        parts |= {label: classes.split(label, common) for label in labels if label not in sharing}
+    witness = witness_of(run, probe, images[0])
+    found = []
+    for finding in (finding for label in labels for finding, _ in parts[label]):
+        if finding.is_candidate(settings):
+            members = finding.members
+            moved = transfers(Trial.of(finding.split, members, finding.label, store, images, run.seed), witness)
+            kinds = finding.diversity, classes.kinds(finding.label, ~finding.split.upper)
+            diverse = kinds[0] >= settings.diverse, kinds[1] >= settings.diverse
+            split = orient(finding.split, divergence[members], moved, diverse)
+            turned = split is not finding.split
+            finding = dataclasses.replace(finding, split=split, transfer=max(moved), diversity=kinds[int(turned)])
+        found.append(finding)
+    return _judgeable(found, settings)
+
+
+def witness_of(run: Run, probe: Probe | Trained, images: np.ndarray) -> Witness:
+    """The labels that a probe gives to unit images (B, C, H, W)."""
+    probe.eval()
+
+    def predict(pixels: np.ndarray) -> np.ndarray:
+        with torch.no_grad(), autocast(run.device):
+            batch = torch.from_numpy(pixels).to(run.device).contiguous(memory_format=torch.channels_last)
+            return probe(batch).argmax(1).cpu().numpy()
+
+    return Witness(predict, images)
+
+
+@dataclass(frozen=True, eq=False)
+class _Classes:
+    """What the first probe makes of the samples, one class at a time: that much memory its features need.
+
+    Attributes:
+        run: the screening.
+        probe: that learned everything.
+        answers: (M, K) its logits for the readable samples.
+        whitening: of its features.
+        sizes: (K,) readable samples of each class.
+    """
+
+    run: Run
+    probe: Probe | Trained
+    answers: np.ndarray
+    whitening: Whitening
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, run: Run, probe: Probe | Trained, answers: np.ndarray) -> _Classes:
+        store = run.store
+        fitted = np.random.default_rng(run.seed).permutation(store.readable)[:FITTED]
+        features = outputs(probe.features, probe, store, fitted, run.processes)
+        sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
+        return cls(run, probe, answers, Whitening.fit(features, store.labels[fitted]), sizes)
+
+    def split(self, label: int, common: np.ndarray | None = None) -> list[tuple[Finding, np.ndarray]]:
+        """The splits of a class that get a closer look, the part of more kinds as the upper one, and their directions.
+
+        Args:
+            label: the class.
+            common: (D,) a direction in whitened features to look along as well.
+        """
+        store, settings = self.run.store, self.run.settings
+        members = self.members(label)
+        features = outputs(self.probe.features, self.probe, store, members, self.run.processes)
+        whitened = self.whitening(features)
+        own, given = self.others(label)
+        orders = [own.max(1) - given] + ([] if common is None else [whitened @ common])
+        found = []
+        for split in split_class(whitened, self.run.seed, orders):
+            upper, lower = self.kinds(label, split.upper), self.kinds(label, ~split.upper)
+            split = split if upper >= lower else split.turned()
+            found.append(Finding(label, members, split, diversity=max(upper, lower)))
+        return [(finding, finding.split.direction(whitened)) for finding in _few(found, settings)]
+
+    def members(self, label: int) -> np.ndarray:
+        return np.flatnonzero(self.run.store.labels == label)
+
+    def others(self, label: int) -> tuple[np.ndarray, np.ndarray]:
+        """The logits (n, K) of a class's samples with -inf for their own label, and those of that label (n,)."""
+        own = self.answers[np.searchsorted(self.run.store.readable, self.members(label))]
+        given = own[:, label].copy()
+        own[:, label] = -np.inf
+        return own, given
+
+    def kinds(self, label: int, part: np.ndarray) -> float:
+        """The diversity of a part (n,) of a class."""
+        others = np.where(np.arange(len(self.sizes)) == label, 0, self.sizes)
+        return diversity(self.others(label)[0].argmax(1)[part], others, self.run.seed)
+
+
+def _few(findings: list[Finding], settings: Settings) -> list[Finding]:
+    """Of the splits of one class, widest gap first: those that get a closer look, or else the first one."""
+    chosen = [f for f in findings if f.is_candidate(settings)]
+    usual = [f for f in chosen if f.diversity < settings.diverse_candidate][:MOST]
+    diverse = [f for f in chosen if f.diversity >= settings.diverse_candidate][:MOST]
+    return sorted([*usual, *diverse], key=lambda f: -f.split.gap) or findings[:1]
+
+
+def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
+    """Without the candidates, the smallest gap first, that would leave too little of their class to learn it from."""
+    left = {finding.label: np.ones(len(finding.members), dtype=bool) for finding in findings}
+    kept = []
+    for finding in sorted(findings, key=lambda f: -f.split.gap):
+        if finding.is_candidate(settings):
+            before = left[finding.label]
+            trusted = before & ~finding.doubtful
+            share = LEFT if before.all() else LEFT_BY_SEVERAL
+            if trusted.sum() < max(LEAST_TRUSTED, share * len(trusted)):
+                continue
+            left[finding.label] = trusted
+        kept.append(finding)
+    return sorted(kept, key=lambda f: f.label)
