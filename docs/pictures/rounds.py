@@ -90,6 +90,7 @@ def main():
             model,
             UnitImages(scene.images, scene.labels),
             screening=False,
+            patches=0,
             shares=SHARES,
             max_accuracy_loss=1.0,
             pixel_range=unit,
@@ -98,7 +99,7 @@ def main():
         )
         found[name] = watch.rows
     record = {
-        "settings": settings | {"shares": SHARES, "seed": 0, "screening": False},
+        "settings": settings | {"shares": SHARES, "seed": 0, "screening": False, "patches": 0},
         "machine": machine("cpu"),
         "versions": versions(),
         "attacks": found,

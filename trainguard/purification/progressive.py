@@ -48,7 +48,7 @@ WITH_CLEAN = 40, 300  # of the only round where data are clean
 RATE, RATE_WITH_CLEAN = 0.02, 0.03
 KEPT, KEPT_WITH_CLEAN = 0.5, 0.85
 MIXED_WITH_CLEAN = 1.0
-FEATURES_WITH_CLEAN = 4.0
+FEATURES_WITH_CLEAN, FEATURES_WITH_SOUND = 4.0, 3.0  # sound: screening calls the data clean
 STEPS = ("adversarial", "plain", "rank")  # 1, 2 and 3 of Algorithm 1
 
 
@@ -137,7 +137,7 @@ def purify(
         mixed: weight of the model's own answers to mixtures of two images, as far as they name one of the two labels
             and the model being mended agrees: more accuracy, and more of a blended trigger. None: 0; with clean data 1.
         features: weight of the model's own features, what enters its last layer, of unperturbed images: more accuracy,
-            and more of any trigger. None: 0; with clean data 4.
+            and more of any trigger. None: 4 with clean data, 3 where screening calls the data clean, else 0.
         patches: how often to search for one small patch that breaks the model on most images, as the audit does. What
             is found is put on a quarter of the images of step 2: a visible trigger lies far outside the ball of step 1.
             Not where screening flagged something; 0: never.
@@ -164,7 +164,7 @@ def purify(
     Deviation from the paper: images are held out to judge accuracy; one setting serves all attacks, where the paper
     adapts the perturbation to each; the model's own answers beside the labels; a new last layer where the data are
     clean; screening and unlearning where they are not; the extra sets are drawn class by class; rounds end early at a
-    fixed point; the best round within the bound is returned. Near the paper's own: `kept=0, screening=False,
+    fixed point; the best round within the bound is returned. Near the paper's own: `kept=0, screening=False, patches=0,
     attack_steps=7, lr=1e-3, shares=(0.05, 0.2, 0.5, 0.7), adversarial_batches=(200, 30), plain_batches=(0, 800)`.
     """
     if any(batches is not None and not len(batches) for batches in (adversarial_batches, plain_batches)):
@@ -219,7 +219,7 @@ def purify(
             attack_steps=attack_steps,
             kept=(KEPT_WITH_CLEAN if clean else KEPT) if kept is None else kept,
             mixed=(MIXED_WITH_CLEAN if clean else 0.0) if mixed is None else mixed,
-            features=(FEATURES_WITH_CLEAN if clean else 0.0) if features is None else features,
+            features=_features(clean, sound) if features is None else features,
         )
         sample = np.random.default_rng(seed).permutation(pool)[:128]
         how = replace(
@@ -289,6 +289,10 @@ def purify(
         },
         timing={"total": time.perf_counter() - started, **run.timing},
     )
+
+
+def _features(clean: bool, sound: bool) -> float:
+    return FEATURES_WITH_CLEAN if clean else FEATURES_WITH_SOUND if sound else 0.0
 
 
 def _alternate(run: Run, show: Progress, keeper: Keeper) -> None:
