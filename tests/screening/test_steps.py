@@ -268,11 +268,19 @@ def test_whitening_makes_the_spread_within_classes_round():
 
 
 def finding(
-    distance=6.0, agreement=0.05, reference=0.8, trigger=0.0, valley=0.05, company=0.2, diversity=0.0, transfer=0.9
+    distance=6.0,
+    agreement=0.05,
+    reference=0.8,
+    trigger=0.0,
+    valley=0.05,
+    company=0.2,
+    diversity=0.0,
+    transfer=0.9,
+    **more,
 ):
     half = np.r_[np.zeros(70), np.ones(30)]
     split = Split(half, half, distance, valley)
-    return Finding(1, np.arange(100), split, transfer, agreement, reference, company, trigger, diversity)
+    return Finding(1, np.arange(100), split, transfer, agreement, reference, company, trigger, diversity, **more)
 
 
 @pytest.mark.parametrize(
@@ -293,8 +301,13 @@ def finding(
         # Foreign labels with much company, and a difference that half works: either alone is not enough.
         (finding(distance=3.2, valley=0.75, diversity=0.78, company=0.6, trigger=0.18), "poisoned"),
         (finding(distance=3.2, valley=0.75, diversity=0.78, company=0.6, trigger=0.06), "clean"),
+        (finding(distance=3.8, valley=0.4, agreement=0.0, company=1.2, trigger=0.16), "clean"),  # keeps to itself
         (finding(distance=3.2, valley=0.75, diversity=0.78, agreement=0.6, trigger=0.18), "clean"),  # labels fit
         (finding(distance=4.4, valley=0.2, diversity=0.9, company=1.2), "poisoned"),  # half of the class: own company
+        (finding(firmness=0.8, finished=True), "poisoned"),  # a finished model knows them nearly as well as the rest
+        (finding(firmness=0.6, finished=True), "clean"),  # hard images, which the model never learned
+        (finding(distance=2.8, valley=0.7, diversity=0.85, firmness=0.25), "clean"),  # wrong labels
+        (finding(firmness=0.25), "poisoned"),  # set apart, and hardly learned yet
     ],
 )
 def test_verdict_follows_the_evidence(case, verdict):

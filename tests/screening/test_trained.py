@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -6,6 +9,7 @@ import trainguard
 from trainguard.data.pixels import PixelRange
 from trainguard.models import UnitPixels
 from trainguard.screening.probe import MOST_FEATURES, Trained
+from trainguard.screening.suspicion import _Classes
 
 RANGE = PixelRange.from_mean_std((0.5,), (0.25,))
 
@@ -36,3 +40,13 @@ def test_a_trained_model_has_to_be_there_and_needs_our_own_variant(wrong, images
     model = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 3))
     with pytest.raises(ValueError, match="trained=True needs the model"):
         trainguard.screen(data, **{"model": model} | wrong, trained=True, progress=False)
+
+
+def test_firmness_is_how_well_a_part_is_known_beside_the_rest_of_its_class():
+    labels = np.array([1, 0, 1, 1, 1, 0])
+    store = SimpleNamespace(labels=labels, readable=np.array([0, 1, 2, 4, 5]))  # row 3 cannot be read
+    store.labels = np.where(np.arange(6) == 3, -1, labels)
+    known = np.log(np.array([[0.1, 0.9], [0.8, 0.2], [0.7, 0.3], [0.5, 0.5], [0.9, 0.1]]))
+    classes = _Classes(SimpleNamespace(store=store), None, known.astype(np.float32), None, np.array([2, 3]))
+    assert classes.firmness(1, np.array([False, True, True])) == pytest.approx(0.4 / 0.9, rel=1e-4)
+    assert classes.firmness(1, np.array([True, False, False])) == pytest.approx(0.9 / 0.4, rel=1e-4)

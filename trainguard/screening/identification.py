@@ -24,6 +24,11 @@ DIVERSE_SIGN = 3.0  # how much a diverse part says in `orient`, beside a log rat
 AVERAGED = 500  # images of a part that its mean is taken over
 LEFT_OPEN = 0.85  # share of a trigger's bar from which the verdict is left open
 LEFT = 0.15  # share of a class that the suspected part must leave: the purified probe learns the class from it
+HELD = 0.7  # firmness from which a finished model has learned the labels of a part; triggers 0.79 and more, others 0.64
+BELIEVED = (
+    0.4  # firmness likewise, of a probe of our own, where its kinds alone speak for a part; wrong labels had 0.25
+)
+OWN_COMPANY = 0.8  # company above which a part keeps to itself, whatever its difference does as half a trigger
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
 Images = tuple[NDArray[np.float32], NDArray[np.int64]]  # see `bystanders`
 
@@ -46,6 +51,9 @@ class Finding:
         trigger: share of other classes' images that the mean difference moves into the class for the probe that learned
             everything, while the purified one still sees what they are, see `triggers`.
         diversity: how many kinds of images the suspected part is made of, see `diversity`.
+        firmness: mean probability that the probe that learned everything gives to the suspected part's label, relative
+            to the rest of the class: a trigger is learned, wrong labels and hard images are not.
+        finished: that probe is a finished model, which has had the time to learn whatever trigger there is.
     """
 
     label: int
@@ -57,12 +65,15 @@ class Finding:
     company: float = 1.0
     trigger: float = 0.0
     diversity: float = 0.0
+    firmness: float = 1.0
+    finished: bool = False
 
     def is_candidate(self, settings: Settings) -> bool:
         """True where the two parts lie far enough apart for a closer look; less far where one holds all kinds."""
         kinds = self.diversity >= settings.diverse_candidate and self.split.upper.mean() <= 0.5
         near = self.split.distance >= settings.diverse_distance and self.split.valley <= settings.diverse_valley
-        return self.is_apart(settings) or (kinds and near)
+        known = not self.finished or self.firmness >= HELD
+        return known and (self.is_apart(settings) or (kinds and near))
 
     def is_apart(self, settings: Settings) -> bool:
         """True where the gap alone is wide enough."""
@@ -93,12 +104,14 @@ class Finding:
     def _contradiction(self, settings: Settings) -> float:
         foreign = _passes(settings.conflict - self.relative_agreement, 0.05)
         backed = _passes(self.trigger - settings.transfer_of_foreign, 0.05)
+        backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1))
         if self.is_apart(settings):
             apart = _passes(settings.company - self.company, 0.1)
             kinds = _passes(self.diversity - settings.diverse, 0.05)
             return min(foreign, max(apart, kinds, backed))
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
-        return min(foreign, max(_passes(settings.diverse_company - self.company, 0.1), backed))
+        own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - BELIEVED, 0.05))
+        return min(foreign, max(own, backed))
 
     def strength(self, settings: Settings) -> float:
         """How strongly the evidence speaks for poison, in [0, 1]; above 0.5 counts as poisoned.

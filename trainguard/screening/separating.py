@@ -233,5 +233,6 @@ def _row(finding: Finding, run: Run) -> dict[str, float]:
         "agreement": finding.agreement,
         "reference": finding.reference,
         "company": finding.company,
+        "firmness": finding.firmness,
         "strength": finding.strength(run.settings),
     }

@@ -48,7 +48,7 @@ class Settings:
         transfer: share of other classes' images that the parts' mean difference moves into the class while the purified
             probe still sees what they are, from which it acts as a trigger (clean-label attacks).
         transfer_of_foreign: the same share from which it backs labels that contradict the images: the two together need
-            neither a gap nor company.
+            neither a gap nor foreign company, as long as the part does not keep to itself.
         transfer_distance: Ashman's D that a class needs when the transfer is the only evidence.
         transfer_share: largest share of a class that may be called poisoned on the transfer alone: the rest of a class
             differs from a small natural group as that group differs from it.

@@ -54,7 +54,14 @@ def suspicions(
             diverse = kinds[0] >= settings.diverse, kinds[1] >= settings.diverse
             split = orient(finding.split, divergence[members], moved, diverse)
             turned = split is not finding.split
-            finding = dataclasses.replace(finding, split=split, transfer=max(moved), diversity=kinds[int(turned)])
+            finding = dataclasses.replace(
+                finding,
+                split=split,
+                transfer=max(moved),
+                diversity=kinds[int(turned)],
+                firmness=classes.firmness(finding.label, split.upper),
+                finished=run.trained is not None,
+            )
         found.append(finding)
     return _judgeable(found, settings)
 
@@ -126,6 +133,12 @@ class _Classes:
         given = own[:, label].copy()
         own[:, label] = -np.inf
         return own, given
+
+    def firmness(self, label: int, part: np.ndarray) -> float:
+        """The mean probability that the probe gives to the label of a part (n,) of its class, relative to the rest."""
+        answers = self.answers[np.searchsorted(self.run.store.readable, self.members(label))]
+        given = torch.from_numpy(answers).softmax(1)[:, label].numpy()
+        return float(given[part].mean() / max(given[~part].mean(), 1e-6))
 
     def kinds(self, label: int, part: np.ndarray) -> float:
         """The diversity of a part (n,) of a class."""
