@@ -50,6 +50,11 @@ CASES = (
     ("clean", {"rows": 3000}),
     ("clean", {"seed": 1}),
     ("clean", {"seed": 2}),
+    ("wanet", {"rows": 50_000}),
+    ("clean", {"rows": 50_000}),
+    ("blend", {"rows": 50_000}),
+    ("badnets", {"rows": 50_000}),
+    ("all_to_all", {"rows": 50_000, "rate": 0.1}),
 )
 COLUMNS = ("attack", "case", "verdict", "confidence", "targets", "TPR", "FPR", "seconds")
 
