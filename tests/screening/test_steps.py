@@ -267,6 +267,19 @@ def test_whitening_makes_the_spread_within_classes_round():
     assert np.allclose(np.cov(white.T), np.eye(6), atol=0.25)
 
 
+def test_a_feature_that_was_dead_where_it_was_learned_does_not_rule_what_comes_later():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=600)
+    features = rng.normal(size=(600, 6)).astype(np.float32)
+    features[:, 0] = 0
+    whitening = Whitening.fit(features, labels)
+    later = features[:20].copy()
+    later[0, 0] = 1.0  # the first sample it answers to
+    assert np.allclose(whitening(later), whitening(features[:20]))
+    later[0, 1] = 1e4
+    assert np.abs(whitening(later)).max() < 40
+
+
 def finding(
     distance=6.0,
     agreement=0.05,

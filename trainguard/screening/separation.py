@@ -23,6 +23,8 @@ Array = NDArray[np.float64]
 
 SAME_WAY = 0.3  # cosine from which directions in two classes count as one
 SHARED_BY = 3  # classes, for a direction to be one that poison may have in others too
+DEAD = 1e-3  # of the median spread of a feature, up to which it says nothing
+FARTHEST = 10.0  # standard deviations: one sample that a feature answers to like no other must not rule a class
 SHRINKAGE = 0.1  # of the pooled covariance towards a sphere
 DIRECTIONS = 100  # principal directions of a class that the discriminant may use
 KEPT = 10  # splits of one class that are given
@@ -52,7 +54,7 @@ class Whitening:
 
     Attributes:
         mean: (D,) of the features.
-        scale: (D,) their standard deviation.
+        scale: (D,) their standard deviation; infinite where a feature hardly ever moves.
         matrix: (D, D), which makes the pooled within-class covariance a unit matrix.
     """
 
@@ -63,8 +65,9 @@ class Whitening:
     @classmethod
     def fit(cls, features: NDArray[np.float32], labels: NDArray[np.int64]) -> Whitening:
         """Learn from (M, D) features and their (M,) labels."""
-        mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64) + 1e-6
-        x = (features - mean) / scale
+        mean, spread = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
+        scale = np.where(spread > DEAD * np.median(spread), spread + 1e-6, np.inf)
+        x = _standardised(features, mean, scale)
         for label in np.unique(labels):
             x[labels == label] -= x[labels == label].mean(0)
         covariance = x.T @ x / len(x)
@@ -74,7 +77,11 @@ class Whitening:
 
     def __call__(self, features: NDArray[np.float32]) -> Array:
         """(M, D) features, whitened."""
-        return ((features - self.mean) / self.scale) @ self.matrix
+        return _standardised(features, self.mean, self.scale) @ self.matrix
+
+
+def _standardised(features: NDArray[np.float32], mean: Array, scale: Array) -> Array:
+    return np.clip((features - mean) / scale, -FARTHEST, FARTHEST)
 
 
 @dataclass(frozen=True)
