@@ -43,9 +43,7 @@ def test_a_trained_model_has_to_be_there_and_needs_our_own_variant(wrong, images
 
 
 def test_firmness_is_how_well_a_part_is_known_beside_the_rest_of_its_class():
-    labels = np.array([1, 0, 1, 1, 1, 0])
-    store = SimpleNamespace(labels=labels, readable=np.array([0, 1, 2, 4, 5]))  # row 3 cannot be read
-    store.labels = np.where(np.arange(6) == 3, -1, labels)
+    store = SimpleNamespace(labels=np.array([1, 0, 1, -1, 1, 0]), readable=np.array([0, 1, 2, 4, 5]))  # 3 is broken
     known = np.log(np.array([[0.1, 0.9], [0.8, 0.2], [0.7, 0.3], [0.5, 0.5], [0.9, 0.1]]))
     classes = _Classes(SimpleNamespace(store=store), None, known.astype(np.float32), None, np.array([2, 3]))
     assert classes.firmness(1, np.array([False, True, True])) == pytest.approx(0.4 / 0.9, rel=1e-4)

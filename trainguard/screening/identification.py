@@ -25,9 +25,7 @@ AVERAGED = 500  # images of a part that its mean is taken over
 LEFT_OPEN = 0.85  # share of a trigger's bar from which the verdict is left open
 LEFT = 0.15  # share of a class that the suspected part must leave: the purified probe learns the class from it
 HELD = 0.7  # firmness from which a finished model has learned the labels of a part; triggers 0.79 and more, others 0.64
-BELIEVED = (
-    0.4  # firmness likewise, of a probe of our own, where its kinds alone speak for a part; wrong labels had 0.25
-)
+BELIEVED = 0.4  # firmness likewise, of our own probe, where kinds alone speak for a part; wrong labels had 0.25
 OWN_COMPANY = 0.8  # company above which a part keeps to itself, whatever its difference does as half a trigger
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
 Images = tuple[NDArray[np.float32], NDArray[np.int64]]  # see `bystanders`

@@ -127,17 +127,20 @@ class _Classes:
     def members(self, label: int) -> np.ndarray:
         return np.flatnonzero(self.run.store.labels == label)
 
+    def own(self, label: int) -> np.ndarray:
+        """The logits (n, K) of a class's samples."""
+        return self.answers[np.searchsorted(self.run.store.readable, self.members(label))]
+
     def others(self, label: int) -> tuple[np.ndarray, np.ndarray]:
         """The logits (n, K) of a class's samples with -inf for their own label, and those of that label (n,)."""
-        own = self.answers[np.searchsorted(self.run.store.readable, self.members(label))]
+        own = self.own(label)
         given = own[:, label].copy()
         own[:, label] = -np.inf
         return own, given
 
     def firmness(self, label: int, part: np.ndarray) -> float:
         """The mean probability that the probe gives to the label of a part (n,) of its class, relative to the rest."""
-        answers = self.answers[np.searchsorted(self.run.store.readable, self.members(label))]
-        given = torch.from_numpy(answers).softmax(1)[:, label].numpy()
+        given = torch.from_numpy(self.own(label)).softmax(1)[:, label].numpy()
         return float(given[part].mean() / max(given[~part].mean(), 1e-6))
 
     def kinds(self, label: int, part: np.ndarray) -> float:
