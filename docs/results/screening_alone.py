@@ -13,7 +13,7 @@ import numpy as np
 
 from trainguard import screen
 from trainguard.data.pixels import PixelRange
-from trainguard.drill.images import load_images
+from trainguard.drill.images import Images, load_images
 from trainguard.drill.machine import machine, versions
 from trainguard.drill.poison import Attack, Role, fitted, poison_arrays
 from trainguard.drill.recipes import Setting, attack
@@ -59,9 +59,8 @@ CASES = (
 COLUMNS = ("attack", "case", "verdict", "confidence", "targets", "TPR", "FPR", "seconds")
 
 
-def run(root: Path, name: str, case: dict) -> dict:
+def run(images: Images, name: str, case: dict) -> dict:
     """Poison, screen, count."""
-    images = load_images(root / case["data"], rows=case["rows"], test_rows=100)
     setting = Setting(images.num_classes, case["rate"])
     chosen = Attack("clean") if name == "clean" else attack(name, setting)
     ready = fitted(chosen, images.train, images.train_labels, case["seed"])
@@ -88,11 +87,11 @@ def run(root: Path, name: str, case: dict) -> dict:
     }
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict], usual: dict = USUAL) -> str:
     """The rows as Markdown."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     for row in rows:
-        case = [f"{key} {row[key]}" for key, usual in USUAL.items() if row[key] != usual]
+        case = [f"{key} {row[key]}" for key, value in usual.items() if row[key] != value]
         right = len(set(row["target_classes"]) & set(row["true_targets"]))
         wrong = len(row["target_classes"]) - right
         targets = f"{right} of {len(row['true_targets'])}" + (f", {wrong} wrong" if wrong else "")
@@ -120,7 +119,8 @@ def main() -> None:
         case = USUAL | changed
         if (name, *case.values()) in done or (args.only and name not in args.only):
             continue
-        rows.append(run(args.data, name, case))
+        images = load_images(args.data / case["data"], rows=case["rows"], test_rows=100)
+        rows.append(run(images, name, case))
         with write_atomically(args.out) as path:
             path.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
         print(table(rows[-1:]).splitlines()[-1], flush=True)

@@ -1,0 +1,64 @@
+"""What screening says where labels are wrong or classes few: CIFAR-10 with other labels, made and then poisoned.
+
+python docs/results/other_data.py --data $TRAINGUARD_DATA --out docs/results/other_data.json
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from screening_alone import USUAL, run, table
+
+from trainguard.drill.images import Images, load_images
+from trainguard.drill.machine import machine, versions
+from trainguard.files import write_atomically
+
+CASES = (
+    ("a fifth of the labels drawn at random", ("clean", "badnets")),
+    ("two fifths of the labels drawn at random", ("clean",)),
+    ("the first three classes", ("badnets", "blend", "clean")),
+    ("vehicles, animals", ("badnets", "blend", "clean")),
+    ("five pairs of classes", ("blend", "badnets", "clean")),
+)
+
+
+def labelled(images: Images, change: str) -> Images:
+    """The images under other labels."""
+    rng, labels = np.random.default_rng(5), images.train_labels.clone()
+    if change.endswith("at random"):
+        share = 0.2 if change.startswith("a fifth") else 0.4
+        drawn = torch.from_numpy(rng.random(len(labels)) < share)
+        labels[drawn] = torch.from_numpy(rng.integers(0, images.num_classes, len(labels)))[drawn]
+        return replace(images, train_labels=labels)
+    if change == "the first three classes":
+        kept = labels < 3
+        return replace(images, train=images.train[kept], train_labels=labels[kept], class_names=images.class_names[:3])
+    if change == "vehicles, animals":
+        names = ("vehicles", "animals")
+        return replace(images, train_labels=((labels > 1) & (labels < 8)).long(), class_names=names)
+    return replace(images, train_labels=labels % 5, class_names=tuple("abcde"))
+
+
+def main() -> None:
+    """Run all, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/")
+    parser.add_argument("--out", type=Path, default=Path("other_data.json"))
+    args = parser.parse_args()
+    images = load_images(args.data / "cifar10", rows=USUAL["rows"], test_rows=100)
+    rows = []
+    for change, attacks in CASES:
+        for name in attacks:
+            rows.append(run(labelled(images, change), name, USUAL) | {"labels": change})
+            record = {"versions": versions(), "machine": machine("cpu"), "rows": rows}
+            with write_atomically(args.out) as path:
+                path.write_text(json.dumps(record, indent=1) + "\n")
+            print(table(rows[-1:], {"labels": ""}).splitlines()[-1], flush=True)
+    print(table(rows, {"labels": ""}))
+
+
+if __name__ == "__main__":
+    main()
