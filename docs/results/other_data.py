@@ -17,7 +17,8 @@ from trainguard.drill.machine import machine, versions
 from trainguard.files import write_atomically
 
 CASES = (
-    ("a fifth of the labels drawn at random", ("clean", "badnets")),
+    ("a tenth of the labels drawn at random", ("clean",)),
+    ("a fifth of the labels drawn at random", ("clean", "badnets", "wanet")),
     ("two fifths of the labels drawn at random", ("clean",)),
     ("the first three classes", ("badnets", "blend", "clean")),
     ("vehicles, animals", ("badnets", "blend", "clean")),
@@ -29,7 +30,7 @@ def labelled(images: Images, change: str) -> Images:
     """The images under other labels."""
     rng, labels = np.random.default_rng(5), images.train_labels.clone()
     if change.endswith("at random"):
-        share = 0.2 if change.startswith("a fifth") else 0.4
+        share = {"a tenth": 0.1, "a fifth": 0.2, "two fifths": 0.4}[change.split(" of ")[0]]
         drawn = torch.from_numpy(rng.random(len(labels)) < share)
         labels[drawn] = torch.from_numpy(rng.integers(0, images.num_classes, len(labels)))[drawn]
         return replace(images, train_labels=labels)

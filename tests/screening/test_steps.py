@@ -320,7 +320,10 @@ def finding(
         (finding(firmness=0.8, finished=True), "poisoned"),  # a finished model knows them nearly as well as the rest
         (finding(firmness=0.6, finished=True), "clean"),  # hard images, which the model never learned
         (finding(distance=2.8, valley=0.7, diversity=0.85, firmness=0.25), "clean"),  # wrong labels
-        (finding(firmness=0.25), "poisoned"),  # set apart, and hardly learned yet
+        (finding(firmness=0.25, disbelief=1.6), "poisoned"),  # set apart, and hardly learned yet
+        (finding(firmness=0.25, disbelief=1.1), "clean"),  # as many labels are not believed in every class
+        (finding(agreement=0.75, trigger=0.25), "undecided"),  # images of the class, which half move others
+        (finding(agreement=0.6, trigger=0.25), "poisoned"),  # the same of images that are not quite what the class is
     ],
 )
 def test_verdict_follows_the_evidence(case, verdict):

@@ -26,7 +26,10 @@ LEFT_OPEN = 0.85  # share of a trigger's bar from which the verdict is left open
 LEFT = 0.15  # share of a class that the suspected part must leave: the purified probe learns the class from it
 HELD = 0.7  # firmness from which a finished model has learned the labels of a part; triggers 0.79 and more, others 0.64
 BELIEVED = 0.4  # firmness likewise, of our own probe, where kinds alone speak for a part; wrong labels had 0.25
+LEARNED = 0.5  # firmness from which a part is no heap of wrong labels, however many there are in other classes
+DISBELIEVED = 1.3  # disbelief from which likewise; triggers that are hardly learned yet had 1.6, wrong labels 1.1
 OWN_COMPANY = 0.8  # company above which a part keeps to itself, whatever its difference does as half a trigger
+OWN_KIND = 0.75  # relative agreement from which a part is what its label says: only a sure trigger speaks against it
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
 Images = tuple[NDArray[np.float32], NDArray[np.int64]]  # see `bystanders`
 
@@ -51,6 +54,8 @@ class Finding:
         diversity: how many kinds of images the suspected part is made of, see `diversity`.
         firmness: mean probability that the probe that learned everything gives to the suspected part's label, relative
             to the rest of the class: a trigger is learned, wrong labels and hard images are not.
+        disbelief: how many labels of the class that probe does not believe, relative to the other classes: wrong labels
+            are everywhere, a trigger that is not learned yet is not.
         finished: that probe is a finished model, which has had the time to learn whatever trigger there is.
     """
 
@@ -64,6 +69,7 @@ class Finding:
     trigger: float = 0.0
     diversity: float = 0.0
     firmness: float = 1.0
+    disbelief: float = 1.0
     finished: bool = False
 
     def is_candidate(self, settings: Settings) -> bool:
@@ -103,13 +109,14 @@ class Finding:
         foreign = _passes(settings.conflict - self.relative_agreement, 0.05)
         backed = _passes(self.trigger - settings.transfer_of_foreign, 0.05)
         backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1))
+        learned = max(_passes(self.firmness - LEARNED, 0.05), _passes(self.disbelief - DISBELIEVED, 0.1))
         if self.is_apart(settings):
             apart = _passes(settings.company - self.company, 0.1)
             kinds = _passes(self.diversity - settings.diverse, 0.05)
-            return min(foreign, max(apart, kinds, backed))
+            return min(foreign, max(min(learned, max(apart, kinds)), backed))
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
         own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - BELIEVED, 0.05))
-        return min(foreign, max(own, backed))
+        return min(foreign, max(min(learned, own), backed))
 
     def strength(self, settings: Settings) -> float:
         """How strongly the evidence speaks for poison, in [0, 1]; above 0.5 counts as poisoned.
@@ -124,7 +131,9 @@ class Finding:
         bar = settings.transfer_distance if self.trigger < SURE_TRIGGER else settings.candidate_distance
         far = _passes(self.split.distance - bar, 0.5)
         minor = float(self.split.upper.mean() <= settings.transfer_share)
-        trigger = minor * min(_passes(self.trigger - settings.transfer, 0.1), far)
+        own_kind = self.reference >= KNOWN and self.relative_agreement >= OWN_KIND
+        asked = SURE_TRIGGER if own_kind else settings.transfer
+        trigger = minor * min(_passes(self.trigger - asked, 0.1), far)
         return max(self._contradiction(settings), trigger)
 
 

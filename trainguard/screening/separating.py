@@ -234,5 +234,6 @@ def _row(finding: Finding, run: Run) -> dict[str, float]:
         "reference": finding.reference,
         "company": finding.company,
         "firmness": finding.firmness,
+        "disbelief": finding.disbelief,
         "strength": finding.strength(run.settings),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from trainguard.training import autocast, outputs
 FITTED = 10_000  # samples that the common spread of features is learned from
 LEAST_TRUSTED = 15  # samples that a class must keep when its suspected parts are left out
 LEFT_BY_SEVERAL = 0.4  # share of the class that a second suspected part and further ones must leave
+HARDLY = 0.1  # probability of its label under which a sample's label is not believed
+LEAST_DISBELIEF = 0.01  # share of such samples in other classes: below it there are too few to be a measure
 MOST = 4  # splits of a class that get a closer look; as many again of those that hold all kinds of images
 
 
@@ -60,6 +63,7 @@ def suspicions(
                 transfer=max(moved),
                 diversity=kinds[int(turned)],
                 firmness=classes.firmness(finding.label, split.upper),
+                disbelief=classes.disbelief(finding.label),
                 finished=run.trained is not None,
             )
         found.append(finding)
@@ -138,10 +142,27 @@ class _Classes:
         own[:, label] = -np.inf
         return own, given
 
+    @cached_property
+    def believed(self) -> np.ndarray:
+        """The probability (M,) that the probe gives to the label of each readable sample."""
+        labels = torch.from_numpy(self.run.store.labels[self.run.store.readable])
+        return torch.from_numpy(self.answers).softmax(1).gather(1, labels[:, None])[:, 0].numpy()
+
+    @cached_property
+    def disbelieved(self) -> np.ndarray:
+        """The share (K,) of each class's labels that it hardly believes."""
+        labels = self.run.store.labels[self.run.store.readable]
+        return np.bincount(labels[self.believed < HARDLY], minlength=len(self.sizes)) / np.maximum(1, self.sizes)
+
     def firmness(self, label: int, part: np.ndarray) -> float:
         """The mean probability that the probe gives to the label of a part (n,) of its class, relative to the rest."""
-        given = torch.from_numpy(self.own(label)).softmax(1)[:, label].numpy()
+        given = self.believed[self.run.store.labels[self.run.store.readable] == label]
         return float(given[part].mean() / max(given[~part].mean(), 1e-6))
+
+    def disbelief(self, label: int) -> float:
+        """The share of a class's labels that the probe hardly believes, relative to that of the other classes."""
+        others = self.disbelieved[(self.sizes > 0) & (np.arange(len(self.sizes)) != label)]
+        return float(self.disbelieved[label] / max(np.median(others), LEAST_DISBELIEF)) if len(others) else 1.0
 
     def kinds(self, label: int, part: np.ndarray) -> float:
         """The diversity of a part (n,) of a class."""
