@@ -1,5 +1,6 @@
 """The steps of a screening, each against a slow reference, a closed form or an invariant."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -330,6 +331,13 @@ def test_verdict_follows_the_evidence(case, verdict):
     found, confidence, reason, poisoned = decide([case], 0.8, 10, Settings())
     assert found == verdict and 0 <= confidence <= 1 and reason
     assert bool(poisoned) == (verdict == "poisoned")
+
+
+@pytest.mark.parametrize(("firmness", "verdict"), [(0.55, "clean"), (0.8, "poisoned")])
+def test_what_is_most_of_its_class_must_be_learned_the_better(firmness, verdict):
+    minor = finding(firmness=firmness, disbelief=1.1)
+    assert decide([minor], 0.8, 10, Settings())[0] == "poisoned"
+    assert decide([replace(minor, split=minor.split.turned())], 0.8, 10, Settings())[0] == verdict
 
 
 def test_a_probe_that_learned_nothing_leaves_the_verdict_open():

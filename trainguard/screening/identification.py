@@ -26,7 +26,7 @@ LEFT_OPEN = 0.85  # share of a trigger's bar from which the verdict is left open
 LEFT = 0.15  # share of a class that the suspected part must leave: the purified probe learns the class from it
 HELD = 0.7  # firmness from which a finished model has learned the labels of a part; triggers 0.79 and more, others 0.64
 BELIEVED = 0.4  # firmness likewise, of our own probe, where kinds alone speak for a part; wrong labels had 0.25
-LEARNED = 0.5  # firmness from which a part is no heap of wrong labels, however many there are in other classes
+LEARNED = 0.5  # firmness from which a part is no heap of wrong labels; its share of the class, where that is more
 DISBELIEVED = 1.3  # disbelief from which likewise; triggers that are hardly learned yet had 1.6, wrong labels 1.1
 OWN_COMPANY = 0.8  # company above which a part keeps to itself, whatever its difference does as half a trigger
 OWN_KIND = 0.75  # relative agreement from which a part is what its label says: only a sure trigger speaks against it
@@ -109,7 +109,8 @@ class Finding:
         foreign = _passes(settings.conflict - self.relative_agreement, 0.05)
         backed = _passes(self.trigger - settings.transfer_of_foreign, 0.05)
         backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1))
-        learned = max(_passes(self.firmness - LEARNED, 0.05), _passes(self.disbelief - DISBELIEVED, 0.1))
+        firm = _passes(self.firmness - max(LEARNED, float(self.split.upper.mean())), 0.05)
+        learned = max(firm, _passes(self.disbelief - DISBELIEVED, 0.1))
         if self.is_apart(settings):
             apart = _passes(settings.company - self.company, 0.1)
             kinds = _passes(self.diversity - settings.diverse, 0.05)
