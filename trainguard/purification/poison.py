@@ -11,6 +11,7 @@ from torch import nn
 from trainguard.distributed import Processes
 from trainguard.models import copy_of
 from trainguard.results import ScreenResult
+from trainguard.screening.pipeline import screen_images
 
 if TYPE_CHECKING:
     from trainguard.data.store import ImageStore
@@ -37,8 +38,6 @@ def screened(
         progress: show it.
         state_dir: folder that a killed screening resumes from.
     """
-    from trainguard.screening.pipeline import screen_images  # AdvrBD stands above PBE everywhere else
-
     if store.num_classes < 2:
         return None
     return screen_images(

@@ -1,0 +1,48 @@
+"""An import goes down the floors, or stays inside its folder; never up."""
+
+import ast
+from pathlib import Path
+
+import trainguard
+
+FLOORS = (
+    ("__main__",),
+    ("cli",),
+    ("drill",),
+    ("guard",),
+    ("guard_state",),
+    ("purification",),
+    ("screening",),
+    ("report",),
+    ("results",),
+    ("evidence", "training"),
+    ("checkpoints", "sources"),
+    ("distributed", "models", "perturbation"),
+    ("data",),
+    ("progress", "draws", "rng", "files"),
+    ("errors", "versions"),
+)
+# A result draws its own page, `result.report(path)`, and the page knows what it shows.
+OPEN = {("results", "report"), ("report", "purification")}
+
+
+def imports():
+    root = Path(trainguard.__file__).parent
+    for path in root.rglob("*.py"):
+        place = path.relative_to(root).parts[0].removesuffix(".py")
+        if place in ("__init__", "integrations"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "trainguard":
+                names = node.module.split(".")[1:2] or [alias.name for alias in node.names]
+                yield from ((place, name, path) for name in names if name != place)
+
+
+def test_imports_go_down_the_floors():
+    floor = {name: height for height, names in enumerate(FLOORS) for name in names}
+    seen = [edge for edge in imports() if edge[1] in floor]
+    assert len(seen) > 100
+    up = {f"{path.name}: {here} imports {there}" for here, there, path in seen if floor[here] >= floor[there]}
+    allowed = {f"{path.name}: {here} imports {there}" for here, there, path in seen if (here, there) in OPEN}
+    assert up - allowed == set()
+    assert {edge[0] for edge in imports()} <= floor.keys()
