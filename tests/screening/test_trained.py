@@ -48,7 +48,6 @@ def test_firmness_is_how_well_a_part_is_known_beside_the_rest_of_its_class():
     classes = _Classes(SimpleNamespace(store=store), None, known.astype(np.float32), None, np.array([2, 3]))
     assert classes.firmness(1, np.array([False, True, True])) == pytest.approx(0.4 / 0.9, rel=1e-4)
     assert classes.firmness(1, np.array([True, False, False])) == pytest.approx(0.9 / 0.4, rel=1e-4)
-    assert classes.disbelief(0) == pytest.approx(0.0) and classes.disbelief(1) == pytest.approx(0.0)
 
 
 def test_disbelief_is_how_many_labels_are_not_believed_beside_other_classes():

@@ -131,32 +131,32 @@ class _Classes:
     def members(self, label: int) -> np.ndarray:
         return np.flatnonzero(self.run.store.labels == label)
 
-    def own(self, label: int) -> np.ndarray:
-        """The logits (n, K) of a class's samples."""
-        return self.answers[np.searchsorted(self.run.store.readable, self.members(label))]
-
     def others(self, label: int) -> tuple[np.ndarray, np.ndarray]:
         """The logits (n, K) of a class's samples with -inf for their own label, and those of that label (n,)."""
-        own = self.own(label)
+        own = self.answers[self.labels == label]
         given = own[:, label].copy()
         own[:, label] = -np.inf
         return own, given
 
     @cached_property
+    def labels(self) -> np.ndarray:
+        """The labels (M,) of the readable samples."""
+        return self.run.store.labels[self.run.store.readable]
+
+    @cached_property
     def believed(self) -> np.ndarray:
         """The probability (M,) that the probe gives to the label of each readable sample."""
-        labels = torch.from_numpy(self.run.store.labels[self.run.store.readable])
-        return torch.from_numpy(self.answers).softmax(1).gather(1, labels[:, None])[:, 0].numpy()
+        given = torch.from_numpy(self.labels)[:, None]
+        return torch.from_numpy(self.answers).softmax(1).gather(1, given)[:, 0].numpy()
 
     @cached_property
     def disbelieved(self) -> np.ndarray:
         """The share (K,) of each class's labels that it hardly believes."""
-        labels = self.run.store.labels[self.run.store.readable]
-        return np.bincount(labels[self.believed < HARDLY], minlength=len(self.sizes)) / np.maximum(1, self.sizes)
+        return np.bincount(self.labels[self.believed < HARDLY], minlength=len(self.sizes)) / np.maximum(1, self.sizes)
 
     def firmness(self, label: int, part: np.ndarray) -> float:
         """The mean probability that the probe gives to the label of a part (n,) of its class, relative to the rest."""
-        given = self.believed[self.run.store.labels[self.run.store.readable] == label]
+        given = self.believed[self.labels == label]
         return float(given[part].mean() / max(given[~part].mean(), 1e-6))
 
     def disbelief(self, label: int) -> float:
