@@ -46,7 +46,7 @@ def context(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": "Fire drill",
         "verdict": "done",
-        "headline": f"{len(attacks)} attacks against {len(defenses)} defences",
+        "headline": f"{_count(len(attacks), 'attack')} against {_count(len(defenses), 'defence')}",
         "sentence": f"Poisoned copies of {images} were trained on, with and without a defence.",
         "facts": _facts(cells, counted, defenses),
         "success": _matrix(cells, "asr", "Attack success rate: lower is better", attacking, defenses, unsuccessful),
@@ -131,3 +131,7 @@ def _cost(cells: Sequence[Mapping[str, Any]], defenses: Sequence[str]) -> Table:
     return Table(
         "cost-table", "Means over attacks", ("defence", "screening s", "training s", "x unguarded", "peak MiB"), rows
     )
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}" + ("" if number == 1 else "s")
