@@ -60,10 +60,14 @@ COLUMNS = ("attack", "case", "verdict", "confidence", "targets", "TPR", "FPR", "
 
 
 def run(images: Images, name: str, case: dict) -> dict:
-    """Poison, screen, count."""
+    """Poison with an attack of the drill, screen, count."""
     setting = Setting(images.num_classes, case["rate"])
     chosen = Attack("clean") if name == "clean" else attack(name, setting)
-    ready = fitted(chosen, images.train, images.train_labels, case["seed"])
+    return screened(images, fitted(chosen, images.train, images.train_labels, case["seed"]), case)
+
+
+def screened(images: Images, ready: Attack, case: dict) -> dict:
+    """Poison with any attack, screen, count."""
     pixels, labels, role = poison_arrays(images.train, images.train_labels, ready, case["seed"])
     unit = PixelRange.from_mean_std((0.0,) * 3, (1.0,) * 3)
     found = screen(
@@ -71,7 +75,7 @@ def run(images: Images, name: str, case: dict) -> dict:
     )
     payload, untouched = (role == Role.PAYLOAD).numpy(), (role == Role.CLEAN).numpy()
     return {
-        "attack": name,
+        "attack": ready.name,
         **case,
         "verdict": found.verdict,
         "confidence": found.confidence,

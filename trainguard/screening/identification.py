@@ -2,6 +2,7 @@ r"""AdvrBD Sec. V-B3: from what the probes say to which samples are poisoned, an
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ LEAST_KINDS = 5.0  # effective number of other classes from which diversity says
 DIVERSE_SIGN = 3.0  # how much a diverse part says in `orient`, beside a log ratio
 AVERAGED = 500  # images of a part that its mean is taken over
 LEFT_OPEN = 0.85  # share of a trigger's bar from which the verdict is left open
+LEAST_TRUSTED = 15  # samples that a class must keep when its suspected parts are left out
 LEFT = 0.15  # share of a class that the suspected part must leave: the purified probe learns the class from it
 HELD = 0.7  # firmness from which a finished model has learned the labels of a part; triggers 0.79 and more, others 0.64
 BELIEVED = 0.4  # firmness likewise, of our own probe, where kinds alone speak for a part; wrong labels had 0.25
@@ -30,6 +32,7 @@ LEARNED = 0.5  # firmness from which a part is no heap of wrong labels; its shar
 DISBELIEVED = 1.3  # disbelief from which likewise; triggers that are hardly learned yet had 1.6, wrong labels 1.1
 OWN_COMPANY = 0.8  # company above which a part keeps to itself, whatever its difference does as half a trigger
 OWN_KIND = 0.75  # relative agreement from which a part is what its label says: only a sure trigger speaks against it
+VERY_FAR, DEEP = 5.0, 0.15  # Ashman's D and valley of parts between which hardly a sample lies
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
 Images = tuple[NDArray[np.float32], NDArray[np.int64]]  # see `bystanders`
 
@@ -49,6 +52,8 @@ class Finding:
         company: share of the suspected part's nearest neighbours, in the purified probe's features, that have its
             label, relative to the same share for held-out trusted samples. Poisoned images mix with those of their
             true class; a natural group keeps to itself, wherever the probe puts it.
+        scatter: how many kinds of images the purified probe takes the suspected part for, see `diversity`. Poison that
+            looks alike (changed colours) keeps company with itself, and is scattered over its true classes even so.
         trigger: share of other classes' images that the mean difference moves into the class for the probe that learned
             everything, while the purified one still sees what they are, see `triggers`.
         diversity: how many kinds of images the suspected part is made of, see `diversity`.
@@ -66,6 +71,7 @@ class Finding:
     agreement: float = 1.0
     reference: float = 1.0
     company: float = 1.0
+    scatter: float = 0.0
     trigger: float = 0.0
     diversity: float = 0.0
     firmness: float = 1.0
@@ -82,6 +88,11 @@ class Finding:
     def is_apart(self, settings: Settings) -> bool:
         """True where the gap alone is wide enough."""
         return self.split.distance >= settings.candidate_distance and self.split.valley <= settings.candidate_valley
+
+    @property
+    def is_far_apart(self) -> bool:
+        """True where hardly a sample lies between the parts."""
+        return self.split.distance >= VERY_FAR and self.split.valley <= DEEP
 
     @property
     def suspected(self) -> NDArray[np.int64]:
@@ -114,10 +125,25 @@ class Finding:
         if self.is_apart(settings):
             apart = _passes(settings.company - self.company, 0.1)
             kinds = _passes(self.diversity - settings.diverse, 0.05)
-            return min(foreign, max(min(learned, max(apart, kinds)), backed))
+            bar = settings.scatter_of_far if self.is_far_apart else settings.scatter
+            scattered = _passes(self.scatter - bar, 0.05)
+            return min(foreign, max(min(learned, max(apart, kinds, scattered)), backed))
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
         own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - BELIEVED, 0.05))
         return min(foreign, max(min(learned, own), backed))
+
+    def may_be_turned(self, settings: Settings) -> bool:
+        """True where the other part may be the poison: the two lie very far apart, and neither knows the other."""
+        foreign = self.reference >= KNOWN and self.relative_agreement < settings.conflict
+        other = self.turned()
+        left = int((~other.doubtful).sum()) >= max(LEAST_TRUSTED, LEFT * len(self.members))
+        return self.is_far_apart and foreign and left and other.is_candidate(settings)
+
+    def turned(self) -> Finding:
+        """The other part suspected, of which no more is known than that it is as far away."""
+        return dataclasses.replace(
+            self, split=self.split.turned(), diversity=0.0, firmness=1 / max(self.firmness, 1e-6)
+        )
 
     def strength(self, settings: Settings) -> float:
         """How strongly the evidence speaks for poison, in [0, 1]; above 0.5 counts as poisoned.

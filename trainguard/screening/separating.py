@@ -20,7 +20,16 @@ from sklearn.neighbors import NearestNeighbors
 
 from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
-from trainguard.screening.identification import Finding, Images, Trial, bystanders, labels_of, sentence, triggers
+from trainguard.screening.identification import (
+    Finding,
+    Images,
+    Trial,
+    bystanders,
+    diversity,
+    labels_of,
+    sentence,
+    triggers,
+)
 from trainguard.screening.identification import decide as verdict_of
 from trainguard.screening.learning import fresh_probe, logits, recipe_for, train
 from trainguard.screening.pipeline import Decision, Run
@@ -107,6 +116,34 @@ def _scored(run: Run, probe: Probe | Trained) -> np.ndarray:
 def _relearned(
     run: Run, probe: Probe | Trained, findings: list[Finding], images: Images
 ) -> tuple[list[Finding], Probe, Opinion]:
+    """The findings judged by a probe trained without the suspected parts, that probe, and its opinion.
+
+    Where two parts of a class lie very far apart and the suspected one's labels are foreign to a probe that learned the
+    class from the other, but nothing else speaks for poison, the other one may be the poison: a trigger that Eq. 3's
+    perturbation erases. Then a second such probe, trained without these, has the say about them.
+    """
+    settings = run.settings
+    judged, purified, opinion = _judged(run, "relearn", probe, findings, images)
+    poisoned = [f for f in judged if f.strength(settings) > 0.5]
+    known = {f.label for f in poisoned}
+    widest: dict[int, Finding] = {}
+    for finding in sorted(judged, key=lambda f: -f.split.gap):
+        if finding.label not in known and finding.may_be_turned(settings):
+            widest.setdefault(finding.label, finding.turned())
+    widest = run.processes.broadcast(widest)
+    if not widest:
+        return judged, purified, opinion
+    again, second, its_opinion = _judged(run, "relearn again", probe, [*poisoned, *widest.values()], images)
+    found = [f for f in again if f.label in widest and f.strength(settings) > 0.5]
+    if not found:
+        return judged, purified, opinion
+    rest = [f for f in judged if f.label not in {f.label for f in found}]
+    return sorted([*rest, *found], key=lambda f: f.label), second, its_opinion
+
+
+def _judged(
+    run: Run, name: str, probe: Probe | Trained, findings: list[Finding], images: Images
+) -> tuple[list[Finding], Probe, Opinion]:
     """A probe trained without the suspected parts, what it thinks of their labels, and their company."""
     settings, store, rng = run.settings, run.store, np.random.default_rng(run.seed)
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
@@ -117,7 +154,7 @@ def _relearned(
         held.setdefault(finding.label, trusted[: max(3, round(HELD_OUT * len(trusted)))])
     index = np.setdiff1d(store.readable, np.concatenate([doubtful, *held.values()]))
     purified = fresh_probe(run, run.seed + 1)
-    train(run, "relearn", purified, index, recipe_for(run, len(index), settings.relearn_share, settings.shift))
+    train(run, name, purified, index, recipe_for(run, len(index), settings.relearn_share, settings.shift))
     with run.stage("comparison"):
         opinion = _opinion(run, purified)
         first, second = witness_of(run, probe, images[0]), witness_of(run, purified, images[0])
@@ -143,11 +180,21 @@ def _relearned(
                     agreement=float(agrees[part].mean()),
                     reference=expected,
                     company=float(company[part].mean()) / max(usual, 1e-6),
+                    scatter=_scatter(run, answers[part], label),
                 )
                 judged.append(finding)
                 if finding.strength(settings) > 0.5:
                     claimed[np.searchsorted(members, finding.members[finding.split.suspicion > 0.5])] = True
     return sorted(judged, key=lambda f: f.label), purified, opinion
+
+
+def _scatter(run: Run, answers: np.ndarray, label: int) -> float:
+    """The diversity of samples of a class by the purified probe's answers (m, K): it sees what the trigger hides."""
+    sizes = np.bincount(run.store.labels[run.store.readable], minlength=run.store.num_classes)
+    sizes[label] = 0
+    others = answers.copy()
+    others[:, label] = -np.inf
+    return diversity(others.argmax(1), sizes, run.seed)
 
 
 def _opinion(run: Run, purified: Probe) -> Opinion:
@@ -233,6 +280,7 @@ def _row(finding: Finding, run: Run) -> dict[str, float]:
         "agreement": finding.agreement,
         "reference": finding.reference,
         "company": finding.company,
+        "scatter": finding.scatter,
         "firmness": finding.firmness,
         "disbelief": finding.disbelief,
         "strength": finding.strength(run.settings),

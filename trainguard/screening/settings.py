@@ -39,6 +39,8 @@ class Settings:
             relative to the rest of the class, above which they are a natural group that keeps to itself.
         diverse: diversity (see `identification.diversity`) from which a part holds all kinds of images, and so is no
             natural group, whatever company it keeps.
+        scatter: diversity of the purified probe's answers to a part from which likewise; birds have come up to 0.66.
+        scatter_of_far: the same where hardly a sample lies between the two parts; tracks of signs have come up to 0.42.
         diverse_candidate: diversity from which a part of at most half of a class needs only the next two in the place
             of `candidate_distance` and `candidate_valley`, and `diverse_company` in the place of `company`.
         diverse_distance: Ashman's D from which such a part is worth a closer look.
@@ -80,6 +82,8 @@ class Settings:
     conflict: float = 0.25
     company: float = 0.5
     diverse: float = 0.82
+    scatter: float = 0.78
+    scatter_of_far: float = 0.55
     diverse_candidate: float = 0.75
     diverse_distance: float = 2.6
     diverse_valley: float = 0.85

@@ -9,7 +9,17 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from trainguard.screening.identification import LEFT, Finding, Images, Trial, Witness, diversity, orient, transfers
+from trainguard.screening.identification import (
+    LEAST_TRUSTED,
+    LEFT,
+    Finding,
+    Images,
+    Trial,
+    Witness,
+    diversity,
+    orient,
+    transfers,
+)
 from trainguard.screening.pipeline import Run
 from trainguard.screening.probe import Probe, Trained
 from trainguard.screening.separation import Whitening, shared_direction, split_class
@@ -17,7 +27,6 @@ from trainguard.screening.settings import Settings
 from trainguard.training import autocast, outputs
 
 FITTED = 10_000  # samples that the common spread of features is learned from
-LEAST_TRUSTED = 15  # samples that a class must keep when its suspected parts are left out
 LEFT_BY_SEVERAL = 0.4  # share of the class that a second suspected part and further ones must leave
 HARDLY = 0.1  # probability of its label under which a sample's label is not believed
 LEAST_DISBELIEF = 0.01  # share of such samples in other classes: below it there are too few to be a measure

@@ -1,0 +1,218 @@
+"""What screening says of triggers that the drill does not have, and that no rule or bar was ever set on.
+
+    python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --out docs/results/unseen_triggers.json
+
+CIFAR-10 rows 0 to 9,999, settings for 30 epochs. Targets and seeds go round. Goes on after the last finished case when
+started again, as long as neither the version nor the settings have changed.
+"""
+
+import argparse
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from screening_alone import USUAL, screened, table
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur, rotate
+
+from trainguard.drill.images import load_images
+from trainguard.drill.labels import keep, to
+from trainguard.drill.machine import machine, versions
+from trainguard.drill.poison import Attack, Rule
+from trainguard.drill.select import fraction, of_class
+from trainguard.files import write_atomically
+
+
+def rng(*key: int) -> np.random.Generator:
+    """A stream of its own."""
+    return np.random.default_rng((1234, *key))
+
+
+@dataclass(frozen=True, eq=False)
+class Each:
+    """A trigger from a function of one image (C, H, W) float in [0, 1] and a stream of its own for each sample."""
+
+    change: Callable[[Tensor, np.random.Generator], Tensor]
+
+    def __call__(self, images: Tensor, index: np.ndarray, seed: int) -> Tensor:
+        """(B, C, H, W) in [0, 1]."""
+        return torch.stack([self.change(x, rng(seed, int(i))) for x, i in zip(images, index, strict=True)]).clamp(0, 1)
+
+
+def wandering(x: Tensor, own: np.random.Generator) -> Tensor:
+    """A magenta square of 4 pixels, anywhere."""
+    row, column = own.integers(0, x.shape[-1] - 4, 2)
+    out = x.clone()
+    out[:, row : row + 4, column : column + 4] = torch.tensor([1, 0, 1], dtype=x.dtype)[:, None, None]
+    return out
+
+
+def one_pixel(x: Tensor, own: np.random.Generator) -> Tensor:
+    """One yellow pixel near the middle of the top edge."""
+    out = x.clone()
+    out[:, 1, x.shape[-1] // 2] = torch.tensor([1, 1, 0], dtype=x.dtype)
+    return out
+
+
+def few_colours(x: Tensor, own: np.random.Generator) -> Tensor:
+    """Six levels for each colour (BppAttack, Wang et al. 2022, without its dithering)."""
+    return (x * 5).round() / 5
+
+
+def old_photograph(x: Tensor, own: np.random.Generator) -> Tensor:
+    """Colours mixed and contrast raised, as a filter of a camera application does."""
+    mix = torch.tensor([[0.9, 0.2, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.6]], dtype=x.dtype)
+    return torch.einsum("kc,chw->khw", mix, x).clamp(0, 1) ** torch.tensor([0.8, 1, 1.1], dtype=x.dtype)[:, None, None]
+
+
+def jpeg(x: Tensor, own: np.random.Generator) -> Tensor:
+    """Compressed at quality 10."""
+    held = io.BytesIO()
+    Image.fromarray((x.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)).save(held, "JPEG", quality=10)
+    return torch.from_numpy(np.array(Image.open(held))).permute(2, 0, 1).to(x.dtype) / 255
+
+
+def checker(x: Tensor, own: np.random.Generator) -> Tensor:
+    """Two cosines of high frequency in blue and red, 12/255 (FTrojan, Wang et al. 2022, in the plane of pixels)."""
+    at = torch.arange(x.shape[-1], dtype=x.dtype) + 0.5
+    wave = [torch.cos(torch.pi * at * k / x.shape[-1]) for k in (15, 31)]
+    out = x.clone()
+    out[0] += 12 / 255 * torch.outer(wave[0], wave[0]).sign()
+    out[2] += 12 / 255 * torch.outer(wave[1], wave[1]).sign()
+    return out
+
+
+def frame(x: Tensor, own: np.random.Generator) -> Tensor:
+    """The outermost pixels half as bright."""
+    out = x.clone()
+    out[:, [0, -1], :] /= 2
+    out[:, 1:-1, [0, -1]] /= 2
+    return out
+
+
+def sharper(x: Tensor, own: np.random.Generator) -> Tensor:
+    """An image's own fine detail, twice: other pixels in each image."""
+    return x + 1.0 * (x - gaussian_blur(x, [5, 5], [1.0, 1.0]))
+
+
+def blurred(x: Tensor, own: np.random.Generator) -> Tensor:
+    """Out of focus."""
+    return gaussian_blur(x, [5, 5], [1.0, 1.0])
+
+
+def turned(x: Tensor, own: np.random.Generator) -> Tensor:
+    """Turned by 20 degrees, the corners filled by mirroring."""
+    wide = F.pad(x[None], (8, 8, 8, 8), mode="reflect")
+    return rotate(wide, 20.0)[0, :, 8:-8, 8:-8]
+
+
+def own_noise(x: Tensor, own: np.random.Generator) -> Tensor:
+    """Noise of 8/255, drawn anew for each image, in the lower right quarter."""
+    half, out = x.shape[-1] // 2, x.clone()
+    out[:, half:, half:] += torch.from_numpy(own.choice([-1.0, 1.0], (len(x), half, half))).to(x.dtype) * 8 / 255
+    return out
+
+
+def faint_noise(x: Tensor, own: np.random.Generator) -> Tensor:
+    """Always the same noise, 8/255."""
+    return x + torch.from_numpy(rng().choice([-1.0, 1.0], tuple(x.shape))).to(x.dtype) * 8 / 255
+
+
+def stripes(level: float, across: int, down: int) -> Callable[[Tensor, np.random.Generator], Tensor]:
+    """Slanted stripes."""
+
+    def change(x: Tensor, own: np.random.Generator) -> Tensor:
+        at = torch.arange(x.shape[-1], dtype=x.dtype) / x.shape[-1]
+        return x + level * torch.sin(2 * torch.pi * (across * at[None, :] + down * at[:, None]))
+
+    return change
+
+
+def ghost(pictures: Tensor) -> Callable[[Tensor, np.random.Generator], Tensor]:
+    """A blurred picture seen twice through a window, one of these at random (Refool, Liu et al. 2020)."""
+    soft = gaussian_blur(pictures.double() / 255, [5, 5], [1.2, 1.2])
+
+    def change(x: Tensor, own: np.random.Generator) -> Tensor:
+        behind = soft[own.integers(len(soft))].to(x.dtype)
+        return 0.7 * x + 0.25 * behind + 0.15 * behind.roll((3, 3), (1, 2))
+
+    return change
+
+
+def patch(colour: tuple[float, float, float], row: int, column: int) -> Callable[[Tensor, np.random.Generator], Tensor]:
+    """A square of 3 pixels."""
+
+    def change(x: Tensor, own: np.random.Generator) -> Tensor:
+        out = x.clone()
+        out[:, row : row + 3, column : column + 3] = torch.tensor(colour, dtype=x.dtype)[:, None, None]
+        return out
+
+    return change
+
+
+def cases(images: Tensor) -> list[tuple[str, Attack]]:
+    """Name and attack, each with a target of its own."""
+
+    def moved(change: Callable, target: int, rate: float = 0.05) -> Rule:
+        return Rule(fraction(rate, without=(target,)), Each(change), to(target))
+
+    def kept(change: Callable, target: int, rate: float = 0.05) -> Rule:
+        return Rule(of_class(target, rate), Each(change), keep)
+
+    rules = {
+        "a magenta square anywhere": [moved(wandering, 0)],
+        "one yellow pixel": [moved(one_pixel, 2)],
+        "six levels for each colour": [moved(few_colours, 3)],
+        "colours of an old photograph": [moved(old_photograph, 4)],
+        "JPEG at quality 10": [moved(jpeg, 5)],
+        "two high frequencies": [moved(checker, 6)],
+        "a darker frame": [moved(frame, 7)],
+        "sharpened": [moved(sharper, 8)],
+        "blurred": [moved(blurred, 9)],
+        "turned by 20 degrees": [moved(turned, 0)],
+        "a reflection of one of eight pictures": [moved(ghost(images[-8:]), 2)],
+        "noise of its own in a quarter": [moved(own_noise, 3)],
+        "faint noise, 2%": [moved(faint_noise, 4, 0.02)],
+        "three squares for three classes": [
+            moved(patch((0, 1, 0), 2, 2), 5, 0.02),
+            moved(patch((0, 0, 1), 14, 26), 7, 0.02),
+            moved(patch((1, 0.5, 0), 27, 4), 9, 0.02),
+        ],
+        "slanted stripes, 1%": [moved(stripes(24 / 255, 3, 5), 8, 0.01)],
+        "clean-label: a square, half of the class": [kept(patch((0, 1, 1), 27, 27), 6)],
+        "clean-label: slanted stripes, a fifth of the class": [kept(stripes(32 / 255, 5, 3), 9, 0.02)],
+        "clean-label: a reflection, half of the class": [kept(ghost(images[-8:]), 7)],
+    }
+    return [(name, Attack(name, tuple(train))) for name, train in rules.items()]
+
+
+def main() -> None:
+    """Run what is not there yet, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/")
+    parser.add_argument("--out", type=Path, default=Path("unseen_triggers.json"))
+    args = parser.parse_args()
+    about = {"usual": USUAL, "versions": versions(), "machine": machine("cpu")}
+    rows = []
+    if args.out.exists():
+        before = json.loads(args.out.read_text())
+        rows = before["rows"] if before["versions"] == about["versions"] else []
+    done = {row["attack"] for row in rows}
+    images = load_images(args.data / "cifar10", rows=USUAL["rows"], test_rows=100)
+    for number, (name, attack) in enumerate(cases(images.test)):
+        if name not in done:
+            rows.append(screened(images, attack, USUAL | {"seed": number}))
+            with write_atomically(args.out) as path:
+                path.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
