@@ -8,6 +8,7 @@ Goes on after the last finished case when started again, as long as neither the 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +21,8 @@ from trainguard.drill.recipes import Setting, attack
 from trainguard.drill.scene import UnitImages
 from trainguard.files import write_atomically
 
-USUAL = {"data": "cifar10", "rate": 0.05, "rows": 10_000, "epochs": 30, "seed": 0}
+USUAL: dict[str, Any] = {"data": "cifar10", "rate": 0.05, "rows": 10_000, "epochs": 30, "seed": 0}
 CASES = (
-    ("wanet", {"rows": 50_000}),
-    ("blend", {"rows": 50_000}),
     ("clean", {"data": "gtsrb"}),
     ("clean", {}),
     ("all_to_all", {"rate": 0.1}),
@@ -52,7 +51,9 @@ CASES = (
     ("clean", {"rows": 3000}),
     ("clean", {"seed": 1}),
     ("clean", {"seed": 2}),
+    ("wanet", {"rows": 50_000}),
     ("clean", {"rows": 50_000}),
+    ("blend", {"rows": 50_000}),
     ("badnets", {"rows": 50_000}),
     ("all_to_all", {"rows": 50_000, "rate": 0.1}),
 )

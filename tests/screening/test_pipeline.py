@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from trainguard.data.store import open_images
 from trainguard.errors import StateError
 from trainguard.results import ScreenResult
+from trainguard.screening import suspicion
 from trainguard.screening.pipeline import screen_images
 from trainguard.screening.settings import Settings
 
@@ -153,6 +154,17 @@ def test_callbacks_hear_every_stage_and_epoch(poisoned):
         e for e in ear.heard if isinstance(e, tuple) and isinstance(e[0], str)
     ]
     assert ((900,), (900,)) in ear.heard
+
+
+def test_poison_that_is_found_the_wrong_way_round_is_turned(poisoned, monkeypatch):
+    def larger(split, *_):
+        return split if split.upper.mean() > 0.5 else split.turned()
+
+    monkeypatch.setattr(suspicion, "orient", larger)
+    found = screened(poisoned[1])
+    payload = poisoned[0].payload.numpy()
+    assert "relearn again" in found.timing and (found.verdict, found.target_classes) == ("poisoned", (1,))
+    assert found.suspect[payload].mean() > 0.9 and found.suspect.sum() < 1.2 * len(payload)
 
 
 def test_unreadable_samples_keep_their_place(poisoned):

@@ -17,8 +17,8 @@ from trainguard.perturbation import frozen, patch_mask
 from trainguard.screening import separating
 from trainguard.screening.consistency import divergence
 from trainguard.screening.enhancement import CAP, enhancement_loss
+from trainguard.screening.finding import Finding
 from trainguard.screening.identification import (
-    Finding,
     Trial,
     Witness,
     bystanders,
@@ -318,6 +318,12 @@ def finding(
         (finding(distance=3.8, valley=0.4, agreement=0.0, company=1.2, trigger=0.16), "clean"),  # keeps to itself
         (finding(distance=3.2, valley=0.75, diversity=0.78, agreement=0.6, trigger=0.18), "clean"),  # labels fit
         (finding(distance=4.4, valley=0.2, diversity=0.9, company=1.2), "poisoned"),  # half of the class: own company
+        # Own company as well, but taken for all kinds: poison that looks alike. Far apart, several kinds are enough.
+        (finding(distance=4.4, valley=0.2, company=0.9, scatter=0.9), "poisoned"),
+        (finding(distance=4.4, valley=0.2, company=0.9, scatter=0.66), "clean"),
+        (finding(distance=9.0, company=0.9, scatter=0.66), "poisoned"),
+        (finding(distance=9.0, company=0.9, scatter=0.42), "clean"),
+        (finding(distance=9.0, company=0.9, scatter=0.9, firmness=0.25, disbelief=1.1), "clean"),  # wrong labels
         (finding(firmness=0.8, finished=True), "poisoned"),  # a finished model knows them nearly as well as the rest
         (finding(firmness=0.6, finished=True), "clean"),  # hard images, which the model never learned
         (finding(distance=2.8, valley=0.7, diversity=0.85, firmness=0.25), "clean"),  # wrong labels
@@ -399,6 +405,27 @@ def test_split_finds_a_heap_by_a_fifth_of_it_among_the_doubtful():
 
     assert found(split_class(x, 0)) < 0.5
     assert found(split_class(x, 0, [doubt])) > 0.85
+
+
+@pytest.mark.parametrize(
+    ("case", "turned"),
+    [
+        (finding(company=0.9), True),
+        (finding(distance=3.8, company=0.9), False),  # not far enough
+        (finding(valley=0.4, company=0.9), False),
+        (finding(agreement=0.5, company=0.9), False),  # the parts know each other
+        (finding(firmness=2.0, finished=True), False),  # the other part is not what a finished model has learned
+    ],
+)
+def test_parts_far_apart_that_are_foreign_to_each_other_are_turned(case, turned):
+    assert case.may_be_turned(Settings()) == turned
+    other = case.turned()
+    assert np.array_equal(other.suspected, np.arange(70)) and other.firmness == 1 / case.firmness
+
+
+def test_a_part_that_leaves_too_little_is_not_turned():
+    few = np.r_[np.zeros(90), np.ones(10)]
+    assert not replace(finding(company=0.9), split=Split(few, few, 6.0, 0.05)).may_be_turned(Settings())
 
 
 def test_a_probe_that_does_not_know_a_class_cannot_contradict_its_labels():

@@ -25,6 +25,7 @@ FINDINGS = {
     "reference": "rest agrees",
     "company": "company",
     "diversity": "kinds",
+    "scatter": "taken for",
     "transfer": "moves others",
     "trigger": "acts as trigger",
     "strength": "evidence",

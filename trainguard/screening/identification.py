@@ -2,7 +2,6 @@ r"""AdvrBD Sec. V-B3: from what the probes say to which samples are poisoned, an
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,157 +10,19 @@ from numpy.typing import NDArray
 
 from trainguard.data.store import ImageStore
 from trainguard.results import Verdict
+from trainguard.screening.finding import LEFT, Finding
 from trainguard.screening.separation import Split
 from trainguard.screening.settings import Settings
 
 PROBED = 250  # images that the parts' mean differences are tried on
 TELLS = 3.0  # how much the shares that the two signs of the mean difference move say, beside a log ratio
-DOUBTFUL = 0.05  # probability of the suspected part from which a sample is kept from the purified probe
-KNOWN = 0.2  # agreement with trusted samples of a class from which the purified probe may judge its labels
 LEAST_KNOWN = 20  # images that the purified probe must know for a trigger to be tried on them
-SURE_TRIGGER = 0.3  # trigger from which a class need not fall into two parts far apart; natural groups had 0.14 at most
 LEAST_KINDS = 5.0  # effective number of other classes from which diversity says anything
 DIVERSE_SIGN = 3.0  # how much a diverse part says in `orient`, beside a log ratio
 AVERAGED = 500  # images of a part that its mean is taken over
 LEFT_OPEN = 0.85  # share of a trigger's bar from which the verdict is left open
-LEAST_TRUSTED = 15  # samples that a class must keep when its suspected parts are left out
-LEFT = 0.15  # share of a class that the suspected part must leave: the purified probe learns the class from it
-HELD = 0.7  # firmness from which a finished model has learned the labels of a part; triggers 0.79 and more, others 0.64
-BELIEVED = 0.4  # firmness likewise, of our own probe, where kinds alone speak for a part; wrong labels had 0.25
-LEARNED = 0.5  # firmness from which a part is no heap of wrong labels; its share of the class, where that is more
-DISBELIEVED = 1.3  # disbelief from which likewise; triggers that are hardly learned yet had 1.6, wrong labels 1.1
-OWN_COMPANY = 0.8  # company above which a part keeps to itself, whatever its difference does as half a trigger
-OWN_KIND = 0.75  # relative agreement from which a part is what its label says: only a sure trigger speaks against it
-VERY_FAR, DEEP = 5.0, 0.15  # Ashman's D and valley of parts between which hardly a sample lies
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
 Images = tuple[NDArray[np.float32], NDArray[np.int64]]  # see `bystanders`
-
-
-@dataclass(frozen=True, eq=False)
-class Finding:
-    """What is known of one class and its suspected part.
-
-    Attributes:
-        label: the class.
-        members: (n,) int64, its samples.
-        split: in two; the upper part is the suspected one.
-        transfer: share of other classes' images that the suspected part's mean difference moves into the class, for the
-            probe that learned everything.
-        agreement: share of the suspected part that the purified probe, trained without it, puts into the class.
-        reference: the same share for samples of the trusted part that were held out likewise.
-        company: share of the suspected part's nearest neighbours, in the purified probe's features, that have its
-            label, relative to the same share for held-out trusted samples. Poisoned images mix with those of their
-            true class; a natural group keeps to itself, wherever the probe puts it.
-        scatter: how many kinds of images the purified probe takes the suspected part for, see `diversity`. Poison that
-            looks alike (changed colours) keeps company with itself, and is scattered over its true classes even so.
-        trigger: share of other classes' images that the mean difference moves into the class for the probe that learned
-            everything, while the purified one still sees what they are, see `triggers`.
-        diversity: how many kinds of images the suspected part is made of, see `diversity`.
-        firmness: mean probability that the probe that learned everything gives to the suspected part's label, relative
-            to the rest of the class: a trigger is learned, wrong labels and hard images are not.
-        disbelief: how many labels of the class that probe does not believe, relative to the other classes: wrong labels
-            are everywhere, a trigger that is not learned yet is not.
-        finished: that probe is a finished model, which has had the time to learn whatever trigger there is.
-    """
-
-    label: int
-    members: NDArray[np.int64]
-    split: Split
-    transfer: float = 0.0
-    agreement: float = 1.0
-    reference: float = 1.0
-    company: float = 1.0
-    scatter: float = 0.0
-    trigger: float = 0.0
-    diversity: float = 0.0
-    firmness: float = 1.0
-    disbelief: float = 1.0
-    finished: bool = False
-
-    def is_candidate(self, settings: Settings) -> bool:
-        """True where the two parts lie far enough apart for a closer look; less far where one holds all kinds."""
-        kinds = self.diversity >= settings.diverse_candidate and self.split.upper.mean() <= 0.5
-        near = self.split.distance >= settings.diverse_distance and self.split.valley <= settings.diverse_valley
-        known = not self.finished or self.firmness >= HELD
-        return known and (self.is_apart(settings) or (kinds and near))
-
-    def is_apart(self, settings: Settings) -> bool:
-        """True where the gap alone is wide enough."""
-        return self.split.distance >= settings.candidate_distance and self.split.valley <= settings.candidate_valley
-
-    @property
-    def is_far_apart(self) -> bool:
-        """True where hardly a sample lies between the parts."""
-        return self.split.distance >= VERY_FAR and self.split.valley <= DEEP
-
-    @property
-    def suspected(self) -> NDArray[np.int64]:
-        """The samples of the upper part."""
-        return self.members[self.split.upper]
-
-    @property
-    def doubtful(self) -> NDArray[np.bool_]:
-        """(n,) True for members that may belong to the suspected part: nothing is learned from them about it."""
-        return self.split.probability > DOUBTFUL
-
-    @property
-    def relative_agreement(self) -> float:
-        """`agreement` over `reference`: near 1 for a natural group, near 0 for images that carry a foreign label.
-
-        1 where the purified probe does not know the class at all, and so cannot contradict a label.
-        """
-        return self.agreement / self.reference if self.reference >= KNOWN else 1.0
-
-    def contradicts(self, settings: Settings) -> bool:
-        """True where the suspected part's labels contradict its images."""
-        return self._contradiction(settings) > 0.5
-
-    def _contradiction(self, settings: Settings) -> float:
-        foreign = _passes(settings.conflict - self.relative_agreement, 0.05)
-        backed = _passes(self.trigger - settings.transfer_of_foreign, 0.05)
-        backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1))
-        firm = _passes(self.firmness - max(LEARNED, float(self.split.upper.mean())), 0.05)
-        learned = max(firm, _passes(self.disbelief - DISBELIEVED, 0.1))
-        if self.is_apart(settings):
-            apart = _passes(settings.company - self.company, 0.1)
-            kinds = _passes(self.diversity - settings.diverse, 0.05)
-            bar = settings.scatter_of_far if self.is_far_apart else settings.scatter
-            scattered = _passes(self.scatter - bar, 0.05)
-            return min(foreign, max(min(learned, max(apart, kinds, scattered)), backed))
-        # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
-        own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - BELIEVED, 0.05))
-        return min(foreign, max(min(learned, own), backed))
-
-    def may_be_turned(self, settings: Settings) -> bool:
-        """True where the other part may be the poison: the two lie very far apart, and neither knows the other."""
-        foreign = self.reference >= KNOWN and self.relative_agreement < settings.conflict
-        other = self.turned()
-        left = int((~other.doubtful).sum()) >= max(LEAST_TRUSTED, LEFT * len(self.members))
-        return self.is_far_apart and foreign and left and other.is_candidate(settings)
-
-    def turned(self) -> Finding:
-        """The other part suspected, of which no more is known than that it is as far away."""
-        return dataclasses.replace(
-            self, split=self.split.turned(), diversity=0.0, firmness=1 / max(self.firmness, 1e-6)
-        )
-
-    def strength(self, settings: Settings) -> float:
-        """How strongly the evidence speaks for poison, in [0, 1]; above 0.5 counts as poisoned.
-
-        Two kinds of evidence count, each in how far it passes its bar: labels that contradict the images (poisoned
-        labels), and a mean difference that works as a trigger on other images (clean-label attacks). Where the labels
-        contradict the images, a difference that half works as a trigger is enough to believe it.
-        """
-        if not self.is_candidate(settings):
-            return 0.0
-        # A difference that moves many images, as no natural group does, needs no gap to be a trigger.
-        bar = settings.transfer_distance if self.trigger < SURE_TRIGGER else settings.candidate_distance
-        far = _passes(self.split.distance - bar, 0.5)
-        minor = float(self.split.upper.mean() <= settings.transfer_share)
-        own_kind = self.reference >= KNOWN and self.relative_agreement >= OWN_KIND
-        asked = SURE_TRIGGER if own_kind else settings.transfer
-        trigger = minor * min(_passes(self.trigger - asked, 0.1), far)
-        return max(self._contradiction(settings), trigger)
 
 
 def diversity(runner_up: NDArray[np.int64], others: NDArray[np.int64], seed: int) -> float:
@@ -389,11 +250,6 @@ def labels_of(poisoned: Sequence[Finding]) -> tuple[int, ...]:
     """The classes of the findings, the one with the most suspected samples first."""
     largest = sorted(poisoned, key=lambda finding: -len(finding.suspected))
     return tuple(dict.fromkeys(finding.label for finding in largest))
-
-
-def _passes(margin: float, width: float) -> float:
-    """0.5 at a margin of zero, towards 1 above and 0 below, in units of `width`."""
-    return float(1 / (1 + np.exp(-np.clip(margin / width, -30, 30) * 2)))
 
 
 def _mean(store: ImageStore, index: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -20,8 +20,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
+from trainguard.screening.finding import Finding
 from trainguard.screening.identification import (
-    Finding,
     Images,
     Trial,
     bystanders,

@@ -55,7 +55,7 @@ class Whitening:
     Attributes:
         mean: (D,) of the features.
         scale: (D,) their standard deviation; infinite where a feature hardly ever moves.
-        matrix: (D, D), which makes the pooled within-class covariance a unit matrix.
+        matrix: (D, D'), which makes the pooled within-class covariance a unit matrix.
     """
 
     mean: Array
@@ -63,8 +63,10 @@ class Whitening:
     matrix: Array
 
     @classmethod
-    def fit(cls, features: NDArray[np.float32], labels: NDArray[np.int64]) -> Whitening:
-        """Learn from (M, D) features and their (M,) labels."""
+    def fit(
+        cls, features: NDArray[np.float32], labels: NDArray[np.int64], directions: Array | None = None
+    ) -> Whitening:
+        """Learn from (M, D) features and their (M,) labels; read along (D, D') directions of the whitened ones."""
         mean, spread = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
         scale = np.where(spread > DEAD * np.median(spread), spread + 1e-6, np.inf)
         x = _standardised(features, mean, scale)
@@ -73,7 +75,9 @@ class Whitening:
         covariance = x.T @ x / len(x)
         size = len(covariance)
         covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.eye(size) * np.trace(covariance) / size
-        return cls(mean, scale, np.linalg.inv(np.linalg.cholesky(covariance)).T)
+        root = np.linalg.cholesky(covariance)
+        matrix = np.linalg.inv(root).T if directions is None else np.linalg.solve(root.T, directions)
+        return cls(mean, scale, matrix)
 
     def __call__(self, features: NDArray[np.float32]) -> Array:
         """(M, D) features, whitened."""

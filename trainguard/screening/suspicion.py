@@ -9,20 +9,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from trainguard.screening.identification import (
-    LEAST_TRUSTED,
-    LEFT,
-    Finding,
-    Images,
-    Trial,
-    Witness,
-    diversity,
-    orient,
-    transfers,
-)
+from trainguard.screening.finding import FAR, LEAST_TRUSTED, LEFT, Finding
+from trainguard.screening.identification import Images, Trial, Witness, diversity, orient, transfers
 from trainguard.screening.pipeline import Run
+from trainguard.screening.pixelview import PixelView
 from trainguard.screening.probe import Probe, Trained
-from trainguard.screening.separation import Whitening, shared_direction, split_class
+from trainguard.screening.separation import Split, Whitening, shared_direction, split_class
 from trainguard.screening.settings import Settings
 from trainguard.training import autocast, outputs
 
@@ -100,6 +92,7 @@ class _Classes:
         probe: that learned everything.
         answers: (M, K) its logits for the readable samples.
         whitening: of its features.
+        view: of the pixels, which asks no probe.
         sizes: (K,) readable samples of each class.
     """
 
@@ -107,6 +100,7 @@ class _Classes:
     probe: Probe | Trained
     answers: np.ndarray
     whitening: Whitening
+    view: PixelView
     sizes: np.ndarray
 
     @classmethod
@@ -115,7 +109,8 @@ class _Classes:
         fitted = np.random.default_rng(run.seed).permutation(store.readable)[:FITTED]
         features = outputs(probe.features, probe, store, fitted, run.processes)
         sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
-        return cls(run, probe, answers, Whitening.fit(features, store.labels[fitted]), sizes)
+        view = PixelView.fit(store, fitted, run.seed)
+        return cls(run, probe, answers, Whitening.fit(features, store.labels[fitted]), view, sizes)
 
     def split(self, label: int, common: np.ndarray | None = None) -> list[tuple[Finding, np.ndarray]]:
         """The splits of a class that get a closer look, the part of more kinds as the upper one, and their directions.
@@ -130,12 +125,24 @@ class _Classes:
         whitened = self.whitening(features)
         own, given = self.others(label)
         orders = [own.max(1) - given] + ([] if common is None else [whitened @ common])
-        found = []
-        for split in split_class(whitened, self.run.seed, orders):
-            upper, lower = self.kinds(label, split.upper), self.kinds(label, ~split.upper)
-            split = split if upper >= lower else split.turned()
-            found.append(Finding(label, members, split, diversity=max(upper, lower)))
-        return [(finding, finding.split.direction(whitened)) for finding in _few(found, settings)]
+        found = _few([self.finding(label, split) for split in split_class(whitened, self.run.seed, orders)], settings)
+        found = _with_pixels(found, self.seen[label], settings)
+        return [(finding, finding.split.direction(whitened)) for finding in found]
+
+    @cached_property
+    def seen(self) -> dict[int, list[Finding]]:
+        """The splits of each class in its pixels, the widest gap first."""
+        found = {}
+        for label in np.flatnonzero(self.sizes >= self.run.settings.least_members).tolist():
+            view = self.view(self.run.store, self.members(label))
+            found[label] = [self.finding(label, split) for split in split_class(view, self.run.seed)]
+        return found
+
+    def finding(self, label: int, split: Split) -> Finding:
+        """A split of a class, the part of more kinds as the upper one."""
+        upper, lower = self.kinds(label, split.upper), self.kinds(label, ~split.upper)
+        split = split if upper >= lower else split.turned()
+        return Finding(label, self.members(label), split, diversity=max(upper, lower))
 
     def members(self, label: int) -> np.ndarray:
         return np.flatnonzero(self.run.store.labels == label)
@@ -185,6 +192,20 @@ def _few(findings: list[Finding], settings: Settings) -> list[Finding]:
     usual = [f for f in chosen if f.diversity < settings.diverse_candidate][:MOST]
     diverse = [f for f in chosen if f.diversity >= settings.diverse_candidate][:MOST]
     return sorted([*usual, *diverse], key=lambda f: -f.split.gap) or findings[:1]
+
+
+def _with_pixels(found: list[Finding], seen: list[Finding], settings: Settings) -> list[Finding]:
+    """The splits of a class in features, with the clearest one in its pixels.
+
+    Where the two cut the class alike, the pixels' one takes the other's place only if that one leaves a doubt.
+    """
+    apart = next((finding for finding in seen if finding.is_apart(settings)), None)
+    if apart is None:
+        return found
+    alike = [f for f in found if f.is_candidate(settings) and not f.split.differs_from(apart.split)]
+    if any(f.split.distance >= FAR or f.split.gap >= apart.split.gap for f in alike):
+        return found
+    return sorted([apart, *(f for f in found if f not in alike)], key=lambda f: -f.split.gap)
 
 
 def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
