@@ -76,8 +76,9 @@ class Whitening:
         size = len(covariance)
         covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.eye(size) * np.trace(covariance) / size
         root = np.linalg.cholesky(covariance)
-        matrix = np.linalg.inv(root).T if directions is None else np.linalg.solve(root.T, directions)
-        return cls(mean, scale, matrix)
+        if directions is None:
+            return cls(mean, scale, np.linalg.inv(root).T)
+        return cls(mean, scale, np.asarray(np.linalg.solve(root.T, directions), dtype=np.float64))
 
     def __call__(self, features: NDArray[np.float32]) -> Array:
         """(M, D) features, whitened."""
