@@ -1,0 +1,83 @@
+"""What shows among pixels: a faint picture that no probe has learned, and that natural images have nothing like it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import TensorDataset
+
+from trainguard.data.store import open_images
+from trainguard.screening.finding import Finding
+from trainguard.screening.pixelview import SIDE, PixelView
+from trainguard.screening.separation import Split, split_class
+from trainguard.screening.settings import Settings
+from trainguard.screening.suspicion import _with_pixels
+
+
+def smooth(count, side, seed=0):
+    """Images of low frequencies, as natural ones mostly are, with some noise."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = F.interpolate(torch.rand(count, 3, 4, 4, generator=generator), (side, side), mode="bicubic")
+    return (coarse + 0.02 * torch.randn(coarse.shape, generator=generator)).clamp(0, 1)
+
+
+def opened(images):
+    return open_images(TensorDataset(images, torch.arange(len(images)) % 3), pixel_range=None)
+
+
+def test_a_faint_picture_on_a_fifth_of_a_class_is_set_apart():
+    images = smooth(3000, 16)
+    bad = torch.arange(0, 600, 3)  # of class 0
+    pattern = 8 / 255 * torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(5)).sign()
+    images[bad] = (images[bad] + pattern).clamp(0, 1)
+    store = opened(images)
+    view = PixelView.fit(store, np.arange(3000), seed=0)
+    members = np.arange(0, 3000, 3)
+    first = split_class(view(store, members), seed=0)[0]
+    upper = first.upper if first.upper.mean() < 0.5 else ~first.upper
+    assert set(members[upper]) == set(bad.tolist()) and first.distance > 5 and first.valley < 0.1
+    clean = split_class(view(store, members + 1), seed=0)
+    assert not any(Finding(1, members, split).is_apart(Settings()) for split in clean)
+
+
+@pytest.mark.parametrize(("count", "side", "seen"), [(60, 16, 2), (900, 16, 10), (900, 8, 8), (60, 64, 2)])
+def test_pictures_have_fewer_numbers_than_there_are_samples(count, side, seen):
+    store = opened(smooth(count, side))
+    view = PixelView.fit(store, np.arange(count), seed=0)
+    places = view(store, np.arange(5))
+    assert places.shape == (5, 3 * seen**2) and np.isfinite(places).all()
+    assert min(view.side, side) == seen <= SIDE
+
+
+def test_directions_are_at_most_as_many_as_features_and_repeat_with_the_seed():
+    store = opened(smooth(3 * 3 * 15 * 15 + 9, 15))
+    index = np.arange(len(store))
+    places = PixelView.fit(store, index, seed=3)(store, index[:4])
+    assert places.shape == (4, 640)
+    assert np.array_equal(places, PixelView.fit(store, index, seed=3)(store, index[:4]))
+
+
+def split(distance, valley, upper):
+    return Split(upper, upper, distance, valley)
+
+
+HALF, OTHER = np.r_[np.zeros(70), np.ones(30)], np.r_[np.ones(30), np.zeros(70)]
+
+
+@pytest.mark.parametrize(
+    ("feature", "pixels", "expected"),
+    [
+        (split(3.2, 0.5, HALF), split(6.0, 0.1, HALF), [6.0]),  # cut alike: the clearer one
+        (split(3.2, 0.5, HALF), split(2.9, 0.5, HALF), [3.2]),
+        (split(4.5, 0.2, HALF), split(9.0, 0.0, HALF), [4.5]),  # no doubt is left
+        (split(3.2, 0.5, HALF), split(6.0, 0.1, OTHER), [6.0, 3.2]),  # another part
+        (split(1.5, 1.0, HALF), split(6.0, 0.1, HALF), [6.0, 1.5]),  # no candidate: kept as what was looked at
+        (split(3.2, 0.5, HALF), split(2.0, 1.0, OTHER), [3.2]),  # nothing set apart among pixels
+    ],
+)
+def test_pixels_speak_where_features_leave_a_doubt(feature, pixels, expected):
+    base = Finding(0, np.arange(100), feature)
+    found = _with_pixels([base], [replace(base, split=pixels)], Settings())
+    assert [finding.split.distance for finding in found] == expected
