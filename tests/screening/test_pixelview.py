@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import TensorDataset
 
-from trainguard.data.store import open_images
 from trainguard.screening.finding import Finding
-from trainguard.screening.pixelview import SIDE, PixelView
+from trainguard.screening.pixelview import SIDE, PixelView, flat, side_for
 from trainguard.screening.separation import Split, split_class
 from trainguard.screening.settings import Settings
 from trainguard.screening.suspicion import _with_pixels
@@ -23,40 +21,39 @@ def smooth(count, side, seed=0):
     return (coarse + 0.02 * torch.randn(coarse.shape, generator=generator)).clamp(0, 1)
 
 
-def opened(images):
-    return open_images(TensorDataset(images, torch.arange(len(images)) % 3), pixel_range=None)
-
-
 def test_a_faint_picture_on_a_fifth_of_a_class_is_set_apart():
     images = smooth(3000, 16)
     bad = torch.arange(0, 600, 3)  # of class 0
     pattern = 8 / 255 * torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(5)).sign()
     images[bad] = (images[bad] + pattern).clamp(0, 1)
-    store = opened(images)
-    view = PixelView.fit(store, np.arange(3000), seed=0)
-    members = np.arange(0, 3000, 3)
-    first = split_class(view(store, members), seed=0)[0]
+    labels = np.arange(3000) % 3
+    pixels = flat(images, 16).numpy()
+    view = PixelView.fit(pixels, labels, seed=0)
+    members = np.flatnonzero(labels == 0)
+    first = split_class(view(pixels[members]), seed=0)[0]
     upper = first.upper if first.upper.mean() < 0.5 else ~first.upper
     assert set(members[upper]) == set(bad.tolist()) and first.distance > 5 and first.valley < 0.1
-    clean = split_class(view(store, members + 1), seed=0)
+    clean = split_class(view(pixels[members + 1]), seed=0)
     assert not any(Finding(1, members, split).is_apart(Settings()) for split in clean)
 
 
-@pytest.mark.parametrize(("count", "side", "seen"), [(60, 16, 2), (900, 16, 10), (900, 8, 8), (60, 64, 2)])
+@pytest.mark.parametrize(("count", "side", "seen"), [(60, 16, 2), (900, 16, 10), (900, 8, 8), (50_000, 64, SIDE)])
 def test_pictures_have_fewer_numbers_than_there_are_samples(count, side, seen):
-    store = opened(smooth(count, side))
-    view = PixelView.fit(store, np.arange(count), seed=0)
-    places = view(store, np.arange(5))
-    assert places.shape == (5, 3 * seen**2) and np.isfinite(places).all()
-    assert min(view.side, side) == seen <= SIDE
+    images = smooth(2, side)
+    assert flat(images, side_for((3, side, side), count)).shape == (2, 3 * seen**2)
+
+
+def test_small_images_stay_as_they_are_and_large_ones_are_averaged():
+    images = smooth(4, 16)
+    assert torch.equal(flat(images, 32), images.flatten(1))
+    assert torch.allclose(flat(images, 8)[0, 0], images[0, 0, :2, :2].mean())
 
 
 def test_directions_are_at_most_as_many_as_features_and_repeat_with_the_seed():
-    store = opened(smooth(3 * 3 * 15 * 15 + 9, 15))
-    index = np.arange(len(store))
-    places = PixelView.fit(store, index, seed=3)(store, index[:4])
+    pixels, labels = flat(smooth(900, 16), 16).numpy(), np.arange(900) % 3
+    places = PixelView.fit(pixels, labels, seed=3)(pixels[:4])
     assert places.shape == (4, 640)
-    assert np.array_equal(places, PixelView.fit(store, index, seed=3)(store, index[:4]))
+    assert np.array_equal(places, PixelView.fit(pixels, labels, seed=3)(pixels[:4]))
 
 
 def split(distance, valley, upper):

@@ -12,7 +12,7 @@ import torch
 from trainguard.screening.finding import FAR, LEAST_TRUSTED, LEFT, Finding
 from trainguard.screening.identification import Images, Trial, Witness, diversity, orient, transfers
 from trainguard.screening.pipeline import Run
-from trainguard.screening.pixelview import PixelView
+from trainguard.screening.pixelview import PixelView, flat, side_for
 from trainguard.screening.probe import Probe, Trained
 from trainguard.screening.separation import Split, Whitening, shared_direction, split_class
 from trainguard.screening.settings import Settings
@@ -22,6 +22,7 @@ FITTED = 10_000  # samples that the common spread of features is learned from
 LEFT_BY_SEVERAL = 0.4  # share of the class that a second suspected part and further ones must leave
 HARDLY = 0.1  # probability of its label under which a sample's label is not believed
 LEAST_DISBELIEF = 0.01  # share of such samples in other classes: below it there are too few to be a measure
+AT_ONCE = 8192  # samples of a class whose pixels are held at once
 MOST = 4  # splits of a class that get a closer look; as many again of those that hold all kinds of images
 
 
@@ -92,6 +93,7 @@ class _Classes:
         probe: that learned everything.
         answers: (M, K) its logits for the readable samples.
         whitening: of its features.
+        side: of the images in the next.
         view: of the pixels, which asks no probe.
         sizes: (K,) readable samples of each class.
     """
@@ -100,6 +102,7 @@ class _Classes:
     probe: Probe | Trained
     answers: np.ndarray
     whitening: Whitening
+    side: int
     view: PixelView
     sizes: np.ndarray
 
@@ -107,10 +110,12 @@ class _Classes:
     def of(cls, run: Run, probe: Probe | Trained, answers: np.ndarray) -> _Classes:
         store = run.store
         fitted = np.random.default_rng(run.seed).permutation(store.readable)[:FITTED]
-        features = outputs(probe.features, probe, store, fitted, run.processes)
+        side = side_for(store.shape, len(fitted))
+        features, pixels = _seen(run, probe, side, fitted)
+        whitening = Whitening.fit(features, store.labels[fitted])
+        view = PixelView.fit(pixels, store.labels[fitted], run.seed)
         sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
-        view = PixelView.fit(store, fitted, run.seed)
-        return cls(run, probe, answers, Whitening.fit(features, store.labels[fitted]), view, sizes)
+        return cls(run, probe, answers, whitening, side, view, sizes)
 
     def split(self, label: int, common: np.ndarray | None = None) -> list[tuple[Finding, np.ndarray]]:
         """The splits of a class that get a closer look, the part of more kinds as the upper one, and their directions.
@@ -119,24 +124,17 @@ class _Classes:
             label: the class.
             common: (D,) a direction in whitened features to look along as well.
         """
-        store, settings = self.run.store, self.run.settings
-        members = self.members(label)
-        features = outputs(self.probe.features, self.probe, store, members, self.run.processes)
-        whitened = self.whitening(features)
+        settings, members = self.run.settings, self.members(label)
+        parts = (members[start : start + AT_ONCE] for start in range(0, len(members), AT_ONCE))
+        seen = (_seen(self.run, self.probe, self.side, part) for part in parts)
+        read = [(self.whitening(features), self.view(pixels)) for features, pixels in seen]
+        whitened, view = (np.concatenate(which) for which in zip(*read, strict=True))
         own, given = self.others(label)
         orders = [own.max(1) - given] + ([] if common is None else [whitened @ common])
         found = _few([self.finding(label, split) for split in split_class(whitened, self.run.seed, orders)], settings)
-        found = _with_pixels(found, self.seen[label], settings)
+        plain = [self.finding(label, split) for split in split_class(view, self.run.seed)]
+        found = _with_pixels(found, plain, settings)
         return [(finding, finding.split.direction(whitened)) for finding in found]
-
-    @cached_property
-    def seen(self) -> dict[int, list[Finding]]:
-        """The splits of each class in its pixels, the widest gap first."""
-        found = {}
-        for label in np.flatnonzero(self.sizes >= self.run.settings.least_members).tolist():
-            view = self.view(self.run.store, self.members(label))
-            found[label] = [self.finding(label, split) for split in split_class(view, self.run.seed)]
-        return found
 
     def finding(self, label: int, split: Split) -> Finding:
         """A split of a class, the part of more kinds as the upper one."""
@@ -184,6 +182,18 @@ class _Classes:
         """The diversity of a part (n,) of a class."""
         others = np.where(np.arange(len(self.sizes)) == label, 0, self.sizes)
         return diversity(self.others(label)[0].argmax(1)[part], others, self.run.seed)
+
+
+def _seen(run: Run, probe: Probe | Trained, side: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The probe's features (n, D) of the samples `index` and their pixels (n, P), from one pass over them."""
+
+    def both(images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([flat(images, side), probe.features(images).float()], 1)
+
+    found = outputs(both, probe, run.store, index, run.processes)
+    channels, height, width = run.store.shape
+    size = channels * min(side, height) * min(side, width)
+    return found[:, size:], found[:, :size]
 
 
 def _few(findings: list[Finding], settings: Settings) -> list[Finding]:
