@@ -130,7 +130,6 @@ def _relearned(
     for finding in sorted(judged, key=lambda f: -f.split.gap):
         if finding.label not in known and finding.may_be_turned(settings):
             widest.setdefault(finding.label, finding.turned())
-    widest = run.processes.broadcast(widest)
     if not widest:
         return judged, purified, opinion
     again, second, its_opinion = _judged(run, "relearn again", probe, [*poisoned, *widest.values()], images)
@@ -185,7 +184,8 @@ def _judged(
                 judged.append(finding)
                 if finding.strength(settings) > 0.5:
                     claimed[np.searchsorted(members, finding.members[finding.split.suspicion > 0.5])] = True
-    return sorted(judged, key=lambda f: f.label), purified, opinion
+    # ranks may differ in the last bit, and must go on alike
+    return run.processes.broadcast(sorted(judged, key=lambda f: f.label)), purified, opinion
 
 
 def _scatter(run: Run, answers: np.ndarray, label: int) -> float:
