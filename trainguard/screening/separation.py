@@ -86,7 +86,9 @@ class Whitening:
 
 
 def _standardised(features: NDArray[np.float32], mean: Array, scale: Array) -> Array:
-    return np.clip((features - mean) / scale, -FARTHEST, FARTHEST)
+    x = features - mean
+    x /= scale
+    return np.clip(x, -FARTHEST, FARTHEST, out=x)
 
 
 @dataclass(frozen=True)
