@@ -39,7 +39,7 @@ class Settings:
             relative to the rest of the class, above which they are a natural group that keeps to itself.
         diverse: diversity (see `identification.diversity`) from which a part holds all kinds of images, and so is no
             natural group, whatever company it keeps.
-        scatter: diversity of the purified probe's answers to a part from which likewise; birds have come up to 0.66.
+        scatter: diversity of the purified probe's answers to a part from which likewise; birds have come up to 0.67.
         scatter_of_far: the same where hardly a sample lies between the two parts; tracks of signs have come up to 0.42.
         diverse_candidate: diversity from which a part of at most half of a class needs only the next two in the place
             of `candidate_distance` and `candidate_valley`, and `diverse_company` in the place of `company`.
