@@ -92,6 +92,12 @@ def screened(images: Images, ready: Attack, case: dict) -> dict:
     }
 
 
+def finished(path: Path, about: dict) -> list[dict]:
+    """The rows of a record, as long as it was made with the same versions."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    return before["rows"] if before.get("versions") == about["versions"] else []
+
+
 def table(rows: list[dict], usual: dict = USUAL) -> str:
     """The rows as Markdown."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
@@ -115,10 +121,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="attacks; default: all")
     args = parser.parse_args()
     about = {"usual": USUAL, "versions": versions(), "machine": machine("cpu")}
-    rows = []
-    if args.out.exists():
-        before = json.loads(args.out.read_text())
-        rows = before["rows"] if before["versions"] == about["versions"] else []
+    rows = finished(args.out, about)
     done = {(row["attack"], *(row[key] for key in USUAL)) for row in rows}
     for name, changed in CASES:
         case = USUAL | changed

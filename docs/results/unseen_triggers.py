@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from screening_alone import USUAL, screened, table
+from screening_alone import USUAL, finished, screened, table
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur, rotate
 
@@ -227,10 +227,7 @@ def main() -> None:
     parser.add_argument("--asr", action="store_true", help="train on each without a defence")
     args = parser.parse_args()
     about = {"usual": USUAL, "versions": versions(), "machine": machine("cpu")}
-    rows: list[dict] = []
-    if args.out.exists():
-        before = json.loads(args.out.read_text())
-        rows = before["rows"] if before["versions"] == about["versions"] else []
+    rows = finished(args.out, about)
 
     def save() -> None:
         with write_atomically(args.out) as path:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from trainguard.screening.finding import Finding
-from trainguard.screening.pixelview import SIDE, PixelView, flat, side_for
+from trainguard.screening.pixelview import SIDE, flat, side_for, whitening_of
 from trainguard.screening.separation import Split, split_class
 from trainguard.screening.settings import Settings
 from trainguard.screening.suspicion import _with_pixels
@@ -28,7 +28,7 @@ def test_a_faint_picture_on_a_fifth_of_a_class_is_set_apart():
     images[bad] = (images[bad] + pattern).clamp(0, 1)
     labels = np.arange(3000) % 3
     pixels = flat(images, 16).numpy()
-    view = PixelView.fit(pixels, labels, seed=0)
+    view = whitening_of(pixels, labels, seed=0)
     members = np.flatnonzero(labels == 0)
     first = split_class(view(pixels[members]), seed=0)[0]
     upper = first.upper if first.upper.mean() < 0.5 else ~first.upper
@@ -51,9 +51,9 @@ def test_small_images_stay_as_they_are_and_large_ones_are_averaged():
 
 def test_directions_are_at_most_as_many_as_features_and_repeat_with_the_seed():
     pixels, labels = flat(smooth(900, 16), 16).numpy(), np.arange(900) % 3
-    places = PixelView.fit(pixels, labels, seed=3)(pixels[:4])
+    places = whitening_of(pixels, labels, seed=3)(pixels[:4])
     assert places.shape == (4, 640)
-    assert np.array_equal(places, PixelView.fit(pixels, labels, seed=3)(pixels[:4]))
+    assert np.array_equal(places, whitening_of(pixels, labels, seed=3)(pixels[:4]))
 
 
 def split(distance, valley, upper):

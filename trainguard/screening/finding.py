@@ -125,7 +125,7 @@ class Finding:
     def may_be_turned(self, settings: Settings) -> bool:
         """True where the other part may be the poison: the two lie far apart, and neither knows the other."""
         apart = self.split.distance >= FAR and self.split.valley <= HOLLOW
-        foreign = self.reference >= KNOWN and self.relative_agreement < settings.conflict
+        foreign = self.relative_agreement < settings.conflict
         other = self.turned()
         left = int((~other.doubtful).sum()) >= max(LEAST_TRUSTED, LEFT * len(self.members))
         return apart and foreign and left and other.is_candidate(settings)

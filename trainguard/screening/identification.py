@@ -48,6 +48,20 @@ def diversity(runner_up: NDArray[np.int64], others: NDArray[np.int64], seed: int
     return _effective(found) / float(np.mean([_effective(draw / len(runner_up)) for draw in draws]))
 
 
+def kinds_of(answers: NDArray[np.float32], label: int, sizes: NDArray[np.int64], seed: int) -> float:
+    """The diversity of samples of a class by the labels that come next best in a probe's logits.
+
+    Args:
+        answers: (m, K) logits of the samples.
+        label: their own, which does not count.
+        sizes: (K,) samples of each class.
+        seed: see `diversity`.
+    """
+    others = answers.copy()
+    others[:, label] = -np.inf
+    return diversity(others.argmax(1), np.where(np.arange(len(sizes)) == label, 0, sizes), seed)
+
+
 def _effective(share: NDArray[np.float64]) -> float:
     positive = share[share > 0]
     return float(np.exp(-(positive * np.log(positive)).sum()))

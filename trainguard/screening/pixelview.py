@@ -6,40 +6,23 @@ the model that screening is to protect; among whitened pixels it lies further fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainguard.screening.separation import Array, Whitening
+from trainguard.screening.separation import Whitening
 
 SIDE = 32  # pixels that larger images are averaged down to
 SAMPLES_EACH = 3  # samples that the spread is learned from, for each number that a picture may have
 DIRECTIONS = 640  # random ones that the whitened pixels are read along: as many as the probe has features
 
 
-@dataclass(frozen=True, eq=False)
-class PixelView:
-    """What a class looks like along random directions in whitened pixels.
-
-    Attributes:
-        whitening: of the pixels, with the directions in it.
-    """
-
-    whitening: Whitening
-
-    @classmethod
-    def fit(cls, pixels: NDArray[np.float32], labels: NDArray[np.int64], seed: int) -> PixelView:
-        """Learn the spread that all classes share from (M, P) pixels, see `flat`, and their (M,) labels."""
-        size = pixels.shape[1]
-        directions = np.random.default_rng(seed).standard_normal((size, min(DIRECTIONS, size)))
-        return cls(Whitening.fit(pixels, labels, directions / np.sqrt(len(directions))))
-
-    def __call__(self, pixels: NDArray[np.float32]) -> Array:
-        """(n, D) places of (n, P) pixels."""
-        return self.whitening(pixels)
+def whitening_of(pixels: NDArray[np.float32], labels: NDArray[np.int64], seed: int) -> Whitening:
+    """The spread that all classes share, along random directions, of (M, P) pixels with (M,) labels; see `flat`."""
+    size = pixels.shape[1]
+    directions = np.random.default_rng(seed).standard_normal((size, min(DIRECTIONS, size)))
+    return Whitening.fit(pixels, labels, directions / np.sqrt(len(directions)))
 
 
 def side_for(shape: tuple[int, int, int], samples: int) -> int:

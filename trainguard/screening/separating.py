@@ -25,7 +25,7 @@ from trainguard.screening.identification import (
     Images,
     Trial,
     bystanders,
-    diversity,
+    kinds_of,
     labels_of,
     sentence,
     triggers,
@@ -118,7 +118,7 @@ def _relearned(
 ) -> tuple[list[Finding], Probe, Opinion]:
     """The findings judged by a probe trained without the suspected parts, that probe, and its opinion.
 
-    Where two parts of a class lie very far apart and the suspected one's labels are foreign to a probe that learned the
+    Where two parts of a class lie far apart and the suspected one's labels are foreign to a probe that learned the
     class from the other, but nothing else speaks for poison, the other one may be the poison: a trigger that Eq. 3's
     perturbation erases. Then a second such probe, trained without these, has the say about them.
     """
@@ -158,6 +158,7 @@ def _judged(
         opinion = _opinion(run, purified)
         first, second = witness_of(run, probe, images[0]), witness_of(run, purified, images[0])
         judged = [finding for finding in findings if not finding.is_candidate(settings)]
+        sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
         for label, trusted in held.items():
             members = np.flatnonzero(store.labels == label)
             answers, company = opinion(members, label)
@@ -179,22 +180,13 @@ def _judged(
                     agreement=float(agrees[part].mean()),
                     reference=expected,
                     company=float(company[part].mean()) / max(usual, 1e-6),
-                    scatter=_scatter(run, answers[part], label),
+                    scatter=kinds_of(answers[part], label, sizes, run.seed),
                 )
                 judged.append(finding)
                 if finding.strength(settings) > 0.5:
                     claimed[np.searchsorted(members, finding.members[finding.split.suspicion > 0.5])] = True
     # ranks may differ in the last bit, and must go on alike
     return run.processes.broadcast(sorted(judged, key=lambda f: f.label)), purified, opinion
-
-
-def _scatter(run: Run, answers: np.ndarray, label: int) -> float:
-    """The diversity of samples of a class by the purified probe's answers (m, K): it sees what the trigger hides."""
-    sizes = np.bincount(run.store.labels[run.store.readable], minlength=run.store.num_classes)
-    sizes[label] = 0
-    others = answers.copy()
-    others[:, label] = -np.inf
-    return diversity(others.argmax(1), sizes, run.seed)
 
 
 def _opinion(run: Run, purified: Probe) -> Opinion:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from trainguard.screening.finding import FAR, LEAST_TRUSTED, LEFT, Finding
-from trainguard.screening.identification import Images, Trial, Witness, diversity, orient, transfers
+from trainguard.screening.identification import Images, Trial, Witness, kinds_of, orient, transfers
 from trainguard.screening.pipeline import Run
-from trainguard.screening.pixelview import PixelView, flat, side_for
+from trainguard.screening.pixelview import flat, side_for, whitening_of
 from trainguard.screening.probe import Probe, Trained
 from trainguard.screening.separation import Split, Whitening, shared_direction, split_class
 from trainguard.screening.settings import Settings
@@ -93,8 +93,8 @@ class _Classes:
         probe: that learned everything.
         answers: (M, K) its logits for the readable samples.
         whitening: of its features.
-        side: of the images in the next.
-        view: of the pixels, which asks no probe.
+        side: of the images whose pixels the next is of.
+        view: whitening of the pixels, which asks no probe.
         sizes: (K,) readable samples of each class.
     """
 
@@ -103,7 +103,7 @@ class _Classes:
     answers: np.ndarray
     whitening: Whitening
     side: int
-    view: PixelView
+    view: Whitening
     sizes: np.ndarray
 
     @classmethod
@@ -113,7 +113,7 @@ class _Classes:
         side = side_for(store.shape, len(fitted))
         features, pixels = _seen(run, probe, side, fitted)
         whitening = Whitening.fit(features, store.labels[fitted])
-        view = PixelView.fit(pixels, store.labels[fitted], run.seed)
+        view = whitening_of(pixels, store.labels[fitted], run.seed)
         sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
         return cls(run, probe, answers, whitening, side, view, sizes)
 
@@ -180,8 +180,7 @@ class _Classes:
 
     def kinds(self, label: int, part: np.ndarray) -> float:
         """The diversity of a part (n,) of a class."""
-        others = np.where(np.arange(len(self.sizes)) == label, 0, self.sizes)
-        return diversity(self.others(label)[0].argmax(1)[part], others, self.run.seed)
+        return kinds_of(self.answers[self.labels == label][part], label, self.sizes, self.run.seed)
 
 
 def _seen(run: Run, probe: Probe | Trained, side: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
