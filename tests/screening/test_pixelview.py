@@ -68,7 +68,8 @@ HALF, OTHER = np.r_[np.zeros(70), np.ones(30)], np.r_[np.ones(30), np.zeros(70)]
     [
         (split(3.2, 0.5, HALF), split(6.0, 0.1, HALF), [6.0]),  # cut alike: the clearer one
         (split(3.2, 0.5, HALF), split(2.9, 0.5, HALF), [3.2]),
-        (split(4.5, 0.2, HALF), split(9.0, 0.0, HALF), [4.5]),  # no doubt is left
+        (split(4.5, 0.1, HALF), split(7.3, 0.0, HALF), [7.3]),
+        (split(5.5, 0.1, HALF), split(9.0, 0.0, HALF), [5.5]),  # no doubt is left
         (split(3.2, 0.5, HALF), split(6.0, 0.1, OTHER), [6.0, 3.2]),  # another part
         (split(1.5, 1.0, HALF), split(6.0, 0.1, HALF), [6.0, 1.5]),  # no candidate: kept as what was looked at
         (split(3.2, 0.5, HALF), split(2.0, 1.0, OTHER), [3.2]),  # nothing set apart among pixels

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from trainguard.screening.finding import FAR, LEAST_TRUSTED, LEFT, Finding
+from trainguard.screening.finding import LEAST_TRUSTED, LEFT, Finding
 from trainguard.screening.identification import Images, Trial, Witness, kinds_of, orient, transfers
 from trainguard.screening.pipeline import Run
 from trainguard.screening.pixelview import flat, side_for, whitening_of
@@ -212,7 +212,7 @@ def _with_pixels(found: list[Finding], seen: list[Finding], settings: Settings) 
     if apart is None:
         return found
     alike = [f for f in found if f.is_candidate(settings) and not f.split.differs_from(apart.split)]
-    if any(f.split.distance >= FAR or f.split.gap >= apart.split.gap for f in alike):
+    if any(f.is_far_apart or f.split.gap >= apart.split.gap for f in alike):
         return found
     return sorted([apart, *(f for f in found if f not in alike)], key=lambda f: -f.split.gap)
 
