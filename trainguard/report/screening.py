@@ -19,6 +19,7 @@ LISTED = 1000  # flagged samples in the page; keep.csv has them all
 
 FINDINGS = {
     "suspected": "suspected part",
+    "strength": "evidence",
     "distance": "distance",
     "valley": "valley",
     "agreement": "agrees",
@@ -28,7 +29,6 @@ FINDINGS = {
     "scatter": "taken for",
     "transfer": "moves others",
     "trigger": "acts as trigger",
-    "strength": "evidence",
 }
 SHARES = ("agreement", "reference", "transfer", "trigger", "strength")
 ALWAYS_SEEN = ("suspected", "distance", "valley", "strength")  # the rest only of parts that lie far enough apart
