@@ -214,6 +214,18 @@ def test_further_figures_sharpen_a_split():
     assert sharp.distance > split.distance
 
 
+def test_a_line_between_two_parts_that_belong_together_moves_past_both():
+    rng = np.random.default_rng(0)
+    kind = np.repeat([0, 1, 2], [400, 100, 300])  # the rest, poison beside it, poison far from it
+    place = rng.normal(size=800) + np.array([0.0, 2.0, 14.0])[kind]
+    split = _read_off(place)
+    assert np.array_equal(split.upper, kind == 2)
+    told = rng.normal(size=800) + 12.0 * (kind > 0)
+    assert np.array_equal(refined(split, told[:, None], seed=0).upper, kind > 0)
+    nothing = rng.normal(size=800)
+    assert np.array_equal(refined(split, nothing[:, None], seed=0).upper, kind == 2)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.7])
 def test_the_part_whose_difference_is_a_trigger_is_suspected(share):
     images = torch.rand(300, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.5
@@ -375,6 +387,27 @@ def test_a_trigger_moves_images_for_one_probe_only(covers, found):
     trial, learned = Trial.of(split, members, 1, store, images, seed=0), Witness(first, images[0])
     assert max(transfers(trial, learned)) > 0.9
     assert triggers(trial, learned, Witness(purified, images[0])) == pytest.approx(found, abs=0.05)
+
+
+@pytest.mark.parametrize(("one_scene", "verdict"), [(False, "poisoned"), (True, "undecided")])
+def test_what_one_scene_looks_like_is_no_half_a_trigger(one_scene, verdict):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(300, 1, 8, 8, generator=generator) * 0.8
+    members = np.arange(100)
+    upper = members < 30
+    if one_scene:
+        images[:30] = images[:1] + 0.1 * torch.rand(30, 1, 8, 8, generator=generator)
+    else:
+        images[:30, :, :, ::2] += 0.2
+    store = open_images(
+        TensorDataset(images, torch.arange(300) // 100), pixel_range=PixelRange.from_mean_std((0.0,), (1.0,))
+    )
+    split = Split(upper * 1.0, upper * 1.0, 6.0, 0.05)
+    trial = Trial.of(split, members, 0, store, bystanders(store, seed=0), seed=0)
+    assert (trial.likeness > 1) == one_scene
+    case = finding(agreement=0.4, company=0.9, trigger=0.23, likeness=trial.likeness)
+    assert decide([case], 0.8, 10, Settings())[0] == verdict
+    assert decide([replace(case, trigger=0.5)], 0.8, 10, Settings())[0] == "poisoned"
 
 
 def test_diversity_tells_all_kinds_from_a_few():

@@ -22,6 +22,7 @@ LEARNED = 0.5  # firmness from which a part is no heap of wrong labels; its shar
 DISBELIEVED = 1.3  # disbelief from which likewise; triggers that are hardly learned yet had 1.6, wrong labels 1.1
 OWN_COMPANY = 0.8  # company above which a part keeps to itself, whatever its difference does as half a trigger
 OWN_KIND = 0.75  # relative agreement from which a part is what its label says: only a sure trigger speaks against it
+ONE_SCENE = 1.0  # likeness likewise; triggers had 0.25 at most, tracks of traffic signs 0.1 to 4.5
 VERY_FAR, DEEP = 5.0, 0.15  # Ashman's D and valley of parts between which hardly a sample lies
 FAR, HOLLOW = 4.0, 0.3  # the same of parts that are looked at both ways where they are foreign to each other
 
@@ -51,6 +52,9 @@ class Finding:
             to the rest of the class: a trigger is learned, wrong labels and hard images are not.
         disbelief: how many labels of the class that probe does not believe, relative to the other classes: wrong labels
             are everywhere, a trigger that is not learned yet is not.
+        likeness: what the suspected part's images have in common against the rest of the class over how they differ
+            among themselves, see `identification.Trial`: a trigger is on images of all kinds, a track of traffic signs
+            is one image with little change.
         finished: that probe is a finished model, which has had the time to learn whatever trigger there is.
     """
 
@@ -66,6 +70,7 @@ class Finding:
     scatter: float = 0.0
     firmness: float = 1.0
     disbelief: float = 1.0
+    likeness: float = 0.0
     finished: bool = False
 
     def is_candidate(self, settings: Settings) -> bool:
@@ -150,7 +155,7 @@ class Finding:
         far = _passes(self.split.distance - bar, 0.5)
         minor = float(self.split.upper.mean() <= settings.transfer_share)
         own_kind = self.reference >= KNOWN and self.relative_agreement >= OWN_KIND
-        asked = SURE_TRIGGER if own_kind else settings.transfer
+        asked = SURE_TRIGGER if own_kind or self.likeness > ONE_SCENE else settings.transfer
         trigger = minor * min(_passes(self.trigger - asked, 0.1), far)
         return max(self._contradiction(settings), trigger)
 

@@ -91,12 +91,15 @@ class Trial:
         chosen: (P,) bool, the images of other classes among those to try on.
         truth: (m,) their labels.
         moved: the m images with upper minus lower part added, and with lower minus upper.
+        likeness: of the upper part's images, what they have in common against the lower part (mean squared difference
+            of the means) over how they differ among themselves (variance).
     """
 
     label: int
     chosen: NDArray[np.bool_]
     truth: NDArray[np.int64]
     moved: tuple[NDArray[np.float32], NDArray[np.float32]]
+    likeness: float
 
     @classmethod
     def of(
@@ -119,12 +122,13 @@ class Trial:
             seed: of the members that the means are taken over.
         """
         rng = np.random.default_rng(seed)
-        upper = _mean(store, rng.permutation(members[split.upper])[:AVERAGED])
-        lower = _mean(store, rng.permutation(members[~split.upper])[:AVERAGED])
+        upper, spread = _mean(store, rng.permutation(members[split.upper])[:AVERAGED])
+        lower, _ = _mean(store, rng.permutation(members[~split.upper])[:AVERAGED])
+        likeness = float(((upper - lower) ** 2).mean()) / max(spread, 1e-6)
         images, labels = tried_on
         chosen = labels != label
         added, taken = (np.clip(images[chosen] + sign * (upper - lower), 0, 1) for sign in (1, -1))
-        return cls(label, chosen, labels[chosen], (added, taken))
+        return cls(label, chosen, labels[chosen], (added, taken), likeness)
 
 
 def bystanders(store: ImageStore, seed: int) -> Images:
@@ -266,5 +270,7 @@ def labels_of(poisoned: Sequence[Finding]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(finding.label for finding in largest))
 
 
-def _mean(store: ImageStore, index: NDArray[np.int64]) -> NDArray[np.float32]:
-    return store.batch(index).mean(0).numpy()
+def _mean(store: ImageStore, index: NDArray[np.int64]) -> tuple[NDArray[np.float32], float]:
+    """The mean image (C, H, W), and the variance about it, averaged over pixels."""
+    images = store.batch(index)
+    return images.mean(0).numpy(), float(images.var(0, correction=0).mean())

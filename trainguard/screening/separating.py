@@ -181,6 +181,7 @@ def _judged(
                     reference=expected,
                     company=float(company[part].mean()) / max(usual, 1e-6),
                     scatter=kinds_of(answers[part], label, sizes, run.seed),
+                    likeness=trial.likeness,
                 )
                 judged.append(finding)
                 if finding.strength(settings) > 0.5:
@@ -275,5 +276,6 @@ def _row(finding: Finding, run: Run) -> dict[str, float]:
         "scatter": finding.scatter,
         "firmness": finding.firmness,
         "disbelief": finding.disbelief,
+        "likeness": finding.likeness,
         "strength": finding.strength(run.settings),
     }
