@@ -21,7 +21,7 @@ from trainguard.drill.recipes import Setting, attack
 from trainguard.drill.scene import UnitImages
 from trainguard.files import write_atomically
 
-USUAL: dict[str, Any] = {"data": "cifar10", "rate": 0.05, "rows": 10_000, "epochs": 30, "seed": 0}
+USUAL: dict[str, Any] = {"data": "cifar10", "rate": 0.05, "rows": 10_000, "epochs": 30, "seed": 0, "source": 0}
 CASES = (
     ("clean", {"data": "gtsrb"}),
     ("clean", {}),
@@ -51,10 +51,13 @@ CASES = (
     ("input_aware", {"data": "gtsrb"}),
     ("physicalba", {"data": "gtsrb"}),
     ("fragile", {"data": "gtsrb"}),
+    ("tact", {"data": "gtsrb", "rate": 0.03, "source": 2}),
     ("sig", {"data": "gtsrb", "rate": 0.02}),
     ("label_consistent", {"data": "gtsrb", "rate": 0.02}),
     ("badnets", {"rate": 0.01}),
     ("blend", {"rate": 0.01}),
+    ("badnets", {"rate": 0.005}),
+    ("blend", {"rate": 0.005}),
     ("badnets", {"rate": 0.2}),
     ("two_backdoors", {"epochs": 15}),
     ("blend", {"rows": 3000}),
@@ -72,7 +75,7 @@ COLUMNS = ("attack", "case", "verdict", "confidence", "targets", "TPR", "FPR", "
 
 def run(images: Images, name: str, case: dict) -> dict:
     """Poison with an attack of the drill, screen, count."""
-    setting = Setting(images.num_classes, case["rate"])
+    setting = Setting(images.num_classes, case["rate"], source=case["source"])
     chosen = Attack("clean") if name == "clean" else attack(name, setting)
     return screened(images, fitted(chosen, images.train, images.train_labels, case["seed"]), case)
 

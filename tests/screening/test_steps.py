@@ -336,6 +336,11 @@ def finding(
         (finding(distance=9.0, company=0.9, scatter=0.66), "poisoned"),
         (finding(distance=9.0, company=0.9, scatter=0.42), "clean"),
         (finding(distance=9.0, company=0.9, scatter=0.9, firmness=0.25, disbelief=1.1), "clean"),  # wrong labels
+        (finding(firmness=0.25, disbelief=1.1, pixels=True), "poisoned"),  # wrong labels do not show among pixels
+        (finding(company=0.9, at_source=0.8), "poisoned"),  # a trigger for images of one class
+        (finding(company=0.9, at_source=0.35), "clean"),
+        (finding(company=0.9, at_source=0.8, likeness=2.0), "clean"),  # one scene
+        (finding(agreement=0.5, company=0.9, at_source=0.8), "clean"),  # labels fit
         (finding(firmness=0.8, finished=True), "poisoned"),  # a finished model knows them nearly as well as the rest
         (finding(firmness=0.6, finished=True), "clean"),  # hard images, which the model never learned
         (finding(distance=2.8, valley=0.7, diversity=0.85, firmness=0.25), "clean"),  # wrong labels
@@ -387,6 +392,32 @@ def test_a_trigger_moves_images_for_one_probe_only(covers, found):
     trial, learned = Trial.of(split, members, 1, store, images, seed=0), Witness(first, images[0])
     assert max(transfers(trial, learned)) > 0.9
     assert triggers(trial, learned, Witness(purified, images[0])) == pytest.approx(found, abs=0.05)
+
+
+@pytest.mark.parametrize(("comes_from", "found"), [(2, 1.0), (0, 0.0), (1, 0.0), (None, 0.0)])
+def test_a_source_specific_trigger_is_tried_on_the_class_it_comes_from(monkeypatch, comes_from, found):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(600) % 3
+    images = torch.rand(600, 1, 8, 8, generator=generator) * 0.2 + labels[:, None, None, None] * 0.25
+    upper = np.arange(200) < 60
+    members = np.flatnonzero(labels.numpy() == 1)
+    images[members[upper]] += 0.25  # images of class 2, labelled 1
+    images[members[upper], :, :2, :2] = 1.0
+    store = open_images(TensorDataset(images, labels), pixel_range=PixelRange.from_mean_std((0.0,), (1.0,)))
+
+    def purified(pixels):
+        return np.digitize(pixels[:, 0, 4:, 4:].mean((1, 2)), [0.225, 0.475])
+
+    def first(pixels):
+        seen = purified(pixels)
+        return np.where((pixels[:, 0, :2, :2].mean((1, 2)) > 0.8) & (seen == 2), 1, seen)
+
+    monkeypatch.setattr(separating, "witness_of", lambda run, probe, pixels: Witness(probe, pixels))
+    split = Split(upper * 1.0, upper * 1.0, 6.0, 0.05)
+    taken = np.arange(60) % 3 if comes_from is None else np.full(60, comes_from)
+    part = Finding(1, members, split)
+    share = separating._at_source(SimpleNamespace(store=store, seed=0), part, taken, first, purified)
+    assert share == pytest.approx(found, abs=0.05)
 
 
 @pytest.mark.parametrize(("one_scene", "verdict"), [(False, "poisoned"), (True, "undecided")])

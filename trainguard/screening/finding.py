@@ -22,7 +22,10 @@ LEARNED = 0.5  # firmness from which a part is no heap of wrong labels; its shar
 DISBELIEVED = 1.3  # disbelief from which likewise; triggers that are hardly learned yet had 1.6, wrong labels 1.1
 OWN_COMPANY = 0.8  # company above which a part keeps to itself, whatever its difference does as half a trigger
 OWN_KIND = 0.75  # relative agreement from which a part is what its label says: only a sure trigger speaks against it
-ONE_SCENE = 1.0  # likeness likewise; triggers had 0.25 at most, tracks of traffic signs 0.1 to 4.5
+TRIGGER_AT_SOURCE = 0.5  # at_source from which it is one; TaCT on traffic signs had 0.86, natural groups 0.34 at most
+ONE_SCENE = (
+    1.0  # likeness from which only a sure trigger counts; triggers had 0.25 at most, tracks of traffic signs 0.1 to 4.5
+)
 VERY_FAR, DEEP = 5.0, 0.15  # Ashman's D and valley of parts between which hardly a sample lies
 FAR, HOLLOW = 4.0, 0.3  # the same of parts that are looked at both ways where they are foreign to each other
 
@@ -44,6 +47,8 @@ class Finding:
             true class; a natural group keeps to itself, wherever the probe puts it.
         trigger: share of other classes' images that the mean difference moves into the class for the probe that learned
             everything, while the purified one still sees what they are, see `identification.triggers`.
+        at_source: the same share of images of the one class that the purified probe takes most of the part for: a
+            source-specific trigger works on no others. 0 where there is no such class.
         diversity: how many kinds of images the suspected part is made of, for the probe that learned everything, see
             `identification.diversity`.
         scatter: how many kinds of images the purified probe takes the suspected part for, likewise. Poison that looks
@@ -56,6 +61,7 @@ class Finding:
             among themselves, see `identification.Trial`: a trigger is on images of all kinds, a track of traffic signs
             is one image with little change.
         finished: that probe is a finished model, which has had the time to learn whatever trigger there is.
+        pixels: the class was parted by what its pixels show, which wrong labels do not, not by what that probe sees.
     """
 
     label: int
@@ -71,7 +77,9 @@ class Finding:
     firmness: float = 1.0
     disbelief: float = 1.0
     likeness: float = 0.0
+    at_source: float = 0.0
     finished: bool = False
+    pixels: bool = False
 
     def is_candidate(self, settings: Settings) -> bool:
         """True where the two parts lie far enough apart for a closer look; less far where one holds all kinds."""
@@ -88,6 +96,10 @@ class Finding:
     def is_far_apart(self) -> bool:
         """True where hardly a sample lies between the parts."""
         return self.split.distance >= VERY_FAR and self.split.valley <= DEEP
+
+    def is_foreign(self, settings: Settings) -> bool:
+        """True where the parts lie apart and the purified probe does not give the suspected one its label."""
+        return self.is_apart(settings) and self.relative_agreement < settings.conflict
 
     @property
     def suspected(self) -> NDArray[np.int64]:
@@ -116,13 +128,14 @@ class Finding:
         backed = _passes(self.trigger - settings.transfer_of_foreign, 0.05)
         backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1))
         firm = _passes(self.firmness - max(LEARNED, float(self.split.upper.mean())), 0.05)
-        learned = max(firm, _passes(self.disbelief - DISBELIEVED, 0.1))
+        learned = max(firm, _passes(self.disbelief - DISBELIEVED, 0.1), float(self.pixels))
         if self.is_apart(settings):
             apart = _passes(settings.company - self.company, 0.1)
             kinds = _passes(self.diversity - settings.diverse, 0.05)
             bar = settings.scatter_of_far if self.is_far_apart else settings.scatter
             scattered = _passes(self.scatter - bar, 0.05)
-            return min(foreign, max(min(learned, max(apart, kinds, scattered)), backed))
+            source = _passes(self.at_source - TRIGGER_AT_SOURCE, 0.1) * float(self.likeness <= ONE_SCENE)
+            return min(foreign, max(min(learned, max(apart, kinds, scattered)), backed, source))
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
         own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - BELIEVED, 0.05))
         return min(foreign, max(min(learned, own), backed))
@@ -130,10 +143,9 @@ class Finding:
     def may_be_turned(self, settings: Settings) -> bool:
         """True where the other part may be the poison: the two lie far apart, and neither knows the other."""
         apart = self.split.distance >= FAR and self.split.valley <= HOLLOW
-        foreign = self.relative_agreement < settings.conflict
         other = self.turned()
         left = int((~other.doubtful).sum()) >= max(LEAST_TRUSTED, LEFT * len(self.members))
-        return apart and foreign and left and other.is_candidate(settings)
+        return apart and self.is_foreign(settings) and left and other.is_candidate(settings)
 
     def turned(self) -> Finding:
         """The other part suspected, of which no more is known than that it is as far away."""

@@ -40,6 +40,8 @@ from trainguard.screening.suspicion import FITTED, suspicions, witness_of
 from trainguard.training import outputs
 
 NEIGHBOURS = 3  # few: a natural group is tighter than the crowd around it, poison is mixed into it
+ONE_SOURCE = 0.6  # share of a part that is taken for one other class from which it may come from there alone
+TRIED = 100  # images of that class that its mean difference is tried on
 HELD_OUT = 0.2  # share of a trusted part that the purified probe does not see, to know what agreement to expect
 Opinion = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
@@ -176,18 +178,40 @@ def _judged(
                 part = np.searchsorted(members, finding.suspected)
                 finding = dataclasses.replace(
                     finding,
-                    trigger=run.processes.broadcast(triggers(trial, first, second)),
+                    trigger=triggers(trial, first, second),
                     agreement=float(agrees[part].mean()),
                     reference=expected,
                     company=float(company[part].mean()) / max(usual, 1e-6),
                     scatter=kinds_of(answers[part], label, sizes, run.seed),
                     likeness=trial.likeness,
                 )
+                if finding.is_foreign(settings):
+                    tried = _at_source(run, finding, answers[part].argmax(1), probe, purified)
+                    finding = dataclasses.replace(finding, at_source=tried)
+                finding = run.processes.broadcast(finding)  # ranks may differ in the last bit, and must go on alike
                 judged.append(finding)
                 if finding.strength(settings) > 0.5:
                     claimed[np.searchsorted(members, finding.members[finding.split.suspicion > 0.5])] = True
-    # ranks may differ in the last bit, and must go on alike
-    return run.processes.broadcast(sorted(judged, key=lambda f: f.label)), purified, opinion
+    return sorted(judged, key=lambda f: f.label), purified, opinion
+
+
+def _at_source(run: Run, finding: Finding, taken: np.ndarray, probe: Probe | Trained, purified: Probe) -> float:
+    """What `triggers` says of a part's mean difference on images of the class that it comes from.
+
+    Args:
+        run: the screening.
+        finding: the part.
+        taken: (n,) the labels that the purified probe gives to its images.
+        probe: that learned everything.
+        purified: that learned nothing from the part.
+    """
+    store, source = run.store, int(np.bincount(taken).argmax())
+    if source == finding.label or (taken == source).mean() < ONE_SOURCE:
+        return 0.0
+    chosen = np.random.default_rng(run.seed).permutation(np.flatnonzero(store.labels == source))[:TRIED]
+    images = store.batch(chosen).numpy(), store.labels[chosen]
+    trial = Trial.of(finding.split, finding.members, finding.label, store, images, run.seed)
+    return triggers(trial, witness_of(run, probe, images[0]), witness_of(run, purified, images[0]))
 
 
 def _opinion(run: Run, purified: Probe) -> Opinion:
@@ -277,5 +301,6 @@ def _row(finding: Finding, run: Run) -> dict[str, float]:
         "firmness": finding.firmness,
         "disbelief": finding.disbelief,
         "likeness": finding.likeness,
+        "at_source": finding.at_source,
         "strength": finding.strength(run.settings),
     }

@@ -132,15 +132,15 @@ class _Classes:
         own, given = self.others(label)
         orders = [own.max(1) - given] + ([] if common is None else [whitened @ common])
         found = _few([self.finding(label, split) for split in split_class(whitened, self.run.seed, orders)], settings)
-        plain = [self.finding(label, split) for split in split_class(view, self.run.seed)]
+        plain = [self.finding(label, split, pixels=True) for split in split_class(view, self.run.seed)]
         found = _with_pixels(found, plain, settings)
         return [(finding, finding.split.direction(whitened)) for finding in found]
 
-    def finding(self, label: int, split: Split) -> Finding:
+    def finding(self, label: int, split: Split, pixels: bool = False) -> Finding:
         """A split of a class, the part of more kinds as the upper one."""
         upper, lower = self.kinds(label, split.upper), self.kinds(label, ~split.upper)
         split = split if upper >= lower else split.turned()
-        return Finding(label, self.members(label), split, diversity=max(upper, lower))
+        return Finding(label, self.members(label), split, diversity=max(upper, lower), pixels=pixels)
 
     def members(self, label: int) -> np.ndarray:
         return np.flatnonzero(self.run.store.labels == label)
