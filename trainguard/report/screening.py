@@ -18,7 +18,7 @@ HISTOGRAMS = 12  # classes drawn; the table has them all
 LISTED = 1000  # flagged samples in the page; keep.csv has them all
 
 FINDINGS = {
-    "suspected": "suspected part",
+    "suspected": "part",
     "strength": "evidence",
     "distance": "distance",
     "valley": "valley",
@@ -29,8 +29,9 @@ FINDINGS = {
     "scatter": "taken for",
     "transfer": "moves others",
     "trigger": "acts as trigger",
+    "at_source": "at its source",
 }
-SHARES = ("agreement", "reference", "transfer", "trigger", "strength")
+SHARES = ("agreement", "reference", "transfer", "trigger", "at_source", "strength")
 ALWAYS_SEEN = ("suspected", "distance", "valley", "strength")  # the rest only of parts that lie far enough apart
 
 HEADLINES = {
