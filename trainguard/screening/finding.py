@@ -22,10 +22,8 @@ LEARNED = 0.5  # firmness from which a part is no heap of wrong labels; its shar
 DISBELIEVED = 1.3  # disbelief from which likewise; triggers that are hardly learned yet had 1.6, wrong labels 1.1
 OWN_COMPANY = 0.8  # company above which a part keeps to itself, whatever its difference does as half a trigger
 OWN_KIND = 0.75  # relative agreement from which a part is what its label says: only a sure trigger speaks against it
-TRIGGER_AT_SOURCE = 0.5  # at_source from which it is one; TaCT on traffic signs had 0.86, natural groups 0.34 at most
-ONE_SCENE = (
-    1.0  # likeness from which only a sure trigger counts; triggers had 0.25 at most, tracks of traffic signs 0.1 to 4.5
-)
+TRIGGER_AT_SOURCE = 0.5  # at_source from which it is one; such triggers had 0.55 to 0.96, natural groups 0.34 at most
+ONE_SCENE = 1.0  # likeness from which only a sure trigger counts; triggers had 0.45 at most, tracks of signs up to 4.5
 VERY_FAR, DEEP = 5.0, 0.15  # Ashman's D and valley of parts between which hardly a sample lies
 FAR, HOLLOW = 4.0, 0.3  # the same of parts that are looked at both ways where they are foreign to each other
 
