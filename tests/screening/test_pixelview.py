@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from trainguard.screening.finding import Finding
-from trainguard.screening.pixelview import SIDE, flat, side_for, whitening_of
+from trainguard.screening.pixelview import SIDE, PixelView, flat, side_for
 from trainguard.screening.separation import Split, split_class
 from trainguard.screening.settings import Settings
 from trainguard.screening.suspicion import _with_pixels
@@ -17,8 +17,13 @@ from trainguard.screening.suspicion import _with_pixels
 def smooth(count, side, seed=0):
     """Images of low frequencies, as natural ones mostly are, with some noise."""
     generator = torch.Generator().manual_seed(seed)
-    coarse = F.interpolate(torch.rand(count, 3, 4, 4, generator=generator), (side, side), mode="bicubic")
+    coarse = 0.5 + 0.15 * torch.randn(count, 3, 4, 4, generator=generator)
+    coarse = F.interpolate(coarse, (side, side), mode="bicubic")
     return (coarse + 0.02 * torch.randn(coarse.shape, generator=generator)).clamp(0, 1)
+
+
+def seen(view, pixels):
+    return view(pixels, view.widest(pixels, seed=0))
 
 
 def test_a_faint_picture_on_a_fifth_of_a_class_is_set_apart():
@@ -28,12 +33,12 @@ def test_a_faint_picture_on_a_fifth_of_a_class_is_set_apart():
     images[bad] = (images[bad] + pattern).clamp(0, 1)
     labels = np.arange(3000) % 3
     pixels = flat(images, 16).numpy()
-    view = whitening_of(pixels, labels, seed=0)
+    view = PixelView.fit(pixels, labels)
     members = np.flatnonzero(labels == 0)
-    first = split_class(view(pixels[members]), seed=0)[0]
+    first = split_class(seen(view, pixels[members]), seed=0)[0]
     upper = first.upper if first.upper.mean() < 0.5 else ~first.upper
     assert set(members[upper]) == set(bad.tolist()) and first.distance > 5 and first.valley < 0.1
-    clean = split_class(view(pixels[members + 1]), seed=0)
+    clean = split_class(seen(view, pixels[members + 1]), seed=0)
     assert not any(Finding(1, members, split).is_apart(Settings()) for split in clean)
 
 
@@ -49,11 +54,29 @@ def test_small_images_stay_as_they_are_and_large_ones_are_averaged():
     assert torch.allclose(flat(images, 8)[0, 0], images[0, 0, :2, :2].mean())
 
 
-def test_directions_are_at_most_as_many_as_features_and_repeat_with_the_seed():
-    pixels, labels = flat(smooth(900, 16), 16).numpy(), np.arange(900) % 3
-    places = whitening_of(pixels, labels, seed=3)(pixels[:4])
-    assert places.shape == (4, 640)
-    assert np.array_equal(places, whitening_of(pixels, labels, seed=3)(pixels[:4]))
+def test_the_widest_directions_are_those_of_a_whole_decomposition_and_repeat_with_the_seed():
+    pixels, labels = flat(smooth(900, 8), 8).numpy(), np.arange(900) % 3
+    view, own = PixelView.fit(pixels, labels), pixels[labels == 0]
+    lines = view.widest(own, seed=3)
+    assert lines.shape == (192, 60) and np.array_equal(lines, view.widest(own, seed=3))
+    white = np.linalg.solve(view.root, ((own - view.mean) / view.scale).T).T
+    values, _ = np.linalg.eigh(np.cov(white.T))
+    spread = view(own, lines).var(0, ddof=1)
+    assert np.allclose(spread[:5], values[::-1][:5], rtol=0.02) and spread.sum() > 0.97 * values[-60:].sum()
+
+
+def test_pieces_of_a_picture_are_set_apart_that_few_random_directions_lose():
+    images = smooth(6000, 32)
+    bad = torch.arange(0, 900, 3)  # of class 0
+    rng = torch.Generator().manual_seed(5)
+    shown = (torch.rand(len(bad), 1, 4, 4, generator=rng) < 0.5).float().repeat_interleave(8, 2).repeat_interleave(8, 3)
+    images[bad] += 4 / 255 * torch.randn(3, 32, 32, generator=rng).sign() * shown
+    labels = np.arange(6000) % 3
+    pixels = flat(images, 32).numpy()
+    own = pixels[labels == 0]
+    first = split_class(seen(PixelView.fit(pixels, labels), own), seed=0)[0]
+    upper = first.upper if first.upper.mean() < 0.5 else ~first.upper
+    assert np.array_equal(np.flatnonzero(upper), np.arange(300)) and first.distance > 5 and first.valley < 0.1
 
 
 def split(distance, valley, upper):

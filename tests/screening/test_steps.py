@@ -492,6 +492,51 @@ def test_a_part_that_leaves_too_little_is_not_turned():
     assert not replace(finding(company=0.9), split=Split(few, few, 6.0, 0.05)).may_be_turned(Settings())
 
 
+@pytest.mark.parametrize(
+    ("case", "tells"),
+    [
+        (finding(company=0.5, scatter=0.6), False),  # as the rest of a class, where its poison is what was trusted
+        (finding(company=0.2), True),
+        (finding(company=0.9, scatter=0.8), True),
+        (finding(company=0.9, diversity=0.85), True),
+        (finding(company=0.9, trigger=0.13), True),
+        (finding(company=0.9, at_source=0.6), True),
+    ],
+)
+def test_what_could_be_said_of_the_rest_of_a_class_does_not_tell_the_sides(case, tells):
+    assert case.tells_sides(Settings()) == tells
+
+
+@pytest.mark.parametrize(("other", "upper"), [(0.05, "the other part"), (0.48, "the first part")])
+def test_of_two_sides_of_a_class_the_stronger_case_counts(monkeypatch, other, upper):
+    """A weak case for one part makes a third probe ask about the other one, and does not lose to a weaker case."""
+    first = finding(company=0.46, scatter=0.6)
+    asked = []
+
+    def judged(run, name, probe, findings, images):
+        asked.append(name)
+        turned = [replace(f, company=other, agreement=0.05, reference=0.8) for f in findings]
+        return ([first], "purified", "opinion") if name == "relearn" else (turned, "second", "its opinion")
+
+    monkeypatch.setattr(separating, "_judged", judged)
+    found, probe, _ = separating._relearned(SimpleNamespace(settings=Settings()), None, [first], None)
+    assert asked == ["relearn", "relearn again"] and first.strength(Settings()) > 0.5
+    expected = np.arange(70) if upper == "the other part" else np.arange(70, 100)
+    assert np.array_equal(found[0].suspected, expected)
+    assert probe == ("second" if upper == "the other part" else "purified")
+
+
+def test_a_fold_of_a_small_class_is_no_part_of_it():
+    """One line may part the samples that it is drawn from far better than the others do theirs: a guess of theirs."""
+    for seed in range(4, 7):
+        x = np.random.default_rng(seed).normal(size=(200, 400))
+        x -= x.mean(0)
+        x = x @ np.linalg.svd(x, full_matrices=False)[2][:40].T
+        fold = np.random.default_rng(seed).permutation(200) % 4
+        for split in split_class(x, seed):
+            assert max(abs(np.corrcoef(split.upper, fold == k)[0, 1]) for k in range(4)) < 0.9
+
+
 def test_a_probe_that_does_not_know_a_class_cannot_contradict_its_labels():
     assert decide([finding(agreement=0.0, reference=0.1)], 0.8, 10, Settings())[0] == "clean"
 

@@ -145,6 +145,16 @@ class Finding:
         left = int((~other.doubtful).sum()) >= max(LEAST_TRUSTED, LEFT * len(self.members))
         return apart and self.is_foreign(settings) and left and other.is_candidate(settings)
 
+    def tells_sides(self, settings: Settings) -> bool:
+        """True where what speaks for poison could not be said of the rest of the class, were the other part the poison.
+
+        Then a probe that learned the class from its poison alone would put the rest wherever it resembles: into some
+        classes, with some company of its own. It would not hold all kinds of images, nor be a trigger for others.
+        """
+        kinds = self.diversity >= settings.diverse or self.scatter >= settings.scatter
+        trigger = self.trigger >= settings.transfer_of_foreign or self.at_source >= TRIGGER_AT_SOURCE
+        return kinds or trigger or self.company < settings.diverse_company
+
     def turned(self) -> Finding:
         """The other part suspected, of which no more is known than that it is as far away."""
         return dataclasses.replace(

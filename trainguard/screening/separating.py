@@ -121,21 +121,24 @@ def _relearned(
     """The findings judged by a probe trained without the suspected parts, that probe, and its opinion.
 
     Where two parts of a class lie far apart and the suspected one's labels are foreign to a probe that learned the
-    class from the other, but nothing else speaks for poison, the other one may be the poison: a trigger that Eq. 3's
-    perturbation erases. Then a second such probe, trained without these, has the say about them.
+    class from the other, but nothing else speaks for poison, or only what might be said of the rest of a class as well,
+    the other one may be the poison: a trigger that Eq. 3's perturbation erases. Then a second such probe, trained
+    without these, has the say about them, and the stronger case counts.
     """
     settings = run.settings
     judged, purified, opinion = _judged(run, "relearn", probe, findings, images)
-    poisoned = [f for f in judged if f.strength(settings) > 0.5]
-    known = {f.label for f in poisoned}
+    known = [
+        f for f in judged if f.strength(settings) > 0.5 and (f.tells_sides(settings) or not f.may_be_turned(settings))
+    ]
     widest: dict[int, Finding] = {}
     for finding in sorted(judged, key=lambda f: -f.split.gap):
-        if finding.label not in known and finding.may_be_turned(settings):
+        if finding.label not in {f.label for f in known} and finding.may_be_turned(settings):
             widest.setdefault(finding.label, finding.turned())
     if not widest:
         return judged, purified, opinion
-    again, second, its_opinion = _judged(run, "relearn again", probe, [*poisoned, *widest.values()], images)
-    found = [f for f in again if f.label in widest and f.strength(settings) > 0.5]
+    again, second, its_opinion = _judged(run, "relearn again", probe, [*known, *widest.values()], images)
+    before = {label: max(f.strength(settings) for f in judged if f.label == label) for label in widest}
+    found = [f for f in again if f.label in widest and f.strength(settings) > max(0.5, before[f.label])]
     if not found:
         return judged, purified, opinion
     rest = [f for f in judged if f.label not in {f.label for f in found}]
@@ -284,7 +287,7 @@ def _weight(finding: Finding, settings: Settings) -> float:
     return 0.1 + 0.9 * finding.strength(settings) if finding.is_candidate(settings) else 0.1
 
 
-def _row(finding: Finding, run: Run) -> dict[str, float]:
+def _row(finding: Finding, run: Run) -> dict[str, float | bool]:
     return {
         "label": finding.label,
         "members": len(finding.members),
@@ -302,5 +305,6 @@ def _row(finding: Finding, run: Run) -> dict[str, float]:
         "disbelief": finding.disbelief,
         "likeness": finding.likeness,
         "at_source": finding.at_source,
+        "pixels": finding.pixels,
         "strength": finding.strength(run.settings),
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
 Array = NDArray[np.float64]
+Floats = NDArray[Any]  # of either precision
 
 SAME_WAY = 0.3  # cosine from which directions in two classes count as one
 SHARED_BY = 3  # classes, for a direction to be one that poison may have in others too
@@ -63,29 +65,37 @@ class Whitening:
     matrix: Array
 
     @classmethod
-    def fit(
-        cls, features: NDArray[np.float32], labels: NDArray[np.int64], directions: Array | None = None
-    ) -> Whitening:
-        """Learn from (M, D) features and their (M,) labels; read along (D, D') directions of the whitened ones."""
-        mean, spread = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
-        scale = np.where(spread > DEAD * np.median(spread), spread + 1e-6, np.inf)
-        x = _standardised(features, mean, scale)
-        for label in np.unique(labels):
-            x[labels == label] -= x[labels == label].mean(0)
-        covariance = x.T @ x / len(x)
-        size = len(covariance)
-        covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.eye(size) * np.trace(covariance) / size
-        root = np.linalg.cholesky(covariance)
-        if directions is None:
-            return cls(mean, scale, np.linalg.inv(root).T)
-        return cls(mean, scale, np.asarray(np.linalg.solve(root.T, directions), dtype=np.float64))
+    def fit(cls, features: NDArray[np.float32], labels: NDArray[np.int64]) -> Whitening:
+        """Learn from (M, D) features and their (M,) labels."""
+        mean, scale, root = pooled(features.astype(np.float64), labels)
+        return cls(mean, scale, np.linalg.inv(root).T)
 
     def __call__(self, features: NDArray[np.float32]) -> Array:
         """(M, D) features, whitened."""
-        return _standardised(features, self.mean, self.scale) @ self.matrix
+        return standardised(features, self.mean, self.scale) @ self.matrix
 
 
-def _standardised(features: NDArray[np.float32], mean: Array, scale: Array) -> Array:
+def pooled(features: Floats, labels: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
+    """The spread that all classes share, of (M, D) features with (M,) labels, in the precision that they have.
+
+    Returns:
+        Their mean (D,), their standard deviation (D,), infinite where a feature hardly ever moves, and the Cholesky
+        factor (D, D) of the covariance within classes of what these two make of them.
+    """
+    mean, spread = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
+    scale = np.where(spread > DEAD * np.median(spread), spread + 1e-6, np.inf)
+    mean, scale = mean.astype(features.dtype), scale.astype(features.dtype)
+    x = standardised(features, mean, scale)
+    for label in np.unique(labels):
+        x[labels == label] -= x[labels == label].mean(0)
+    covariance = x.T @ x / len(x)
+    size = len(covariance)
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.eye(size, dtype=x.dtype) * np.trace(covariance) / size
+    return mean, scale, np.linalg.cholesky(covariance)
+
+
+def standardised(features: Floats, mean: Floats, scale: Floats) -> Floats:
+    """(M, D) features less their mean, in standard deviations, none farther out than `FARTHEST`."""
     x = features - mean
     x /= scale
     return np.clip(x, -FARTHEST, FARTHEST, out=x)
@@ -232,10 +242,14 @@ class Discriminants:
         self._decomposed = [np.linalg.eigh(np.cov(z[fold != k].T, bias=True)) for k in range(FOLDS)]
 
     def positions(self, upper: NDArray[np.bool_]) -> Array:
-        """Places between the lower part and the upper one, in units of log-odds: (G, n) for G guesses (G, n)."""
+        """Places between the lower part and the upper one, about in units of log-odds: (G, n) for G guesses (G, n).
+
+        Each fold's line has the length that puts the means it was drawn from as far apart as the other folds' lines do:
+        in a small class one may part its own samples perfectly, and then what it reads would be a part by itself.
+        """
         counts = np.stack([upper[:, own].sum(1) for own, _ in self._folds])
         sums = np.stack([upper[:, own].astype(np.float64) @ z for own, z in self._folds])
-        everything, position = self.z.sum(0), np.zeros(upper.shape)
+        everything, drawn = self.z.sum(0), []
         for k, ((own, z), (values, vectors)) in enumerate(zip(self._folds, self._decomposed, strict=True)):
             high = counts.sum(0) - counts[k]  # of the upper part without the fold
             low = len(self.z) - len(own) - high
@@ -248,7 +262,12 @@ class Discriminants:
             solved = along / (values + ridge[:, None])
             lines = solved @ vectors.T / (1 - between * (along * solved).sum(1))[:, None]  # Sherman and Morrison 1950
             lines[np.minimum(high, low) == 0] = 0
-            position[:, own] = lines @ z.T - (lines * (means[0] + means[1]) / 2).sum(1)[:, None]
+            drawn.append((lines, (means[0] + means[1]) / 2, (lines * apart).sum(1)))
+        usual = np.mean([reach for _, _, reach in drawn], axis=0)
+        position = np.zeros(upper.shape)
+        for (own, z), (lines, middle, reach) in zip(self._folds, drawn, strict=True):
+            lines = lines * (usual / np.where(reach > 0, reach, 1))[:, None]
+            position[:, own] = lines @ z.T - (lines * middle).sum(1)[:, None]
         return position
 
 

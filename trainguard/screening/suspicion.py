@@ -12,7 +12,7 @@ import torch
 from trainguard.screening.finding import LEAST_TRUSTED, LEFT, Finding
 from trainguard.screening.identification import Images, Trial, Witness, kinds_of, orient, transfers
 from trainguard.screening.pipeline import Run
-from trainguard.screening.pixelview import flat, side_for, whitening_of
+from trainguard.screening.pixelview import PixelView, flat, side_for
 from trainguard.screening.probe import Probe, Trained
 from trainguard.screening.separation import Split, Whitening, shared_direction, split_class
 from trainguard.screening.settings import Settings
@@ -94,7 +94,7 @@ class _Classes:
         answers: (M, K) its logits for the readable samples.
         whitening: of its features.
         side: of the images whose pixels the next is of.
-        view: whitening of the pixels, which asks no probe.
+        view: of these pixels, which asks no probe.
         sizes: (K,) readable samples of each class.
     """
 
@@ -103,7 +103,7 @@ class _Classes:
     answers: np.ndarray
     whitening: Whitening
     side: int
-    view: Whitening
+    view: PixelView
     sizes: np.ndarray
 
     @classmethod
@@ -113,7 +113,7 @@ class _Classes:
         side = side_for(store.shape, len(fitted))
         features, pixels = _seen(run, probe, side, fitted)
         whitening = Whitening.fit(features, store.labels[fitted])
-        view = whitening_of(pixels, store.labels[fitted], run.seed)
+        view = PixelView.fit(pixels, store.labels[fitted])
         sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
         return cls(run, probe, answers, whitening, side, view, sizes)
 
@@ -125,16 +125,27 @@ class _Classes:
             common: (D,) a direction in whitened features to look along as well.
         """
         settings, members = self.run.settings, self.members(label)
-        parts = (members[start : start + AT_ONCE] for start in range(0, len(members), AT_ONCE))
-        seen = (_seen(self.run, self.probe, self.side, part) for part in parts)
-        read = [(self.whitening(features), self.view(pixels)) for features, pixels in seen]
-        whitened, view = (np.concatenate(which) for which in zip(*read, strict=True))
+        whitened, view = self.read(members)
         own, given = self.others(label)
         orders = [own.max(1) - given] + ([] if common is None else [whitened @ common])
         found = _few([self.finding(label, split) for split in split_class(whitened, self.run.seed, orders)], settings)
         plain = [self.finding(label, split, pixels=True) for split in split_class(view, self.run.seed)]
         found = _with_pixels(found, plain, settings)
         return [(finding, finding.split.direction(whitened)) for finding in found]
+
+    def read(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The whitened features (n, D) of the samples of a class, and (n, k) where their pixels vary most."""
+        seed, places = self.run.seed, np.arange(len(members))
+        if len(members) > AT_ONCE:  # the directions are learned from the first ones: any, not those of one place
+            places = np.random.default_rng(seed).permutation(places)
+        whitened, view, lines = [], [], None
+        for start in range(0, len(places), AT_ONCE):
+            features, pixels = _seen(self.run, self.probe, self.side, members[places[start : start + AT_ONCE]])
+            lines = self.view.widest(pixels, seed) if lines is None else lines
+            whitened.append(self.whitening(features))
+            view.append(self.view(pixels, lines))
+        order = np.argsort(places)
+        return np.concatenate(whitened)[order], np.concatenate(view)[order]
 
     def finding(self, label: int, split: Split, pixels: bool = False) -> Finding:
         """A split of a class, the part of more kinds as the upper one."""
