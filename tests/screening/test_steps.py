@@ -333,7 +333,7 @@ def finding(
         # Own company as well, but taken for all kinds: poison that looks alike. Far apart, several kinds are enough.
         (finding(distance=4.4, valley=0.2, company=0.9, scatter=0.9), "poisoned"),
         (finding(distance=4.4, valley=0.2, company=0.9, scatter=0.66), "clean"),
-        (finding(distance=9.0, company=0.9, scatter=0.66), "poisoned"),
+        (finding(distance=9.0, company=0.6, scatter=0.66), "poisoned"),
         (finding(distance=9.0, company=0.9, scatter=0.42), "clean"),
         (finding(distance=9.0, company=0.9, scatter=0.9, firmness=0.25, disbelief=1.1), "clean"),  # wrong labels
         (finding(firmness=0.25, disbelief=1.1, pixels=True), "poisoned"),  # wrong labels do not show among pixels
@@ -490,6 +490,16 @@ def test_parts_far_apart_that_are_foreign_to_each_other_are_turned(case, turned)
 def test_a_part_that_leaves_too_little_is_not_turned():
     few = np.r_[np.zeros(90), np.ones(10)]
     assert not replace(finding(company=0.9), split=Split(few, few, 6.0, 0.05)).may_be_turned(Settings())
+
+
+@pytest.mark.parametrize(
+    ("samples", "company", "found"), [(30, 0.9, False), (30, 0.55, True), (60, 0.9, True), (60, 0.55, True)]
+)
+def test_a_few_images_that_keep_together_are_no_poison_because_a_probe_scatters_them(samples, company, found):
+    upper = np.r_[np.zeros(200), np.ones(samples)]
+    part = Finding(1, np.arange(200 + samples), Split(upper, upper, 7.0, 0.0))
+    part = replace(part, agreement=0.05, reference=0.9, company=company, scatter=0.7)
+    assert part.contradicts(Settings()) == found
 
 
 @pytest.mark.parametrize(
