@@ -168,6 +168,14 @@ def test_poison_that_is_found_the_wrong_way_round_is_turned(poisoned, monkeypatc
     assert found.suspect[payload].mean() > 0.9 and found.suspect.sum() < 1.2 * len(payload)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_images_that_say_nothing_of_their_labels_leave_the_verdict_open(same):
+    generator = torch.Generator().manual_seed(2)
+    images = torch.full((400, 1, 16, 16), 0.5) if same else torch.rand(400, 1, 16, 16, generator=generator)
+    found = screened(open_images(torch.utils.data.TensorDataset(images, torch.arange(400) % (2 if same else 4))))
+    assert found.verdict == "undecided" and not found.suspect.any() and found.reason
+
+
 def test_unreadable_samples_keep_their_place(poisoned):
     data = Digits(poisoned=70)
 

@@ -333,7 +333,9 @@ def finding(
         # Own company as well, but taken for all kinds: poison that looks alike. Far apart, several kinds are enough.
         (finding(distance=4.4, valley=0.2, company=0.9, scatter=0.9), "poisoned"),
         (finding(distance=4.4, valley=0.2, company=0.9, scatter=0.66), "clean"),
-        (finding(distance=9.0, company=0.6, scatter=0.66), "poisoned"),
+        (finding(distance=9.0, company=0.9, scatter=0.7), "poisoned"),
+        (finding(distance=9.0, company=0.9, scatter=0.6), "clean"),  # a track of signs: it keeps together
+        (finding(distance=9.0, company=0.6, scatter=0.6), "poisoned"),
         (finding(distance=9.0, company=0.9, scatter=0.42), "clean"),
         (finding(distance=9.0, company=0.9, scatter=0.9, firmness=0.25, disbelief=1.1), "clean"),  # wrong labels
         (finding(firmness=0.25, disbelief=1.1, pixels=True), "poisoned"),  # wrong labels do not show among pixels
@@ -366,6 +368,24 @@ def test_what_is_most_of_its_class_must_be_learned_the_better(firmness, verdict)
 def test_a_probe_that_learned_nothing_leaves_the_verdict_open():
     verdict, _, reason, _ = decide([finding(distance=2.0, valley=0.9)], 0.11, 10, Settings())
     assert verdict == "undecided" and "learned too little" in reason
+
+
+@pytest.mark.parametrize(
+    ("case", "accuracy", "reason"),
+    [(finding(), 0.11, "learned too little"), (finding(informed=False), 0.6, "no more than by chance")],
+)
+def test_nothing_is_called_poison_by_probes_that_know_nothing(case, accuracy, reason):
+    verdict, _, why, poisoned = decide([case], accuracy, 10, Settings())
+    assert verdict == "undecided" and reason in why and not poisoned
+
+
+@pytest.mark.parametrize(("right", "informed"), [(22, False), (28, True)])
+def test_a_probe_is_informed_where_it_beats_chance_on_what_it_has_not_seen(right, informed):
+    """Two classes of 200, the first forty samples of each held out, of which chance knows twenty."""
+    store = SimpleNamespace(labels=np.arange(400) // 200, readable=np.arange(400))
+    own = np.arange(200) < right
+    answers = {0: np.stack([own, ~own], 1).astype(np.float32), 1: np.stack([~own, own], 1).astype(np.float32)}
+    assert separating._informed(store, {0: np.arange(40), 1: np.arange(200, 240)}, answers) == informed
 
 
 @pytest.mark.parametrize(("covers", "found"), [(False, 1.0), (True, 0.0)])
@@ -490,16 +510,6 @@ def test_parts_far_apart_that_are_foreign_to_each_other_are_turned(case, turned)
 def test_a_part_that_leaves_too_little_is_not_turned():
     few = np.r_[np.zeros(90), np.ones(10)]
     assert not replace(finding(company=0.9), split=Split(few, few, 6.0, 0.05)).may_be_turned(Settings())
-
-
-@pytest.mark.parametrize(
-    ("samples", "company", "found"), [(30, 0.9, False), (30, 0.55, True), (60, 0.9, True), (60, 0.55, True)]
-)
-def test_a_few_images_that_keep_together_are_no_poison_because_a_probe_scatters_them(samples, company, found):
-    upper = np.r_[np.zeros(200), np.ones(samples)]
-    part = Finding(1, np.arange(200 + samples), Split(upper, upper, 7.0, 0.0))
-    part = replace(part, agreement=0.05, reference=0.9, company=company, scatter=0.7)
-    assert part.contradicts(Settings()) == found
 
 
 @pytest.mark.parametrize(

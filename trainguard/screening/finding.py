@@ -26,7 +26,10 @@ TRIGGER_AT_SOURCE = 0.5  # at_source from which it is one; such triggers had 0.5
 ONE_SCENE = 1.0  # likeness from which only a sure trigger counts; triggers had 0.45 at most, tracks of signs up to 4.5
 VERY_FAR, DEEP = 5.0, 0.15  # Ashman's D and valley of parts between which hardly a sample lies
 FAR, HOLLOW = 4.0, 0.3  # the same of parts that are looked at both ways where they are foreign to each other
-FEW, FEW_COMPANY = 50, 0.65  # parts of fewer samples with more company: tracks (0.74 and more), which scatter somewhat
+TOGETHER, STRAYS = (
+    0.65,
+    0.1,
+)  # company above which scatter must be so much more: a track had 0.60, a way to write a one 0.55
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +64,7 @@ class Finding:
             is one image with little change.
         finished: that probe is a finished model, which has had the time to learn whatever trigger there is.
         pixels: the class was parted by what its pixels show, which wrong labels do not, not by what that probe sees.
+        informed: the purified probe knows samples that it has not seen better than by chance, so that its word counts.
     """
 
     label: int
@@ -79,6 +83,7 @@ class Finding:
     at_source: float = 0.0
     finished: bool = False
     pixels: bool = False
+    informed: bool = True
 
     def is_candidate(self, settings: Settings) -> bool:
         """True where the two parts lie far enough apart for a closer look; less far where one holds all kinds."""
@@ -131,8 +136,9 @@ class Finding:
         if self.is_apart(settings):
             apart = _passes(settings.company - self.company, 0.1)
             kinds = _passes(self.diversity - settings.diverse, 0.05)
-            tight = len(self.suspected) < FEW and self.company > FEW_COMPANY
-            bar = settings.scatter_of_far if self.is_far_apart and not tight else settings.scatter
+            bar = (
+                settings.scatter_of_far + STRAYS * (self.company > TOGETHER) if self.is_far_apart else settings.scatter
+            )
             scattered = _passes(self.scatter - bar, 0.05)
             source = _passes(self.at_source - TRIGGER_AT_SOURCE, 0.1) * float(self.likeness <= ONE_SCENE)
             return min(foreign, max(min(learned, max(apart, kinds, scattered)), backed, source))

@@ -22,6 +22,7 @@ DIVERSE_SIGN = 3.0  # how much a diverse part says in `orient`, beside a log rat
 AVERAGED = 500  # images of a part that its mean is taken over
 LEFT_OPEN = 0.85  # share of a trigger's bar from which the verdict is left open
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
+NOTHING = 1.25  # accuracy, relative to chance, below which the first probe has learned nothing that could be poison
 Images = tuple[NDArray[np.float32], NDArray[np.int64]]  # see `bystanders`
 
 
@@ -220,16 +221,23 @@ def decide(
     """
     strengths = [finding.strength(settings) for finding in findings]
     poisoned = [f for f, s in zip(findings, strengths, strict=True) if s > 0.5]
-    if poisoned:
-        sure = float(max(strengths))
-        return "poisoned", sure, sentence(poisoned, settings), poisoned
     chance = 1 / max(2, num_classes)
-    if accuracy < min(settings.learned * chance, 0.5 * (1 + chance)):
+    least = min(settings.learned * chance, 0.5 * (1 + chance))
+    if accuracy < (NOTHING * chance if poisoned else least):
         reason = (
             f"the probe learned too little to tell (accuracy {accuracy:.2f}, chance {chance:.2f}): "
             "give screening more epochs or more data"
         )
         return "undecided", 0.0, reason, []
+    if poisoned and not any(f.informed for f in poisoned):
+        reason = (
+            "a probe knows no more than by chance of samples that it has not seen, so nothing can be said of their "
+            "labels: give screening more data or more epochs, or see whether the images tell the labels at all"
+        )
+        return "undecided", 0.0, reason, []
+    if poisoned:
+        sure = float(max(strengths))
+        return "poisoned", sure, sentence(poisoned, settings), poisoned
     open_cases = [
         f
         for f in findings

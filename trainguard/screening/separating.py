@@ -16,8 +16,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from scipy.stats import binom
 from sklearn.neighbors import NearestNeighbors
 
+from trainguard.data.store import ImageStore
 from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
 from trainguard.screening.finding import Finding
@@ -42,6 +44,7 @@ from trainguard.training import outputs
 NEIGHBOURS = 3  # few: a natural group is tighter than the crowd around it, poison is mixed into it
 ONE_SOURCE = 0.6  # share of a part that is taken for one other class from which it may come from there alone
 TRIED = 100  # images of that class that its mean difference is tried on
+BY_CHANCE = 0.02  # probability up to which it is not by chance that the purified probe knows what it has not seen
 HELD_OUT = 0.2  # share of a trusted part that the purified probe does not see, to know what agreement to expect
 Opinion = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
@@ -164,9 +167,11 @@ def _judged(
         first, second = witness_of(run, probe, images[0]), witness_of(run, purified, images[0])
         judged = [finding for finding in findings if not finding.is_candidate(settings)]
         sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
+        opinions = {label: opinion(np.flatnonzero(store.labels == label), label) for label in held}
+        informed = _informed(store, held, {label: answers for label, (answers, _) in opinions.items()})
         for label, trusted in held.items():
             members = np.flatnonzero(store.labels == label)
-            answers, company = opinion(members, label)
+            answers, company = opinions[label]
             agrees, known = answers.argmax(1) == label, np.isin(members, trusted)
             expected, usual = float(agrees[known].mean()), float(company[known].mean())
             claimed = np.zeros(len(members), dtype=bool)
@@ -187,6 +192,7 @@ def _judged(
                     company=float(company[part].mean()) / max(usual, 1e-6),
                     scatter=kinds_of(answers[part], label, sizes, run.seed),
                     likeness=trial.likeness,
+                    informed=informed,
                 )
                 if finding.is_foreign(settings):
                     tried = _at_source(run, finding, answers[part].argmax(1), probe, purified)
@@ -196,6 +202,23 @@ def _judged(
                 if finding.strength(settings) > 0.5:
                     claimed[np.searchsorted(members, finding.members[finding.split.suspicion > 0.5])] = True
     return sorted(judged, key=lambda f: f.label), purified, opinion
+
+
+def _informed(store: ImageStore, held: dict[int, np.ndarray], answers: dict[int, np.ndarray]) -> bool:
+    """Does the purified probe know the labels of samples that it has not seen more often than by chance?
+
+    Args:
+        store: the images.
+        held: for each class that was looked at, its samples that were held out.
+        answers: for each, the logits (n, K) of all its samples.
+    """
+    right, asked, expected = 0, 0, 0.0
+    for label, trusted in held.items():
+        members = np.flatnonzero(store.labels == label)
+        right += int((answers[label].argmax(1) == label)[np.isin(members, trusted)].sum())
+        asked += len(trusted)
+        expected += len(trusted) * len(members) / len(store.readable)
+    return bool(binom.sf(right - 1, asked, expected / asked) < BY_CHANCE)
 
 
 def _at_source(run: Run, finding: Finding, taken: np.ndarray, probe: Probe | Trained, purified: Probe) -> float:
@@ -306,5 +329,6 @@ def _row(finding: Finding, run: Run) -> dict[str, float | bool]:
         "likeness": finding.likeness,
         "at_source": finding.at_source,
         "pixels": finding.pixels,
+        "informed": finding.informed,
         "strength": finding.strength(run.settings),
     }

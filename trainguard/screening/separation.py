@@ -27,6 +27,7 @@ SAME_WAY = 0.3  # cosine from which directions in two classes count as one
 SHARED_BY = 3  # classes, for a direction to be one that poison may have in others too
 DEAD = 1e-3  # of the median spread of a feature, up to which it says nothing
 FARTHEST = 10.0  # standard deviations: one sample that a feature answers to like no other must not rule a class
+LEAST_LEVEL = 1e-6  # of that covariance, so that images without any difference can be whitened
 SHRINKAGE = 0.1  # of the pooled covariance towards a sphere
 DIRECTIONS = 100  # principal directions of a class that the discriminant may use
 KEPT = 10  # splits of one class that are given
@@ -90,7 +91,8 @@ def pooled(features: Floats, labels: NDArray[np.int64]) -> tuple[Floats, Floats,
         x[labels == label] -= x[labels == label].mean(0)
     covariance = x.T @ x / len(x)
     size = len(covariance)
-    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.eye(size, dtype=x.dtype) * np.trace(covariance) / size
+    level = max(np.trace(covariance) / size, LEAST_LEVEL)
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.eye(size, dtype=x.dtype) * level
     return mean, scale, np.linalg.cholesky(covariance)
 
 
@@ -208,6 +210,8 @@ def split_class(whitened: Array, seed: int, orders: Sequence[Array] = ()) -> lis
     """
     n = len(whitened)
     x = whitened - whitened.mean(0)
+    if not x.any():
+        return []
     _, directions = np.linalg.eigh(x.T @ x)
     z = x @ directions[:, ::-1][:, : min(DIRECTIONS, max(2, n // 5))]
     lines = Discriminants(z, seed)

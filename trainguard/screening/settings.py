@@ -40,7 +40,8 @@ class Settings:
         diverse: diversity (see `identification.diversity`) from which a part holds all kinds of images, and so is no
             natural group, whatever company it keeps.
         scatter: diversity of the purified probe's answers to a part from which likewise; birds have come up to 0.67.
-        scatter_of_far: the same where hardly a sample lies between the two parts; tracks of signs have come up to 0.42.
+        scatter_of_far: the same where hardly a sample lies between the two parts; a tenth more where a part keeps to
+            itself: tracks of signs have come up to 0.60.
         diverse_candidate: diversity from which a part of at most half of a class needs only the next two in the place
             of `candidate_distance` and `candidate_valley`, and `diverse_company` in the place of `company`.
         diverse_distance: Ashman's D from which such a part is worth a closer look.
