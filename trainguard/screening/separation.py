@@ -44,6 +44,7 @@ FAR_OUT = 3.0  # robust standard deviations above the lower part's median
 POSSIBLE = 0.1  # probability of the upper part
 RIDGE = 0.1  # of the discriminant's covariance towards a sphere
 FOLDS = 4
+BOAST = 2.0  # how much further than the other folds' a line may put apart what it was drawn from; then it is shortened
 ROUNDS = 3
 EM_ROUNDS, EM_GAIN = (
     100,
@@ -248,8 +249,8 @@ class Discriminants:
     def positions(self, upper: NDArray[np.bool_]) -> Array:
         """Places between the lower part and the upper one, about in units of log-odds: (G, n) for G guesses (G, n).
 
-        Each fold's line has the length that puts the means it was drawn from as far apart as the other folds' lines do:
-        in a small class one may part its own samples perfectly, and then what it reads would be a part by itself.
+        In a small class one fold's line may part the samples that it was drawn from perfectly, with endless odds, and
+        then what it reads would be a part by itself: lines that promise far more than the others are shortened.
         """
         counts = np.stack([upper[:, own].sum(1) for own, _ in self._folds])
         sums = np.stack([upper[:, own].astype(np.float64) @ z for own, z in self._folds])
@@ -267,10 +268,10 @@ class Discriminants:
             lines = solved @ vectors.T / (1 - between * (along * solved).sum(1))[:, None]  # Sherman and Morrison 1950
             lines[np.minimum(high, low) == 0] = 0
             drawn.append((lines, (means[0] + means[1]) / 2, (lines * apart).sum(1)))
-        usual = np.mean([reach for _, _, reach in drawn], axis=0)
+        most = BOAST * np.median([reach for _, _, reach in drawn], axis=0)
         position = np.zeros(upper.shape)
         for (own, z), (lines, middle, reach) in zip(self._folds, drawn, strict=True):
-            lines = lines * (usual / np.where(reach > 0, reach, 1))[:, None]
+            lines = lines * np.minimum(1, most / np.maximum(reach, 1e-9))[:, None]
             position[:, own] = lines @ z.T - (lines * middle).sum(1)[:, None]
         return position
 
