@@ -30,8 +30,9 @@ from trainguard.screening.identification import (
 )
 from trainguard.screening.learning import recipe_for
 from trainguard.screening.partition import least_consistent
-from trainguard.screening.separation import Split, Whitening, _read_off, refined, shared_direction, split_class
+from trainguard.screening.separation import Split, _read_off, refined, shared_direction, split_class
 from trainguard.screening.settings import Settings
+from trainguard.screening.whitening import Whitening
 
 
 def linear(classes=3, pixels=3 * 8 * 8):
@@ -381,11 +382,8 @@ def test_nothing_is_called_poison_by_probes_that_know_nothing(case, accuracy, re
 
 @pytest.mark.parametrize(("right", "informed"), [(22, False), (28, True)])
 def test_a_probe_is_informed_where_it_beats_chance_on_what_it_has_not_seen(right, informed):
-    """Two classes of 200, the first forty samples of each held out, of which chance knows twenty."""
-    store = SimpleNamespace(labels=np.arange(400) // 200, readable=np.arange(400))
-    own = np.arange(200) < right
-    answers = {0: np.stack([own, ~own], 1).astype(np.float32), 1: np.stack([~own, own], 1).astype(np.float32)}
-    assert separating._informed(store, {0: np.arange(40), 1: np.arange(200, 240)}, answers) == informed
+    """Forty held-out samples of either half of the data, of which chance knows twenty each."""
+    assert separating._informed([(right, 40, 0.5), (right, 40, 0.5)]) == informed
 
 
 @pytest.mark.parametrize(("covers", "found"), [(False, 1.0), (True, 0.0)])
@@ -544,6 +542,27 @@ def test_of_two_sides_of_a_class_the_stronger_case_counts(monkeypatch, other, up
     expected = np.arange(70) if upper == "the other part" else np.arange(70, 100)
     assert np.array_equal(found[0].suspected, expected)
     assert probe == ("second" if upper == "the other part" else "purified")
+
+
+def test_a_probe_that_learned_a_kept_case_is_not_asked_for_corrected_labels(monkeypatch):
+    """Two doubted classes, of which one is exchanged: what the second probe learned of the other one is its poison."""
+    first = [replace(finding(company=0.46, scatter=0.6), label=label) for label in (0, 1, 2)]
+    first[2] = replace(first[2], company=0.2)  # tells its sides
+    stages = {}
+
+    def judged(run, name, probe, findings, images):
+        stages[name] = {(f.label, f.suspected.min()) for f in findings}
+        if name == "relearn":
+            return first, "purified", "opinion"
+        other = [replace(f, company=0.05 if f.label == 0 else 0.9, agreement=0.05, reference=0.8) for f in findings]
+        return other, name, "its opinion"
+
+    monkeypatch.setattr(separating, "_judged", judged)
+    found, probe, _ = separating._relearned(SimpleNamespace(settings=Settings()), None, first, None)
+    low, high = first[0].turned().suspected.min(), first[0].suspected.min()
+    assert stages["relearn again"] == {(0, low), (1, low), (2, high)}
+    assert stages["relearn at last"] == {(0, low), (1, high), (2, high)} and probe == "relearn at last"
+    assert [f.suspected.min() for f in found] == [low, high, high]
 
 
 def test_a_fold_of_a_small_class_is_no_part_of_it():

@@ -26,10 +26,8 @@ TRIGGER_AT_SOURCE = 0.5  # at_source from which it is one; such triggers had 0.5
 ONE_SCENE = 1.0  # likeness from which only a sure trigger counts; triggers had 0.45 at most, tracks of signs up to 4.5
 VERY_FAR, DEEP = 5.0, 0.15  # Ashman's D and valley of parts between which hardly a sample lies
 FAR, HOLLOW = 4.0, 0.3  # the same of parts that are looked at both ways where they are foreign to each other
-TOGETHER, STRAYS = (
-    0.65,
-    0.1,
-)  # company above which scatter must be so much more: a track had 0.60, a way to write a one 0.55
+TOGETHER = 0.65  # company above which a part far apart must scatter more; a track of signs, a way to write a one
+STRAYS = 0.1  # by so much
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,15 +134,18 @@ class Finding:
         if self.is_apart(settings):
             apart = _passes(settings.company - self.company, 0.1)
             kinds = _passes(self.diversity - settings.diverse, 0.05)
-            bar = (
-                settings.scatter_of_far + STRAYS * (self.company > TOGETHER) if self.is_far_apart else settings.scatter
-            )
-            scattered = _passes(self.scatter - bar, 0.05)
+            scattered = _passes(self.scatter - self._asked_scatter(settings), 0.05)
             source = _passes(self.at_source - TRIGGER_AT_SOURCE, 0.1) * float(self.likeness <= ONE_SCENE)
             return min(foreign, max(min(learned, max(apart, kinds, scattered)), backed, source))
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
         own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - BELIEVED, 0.05))
         return min(foreign, max(min(learned, own), backed))
+
+    def _asked_scatter(self, settings: Settings) -> float:
+        """The scatter from which a part is poison by that alone."""
+        if not self.is_far_apart:
+            return settings.scatter
+        return settings.scatter_of_far + (STRAYS if self.company > TOGETHER else 0.0)
 
     def may_be_turned(self, settings: Settings) -> bool:
         """True where the other part may be the poison: the two lie far apart, and neither knows the other."""

@@ -15,7 +15,8 @@ from scipy.linalg import solve_triangular
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
-from trainguard.screening.separation import DIRECTIONS, pooled, standardised
+from trainguard.screening.separation import DIRECTIONS
+from trainguard.screening.whitening import pooled, standardised
 
 SIDE = 32  # pixels that larger images are averaged down to
 SAMPLES_EACH = 3  # samples that the spread is learned from, for each number that a picture may have

@@ -19,7 +19,6 @@ import torch
 from scipy.stats import binom
 from sklearn.neighbors import NearestNeighbors
 
-from trainguard.data.store import ImageStore
 from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
 from trainguard.screening.finding import Finding
@@ -126,25 +125,30 @@ def _relearned(
     Where two parts of a class lie far apart and the suspected one's labels are foreign to a probe that learned the
     class from the other, but nothing else speaks for poison, or only what might be said of the rest of a class as well,
     the other one may be the poison: a trigger that Eq. 3's perturbation erases. Then a second such probe, trained
-    without these, has the say about them, and the stronger case counts.
+    without these, has the say about them, and the stronger case counts. Where one class keeps its first case and
+    another does not, neither probe was trained without both, and a third one is.
     """
     settings = run.settings
     judged, purified, opinion = _judged(run, "relearn", probe, findings, images)
-    known = [
-        f for f in judged if f.strength(settings) > 0.5 and (f.tells_sides(settings) or not f.may_be_turned(settings))
-    ]
-    widest: dict[int, Finding] = {}
+    poisoned = [f for f in judged if f.strength(settings) > 0.5]
+    told = {f.label for f in poisoned if f.tells_sides(settings) or not f.may_be_turned(settings)}
+    turned: dict[int, Finding] = {}
     for finding in sorted(judged, key=lambda f: -f.split.gap):
-        if finding.label not in {f.label for f in known} and finding.may_be_turned(settings):
-            widest.setdefault(finding.label, finding.turned())
-    if not widest:
+        if finding.label not in told and finding.may_be_turned(settings):
+            turned.setdefault(finding.label, finding.turned())
+    if not turned:
         return judged, purified, opinion
-    again, second, its_opinion = _judged(run, "relearn again", probe, [*known, *widest.values()], images)
-    before = {label: max(f.strength(settings) for f in judged if f.label == label) for label in widest}
-    found = [f for f in again if f.label in widest and f.strength(settings) > max(0.5, before[f.label])]
+    settled = [f for f in poisoned if f.label not in turned]
+    again, second, its_opinion = _judged(run, "relearn again", probe, [*settled, *turned.values()], images)
+    before = {label: max(f.strength(settings) for f in judged if f.label == label) for label in turned}
+    found = [f for f in again if f.label in turned and f.strength(settings) > max(0.5, before[f.label])]
     if not found:
         return judged, purified, opinion
-    rest = [f for f in judged if f.label not in {f.label for f in found}]
+    exchanged = {f.label for f in found}
+    kept = [f for f in poisoned if f.label in turned.keys() - exchanged]
+    if kept:
+        _, second, its_opinion = _judged(run, "relearn at last", probe, [*settled, *kept, *found], images)
+    rest = [f for f in judged if f.label not in exchanged]
     return sorted([*rest, *found], key=lambda f: f.label), second, its_opinion
 
 
@@ -167,13 +171,13 @@ def _judged(
         first, second = witness_of(run, probe, images[0]), witness_of(run, purified, images[0])
         judged = [finding for finding in findings if not finding.is_candidate(settings)]
         sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
-        opinions = {label: opinion(np.flatnonzero(store.labels == label), label) for label in held}
-        informed = _informed(store, held, {label: answers for label, (answers, _) in opinions.items()})
+        exam: list[tuple[int, int, float]] = []
         for label, trusted in held.items():
             members = np.flatnonzero(store.labels == label)
-            answers, company = opinions[label]
+            answers, company = opinion(members, label)
             agrees, known = answers.argmax(1) == label, np.isin(members, trusted)
             expected, usual = float(agrees[known].mean()), float(company[known].mean())
+            exam.append((int(agrees[known].sum()), len(trusted), len(members) / len(store.readable)))
             claimed = np.zeros(len(members), dtype=bool)
             for finding in sorted((f for f in candidates if f.label == label), key=lambda f: -f.split.gap):
                 again = claimed[np.searchsorted(members, finding.members)]
@@ -192,7 +196,6 @@ def _judged(
                     company=float(company[part].mean()) / max(usual, 1e-6),
                     scatter=kinds_of(answers[part], label, sizes, run.seed),
                     likeness=trial.likeness,
-                    informed=informed,
                 )
                 if finding.is_foreign(settings):
                     tried = _at_source(run, finding, answers[part].argmax(1), probe, purified)
@@ -201,24 +204,20 @@ def _judged(
                 judged.append(finding)
                 if finding.strength(settings) > 0.5:
                     claimed[np.searchsorted(members, finding.members[finding.split.suspicion > 0.5])] = True
+    informed = run.processes.broadcast(_informed(exam))
+    judged = [dataclasses.replace(finding, informed=informed) for finding in judged]
     return sorted(judged, key=lambda f: f.label), purified, opinion
 
 
-def _informed(store: ImageStore, held: dict[int, np.ndarray], answers: dict[int, np.ndarray]) -> bool:
+def _informed(exam: list[tuple[int, int, float]]) -> bool:
     """Does the purified probe know the labels of samples that it has not seen more often than by chance?
 
     Args:
-        store: the images.
-        held: for each class that was looked at, its samples that were held out.
-        answers: for each, the logits (n, K) of all its samples.
+        exam: for each class that was looked at, how many held-out samples it knows, of how many, and the class's share
+            of all samples.
     """
-    right, asked, expected = 0, 0, 0.0
-    for label, trusted in held.items():
-        members = np.flatnonzero(store.labels == label)
-        right += int((answers[label].argmax(1) == label)[np.isin(members, trusted)].sum())
-        asked += len(trusted)
-        expected += len(trusted) * len(members) / len(store.readable)
-    return bool(binom.sf(right - 1, asked, expected / asked) < BY_CHANCE)
+    right, asked, shares = np.array(exam).T
+    return bool(binom.sf(right.sum() - 1, asked.sum(), (asked * shares).sum() / asked.sum()) < BY_CHANCE)
 
 
 def _at_source(run: Run, finding: Finding, taken: np.ndarray, probe: Probe | Trained, purified: Probe) -> float:

@@ -14,8 +14,9 @@ from trainguard.screening.identification import Images, Trial, Witness, kinds_of
 from trainguard.screening.pipeline import Run
 from trainguard.screening.pixelview import PixelView, flat, side_for
 from trainguard.screening.probe import Probe, Trained
-from trainguard.screening.separation import Split, Whitening, shared_direction, split_class
+from trainguard.screening.separation import Split, shared_direction, split_class
 from trainguard.screening.settings import Settings
+from trainguard.screening.whitening import Whitening
 from trainguard.training import autocast, outputs
 
 FITTED = 10_000  # samples that the common spread of features is learned from
