@@ -1,20 +1,20 @@
 """What screening says where labels are wrong or classes few: CIFAR-10 with other labels, made and then poisoned.
 
-python docs/results/other_data.py --data $TRAINGUARD_DATA --out docs/results/other_data.json
+    python docs/results/other_data.py --data $TRAINGUARD_DATA --out docs/results/other_data.json
+
+Goes on after the last finished case when started again, as long as neither the version nor the settings have changed.
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from record import Record
 from screening_alone import USUAL, run, table
 
 from trainguard.drill.images import Images, load_images
-from trainguard.drill.machine import machine, versions
-from trainguard.files import write_atomically
 
 CASES = (
     ("a tenth of the labels drawn at random", ("clean",)),
@@ -44,21 +44,20 @@ def labelled(images: Images, change: str) -> Images:
 
 
 def main() -> None:
-    """Run all, and print the table."""
+    """Run what is not there yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/")
     parser.add_argument("--out", type=Path, default=Path("other_data.json"))
     args = parser.parse_args()
     images = load_images(args.data / "cifar10", rows=USUAL["rows"], test_rows=100)
-    rows = []
+    record = Record(args.out, USUAL)
+    done = {(row["labels"], row["attack"]) for row in record.rows}
     for change, attacks in CASES:
         for name in attacks:
-            rows.append(run(labelled(images, change), name, USUAL) | {"labels": change})
-            record = {"versions": versions(), "machine": machine("cpu"), "rows": rows}
-            with write_atomically(args.out) as path:
-                path.write_text(json.dumps(record, indent=1) + "\n")
-            print(table(rows[-1:], {"labels": ""}).splitlines()[-1], flush=True)
-    print(table(rows, {"labels": ""}))
+            if (change, name) not in done:
+                record.add(run(labelled(images, change), name, USUAL) | {"labels": change})
+                print(table(record.rows[-1:], {"labels": ""}).splitlines()[-1], flush=True)
+    print(table(record.rows, {"labels": ""}))
 
 
 if __name__ == "__main__":

@@ -6,22 +6,23 @@ Goes on after the last finished case when started again, as long as neither the 
 """
 
 import argparse
-import json
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from record import Record, rounded
 
 from trainguard import screen
 from trainguard.data.pixels import PixelRange
 from trainguard.drill.images import Images, load_images
-from trainguard.drill.machine import machine, versions
 from trainguard.drill.poison import Attack, Role, fitted, poison_arrays
 from trainguard.drill.recipes import Setting, attack
 from trainguard.drill.scene import UnitImages
-from trainguard.files import write_atomically
 
-USUAL: dict[str, Any] = {"data": "cifar10", "rate": 0.05, "rows": 10_000, "epochs": 30, "seed": 0, "source": 0}
+USUAL: dict[str, Any] = {"data": "cifar10", "rate": 0.05, "rows": 10_000, "epochs": 30, "seed": 0}
+USUAL |= {"source": 0, "target": 1, "block": 0}
 CASES = (
     ("clean", {"data": "gtsrb"}),
     ("clean", {}),
@@ -75,7 +76,7 @@ COLUMNS = ("attack", "case", "verdict", "confidence", "targets", "TPR", "FPR", "
 
 def run(images: Images, name: str, case: dict) -> dict:
     """Poison with an attack of the drill, screen, count."""
-    setting = Setting(images.num_classes, case["rate"], source=case["source"])
+    setting = Setting(images.num_classes, case["rate"], case["target"], case["source"])
     chosen = Attack("clean") if name == "clean" else attack(name, setting)
     return screened(images, fitted(chosen, images.train, images.train_labels, case["seed"]), case)
 
@@ -100,15 +101,15 @@ def screened(images: Images, ready: Attack, case: dict) -> dict:
         "flagged": int(found.suspect.sum()),
         "tpr": float(found.suspect[payload].mean()) if payload.any() else None,
         "fpr": float(found.suspect[untouched].mean()),
-        "timing": found.timing,
-        "findings": found.settings["findings"],
+        "timing": rounded(found.timing),
+        "findings": [rounded(finding) for finding in found.settings["findings"]],
     }
 
 
-def finished(path: Path, about: dict) -> list[dict]:
-    """The rows of a record, as long as it was made with the same versions."""
-    before = json.loads(path.read_text()) if path.exists() else {}
-    return before["rows"] if before.get("versions") == about["versions"] else []
+def block(images: Images, number: int, rows: int) -> Images:
+    """The images with one block of training rows."""
+    part = slice(number * rows, (number + 1) * rows)
+    return replace(images, train=images.train[part], train_labels=images.train_labels[part])
 
 
 def table(rows: list[dict], usual: dict = USUAL) -> str:
@@ -126,26 +127,27 @@ def table(rows: list[dict], usual: dict = USUAL) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def go_through(cases: Iterable[tuple[str, dict]], data: Path, out: Path) -> None:
     """Run what is not there yet, and print the table."""
+    record = Record(out, USUAL)
+    done = {(row["attack"], *(row[key] for key in USUAL)) for row in record.rows}
+    for name, changed in cases:
+        case = USUAL | changed
+        if (name, *case.values()) not in done:
+            images = block(load_images(data / case["data"], test_rows=100), case["block"], case["rows"])
+            record.add(run(images, name, case))
+            print(table(record.rows[-1:]).splitlines()[-1], flush=True)
+    print(table(record.rows))
+
+
+def main() -> None:
+    """Run all, or some attacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/ and gtsrb/")
     parser.add_argument("--out", type=Path, default=Path("screening_alone.json"))
     parser.add_argument("--only", nargs="*", help="attacks; default: all")
     args = parser.parse_args()
-    about = {"usual": USUAL, "versions": versions(), "machine": machine("cpu")}
-    rows = finished(args.out, about)
-    done = {(row["attack"], *(row[key] for key in USUAL)) for row in rows}
-    for name, changed in CASES:
-        case = USUAL | changed
-        if (name, *case.values()) in done or (args.only and name not in args.only):
-            continue
-        images = load_images(args.data / case["data"], rows=case["rows"], test_rows=100)
-        rows.append(run(images, name, case))
-        with write_atomically(args.out) as path:
-            path.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
-        print(table(rows[-1:]).splitlines()[-1], flush=True)
-    print(table(rows))
+    go_through([case for case in CASES if not args.only or case[0] in args.only], args.data, args.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ changed.
 
 import argparse
 import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from screening_alone import USUAL, finished, screened, table
+from record import Record
+from screening_alone import USUAL, screened, table
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur, rotate
 
@@ -27,12 +27,12 @@ from trainguard.drill.cells import measure
 from trainguard.drill.defenses import defend
 from trainguard.drill.images import Images, load_images
 from trainguard.drill.labels import keep, to
-from trainguard.drill.machine import machine, versions
 from trainguard.drill.poison import Attack, Rule
 from trainguard.drill.scene import Scene, Victim
 from trainguard.drill.select import everything, fraction, of_class
 from trainguard.drill.train import Recipe
-from trainguard.files import write_atomically
+
+HERE = {key: value for key, value in USUAL.items() if key not in ("source", "target")}  # each has a target of its own
 
 
 def rng(*key: int) -> np.random.Generator:
@@ -205,7 +205,7 @@ def cases(images: Tensor) -> list[Attack]:
 
 def undefended(images: Images, attack: Attack, seed: int) -> dict:
     """Accuracy and attack success rate of a model that learned everything."""
-    victim = Victim("resnet9", Recipe.for_model("resnet9", USUAL["epochs"]), torch.device("cpu"))
+    victim = Victim("resnet9", Recipe.for_model("resnet9", HERE["epochs"]), torch.device("cpu"))
     scene = Scene.make(images, attack, victim, seed)
     cell = measure(scene, "none", defend(scene, "none", Path(), lambda count: None), 0)
     return {"acc": cell.acc, "asr": cell.asr}
@@ -213,7 +213,7 @@ def undefended(images: Images, attack: Attack, seed: int) -> dict:
 
 def with_rates(rows: list[dict]) -> str:
     """The table, with the undefended rates beside it."""
-    lines = table(rows).splitlines()
+    lines = table(rows, HERE).splitlines()
     lines[0], lines[1] = lines[0] + " ASR undefended |", lines[1] + " --- |"
     told = [f" {100 * row['asr']:.1f} |" if "asr" in row else " |" for row in rows]
     return "\n".join([*lines[:2], *(line + more for line, more in zip(lines[2:], told, strict=True))])
@@ -226,26 +226,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("unseen_triggers.json"))
     parser.add_argument("--asr", action="store_true", help="train on each without a defence")
     args = parser.parse_args()
-    about = {"usual": USUAL, "versions": versions(), "machine": machine("cpu")}
-    rows = finished(args.out, about)
-
-    def save() -> None:
-        with write_atomically(args.out) as path:
-            path.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
-
-    images = load_images(args.data / "cifar10", rows=USUAL["rows"], test_rows=2000)
+    record = Record(args.out, HERE)
+    images = load_images(args.data / "cifar10", rows=HERE["rows"], test_rows=2000)
     attacks = cases(images.test[92:100])
     for number, attack in enumerate(attacks):
-        if attack.name not in {row["attack"] for row in rows}:
-            rows.append(screened(images, attack, USUAL | {"seed": number}))
-            save()
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
-    for row in sorted(rows, key=lambda row: row["tpr"]) if args.asr else ():
+        if attack.name not in {row["attack"] for row in record.rows}:
+            record.add(screened(images, attack, HERE | {"seed": number}))
+            print(table(record.rows[-1:], HERE).splitlines()[-1], flush=True)
+    for row in sorted(record.rows, key=lambda row: row["tpr"]) if args.asr else ():
         if "asr" not in row:
             row |= undefended(images, next(a for a in attacks if a.name == row["attack"]), row["seed"])
-            save()
+            record.save()
             print(with_rates([row]).splitlines()[-1], flush=True)
-    print(with_rates(rows))
+    print(with_rates(record.rows))
 
 
 if __name__ == "__main__":
