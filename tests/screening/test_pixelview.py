@@ -1,12 +1,14 @@
 """What shows among pixels: a faint picture that no probe has learned, and that natural images have nothing like it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from trainguard.screening import suspicion
 from trainguard.screening.finding import Finding
 from trainguard.screening.pixelview import SIDE, PixelView, flat, side_for
 from trainguard.screening.separation import Split, split_class
@@ -102,3 +104,25 @@ def test_pixels_speak_where_features_leave_a_doubt(feature, pixels, expected):
     base = Finding(0, np.arange(100), feature)
     found = _with_pixels([base], [replace(base, split=pixels)], Settings())
     assert [finding.split.distance for finding in found] == expected
+
+
+def test_of_a_large_class_some_are_held_at_once_and_all_come_back_in_order(monkeypatch):
+    drawn = []
+
+    class View:
+        def widest(self, pixels, seed):
+            drawn.append(pixels[:, 0])
+            return "lines"
+
+        def __call__(self, pixels, lines):
+            assert lines == "lines" and len(pixels) <= 8
+            return pixels
+
+    monkeypatch.setattr(suspicion, "AT_ONCE", 8)
+    monkeypatch.setattr(suspicion, "_seen", lambda run, probe, side, index: (index[:, None], -index[:, None]))
+    classes = suspicion._Classes(SimpleNamespace(seed=0), None, None, lambda x: 2 * x, 8, View(), None)
+    members = np.arange(100, 140, 2)
+    whitened, view = classes.read(members)
+    assert np.array_equal(whitened[:, 0], 2 * members) and np.array_equal(view[:, 0], -members)
+    (first,) = drawn  # the directions come from samples of everywhere, not from those that came first
+    assert len(first) == 8 and first.min() < -124

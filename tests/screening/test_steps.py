@@ -382,7 +382,7 @@ def test_nothing_is_called_poison_by_probes_that_know_nothing(case, accuracy, re
 
 @pytest.mark.parametrize(("right", "informed"), [(22, False), (28, True)])
 def test_a_probe_is_informed_where_it_beats_chance_on_what_it_has_not_seen(right, informed):
-    """Forty held-out samples of either half of the data, of which chance knows twenty each."""
+    """Forty unseen samples of either half of the data, of which chance knows twenty each."""
     assert separating._informed([(right, 40, 0.5), (right, 40, 0.5)]) == informed
 
 

@@ -164,6 +164,7 @@ def _judged(
         trusted = rng.permutation(np.setdiff1d(finding.members, doubtful))
         held.setdefault(finding.label, trusted[: max(3, round(HELD_OUT * len(trusted)))])
     index = np.setdiff1d(store.readable, np.concatenate([doubtful, *held.values()]))
+    learned = np.bincount(store.labels[index], minlength=store.num_classes) / len(index)
     purified = fresh_probe(run, run.seed + 1)
     train(run, name, purified, index, recipe_for(run, len(index), settings.relearn_share, settings.shift))
     with run.stage("comparison"):
@@ -177,7 +178,8 @@ def _judged(
             answers, company = opinion(members, label)
             agrees, known = answers.argmax(1) == label, np.isin(members, trusted)
             expected, usual = float(agrees[known].mean()), float(company[known].mean())
-            exam.append((int(agrees[known].sum()), len(trusted), len(members) / len(store.readable)))
+            unseen = agrees[known | np.isin(members, rng.choice(doubtful, round(HELD_OUT * len(doubtful)), False))]
+            exam.append((int(unseen.sum()), len(unseen), float(learned[label])))
             claimed = np.zeros(len(members), dtype=bool)
             for finding in sorted((f for f in candidates if f.label == label), key=lambda f: -f.split.gap):
                 again = claimed[np.searchsorted(members, finding.members)]
@@ -212,9 +214,12 @@ def _judged(
 def _informed(exam: list[tuple[int, int, float]]) -> bool:
     """Does the purified probe know the labels of samples that it has not seen more often than by chance?
 
+    Asked of held-out samples of both parts of each class: where labels are drawn at random, a probe that learned them
+    from one part alone knows them better there, and worse on the other.
+
     Args:
-        exam: for each class that was looked at, how many held-out samples it knows, of how many, and the class's share
-            of all samples.
+        exam: for each class that was looked at, how many samples it knows, of how many, and the share that the class
+            had of what it learned from.
     """
     right, asked, shares = np.array(exam).T
     return bool(binom.sf(right.sum() - 1, asked.sum(), (asked * shares).sum() / asked.sum()) < BY_CHANCE)
