@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.fft import dctn
+from torchvision.transforms.functional import gaussian_blur
 
 from trainguard.screening import suspicion
 from trainguard.screening.finding import Finding
-from trainguard.screening.pixelview import SIDE, PixelView, flat, side_for
+from trainguard.screening.pixelview import FAINT, SIDE, PixelView, flat, looks_for, side_for, texture
 from trainguard.screening.separation import Split, split_class
 from trainguard.screening.settings import Settings
 from trainguard.screening.suspicion import _with_pixels
@@ -106,6 +108,57 @@ def test_pixels_speak_where_features_leave_a_doubt(feature, pixels, expected):
     assert [finding.split.distance for finding in found] == expected
 
 
+def test_detail_is_the_energy_of_the_cosines_of_every_place():
+    image = np.random.default_rng(0).random((7, 7)).astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(image, (4, 4))  # 4 x 4 places
+    energies = dctn(windows, axes=(2, 3), norm="ortho").reshape(4, 4, 16)[:, :, 1:] ** 2
+    for cells in (1, 2):
+        means = energies.reshape(cells, 4 // cells, cells, 4 // cells, 15).mean((1, 3)).transpose(2, 0, 1)
+        found = texture(torch.from_numpy(image)[None, None], cells)
+        assert np.allclose(found, np.log(means.ravel() + FAINT), atol=1e-4)
+
+
+def test_colours_are_told_from_brightness_and_nothing_is_lost_to_half_precision():
+    grey = smooth(5, 16).mean(1, keepdim=True).repeat(1, 3, 1, 1)
+    energy = texture(grey, 2).reshape(5, 3, 15, 4)
+    assert torch.allclose(energy[:, 1:], torch.tensor(FAINT).log(), atol=1e-3) and (energy[:, 0] > -10).any()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(texture(grey, 2), energy.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "samples", "numbers"),
+    [
+        ((3, 32, 32), 10_000, 45 * 64),
+        ((3, 32, 32), 900, 45 * 4),
+        ((1, 8, 8), 900, 15 * 16),
+        ((2, 5, 4), 900, 30),
+        ((3, 32, 32), 100, None),  # so few tell nothing of so many numbers
+        ((3, 3, 9), 900, None),  # too small for any detail
+    ],
+)
+def test_detail_is_looked_at_where_there_is_any_and_samples_enough(shape, samples, numbers):
+    pixels, *more = looks_for(shape, samples)
+    images = torch.rand(70, *shape)
+    assert [look(images).shape for look in more] == ([] if numbers is None else [(70, numbers)])
+    assert len(pixels(images)) == 70
+
+
+def test_images_that_are_hardly_out_of_focus_are_set_apart_by_their_detail_alone():
+    images = smooth(3000, 16)
+    images += 0.03 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    bad = torch.arange(0, 600, 3)  # of class 0
+    images[bad] = gaussian_blur(images[bad], [3, 3], [0.45, 0.45])
+    labels = np.arange(3000) % 3
+    members = np.flatnonzero(labels == 0)
+    flattened, detailed = (look(images).numpy() for look in looks_for((3, 16, 16), 3000))
+    first = split_class(seen(PixelView.fit(detailed, labels), detailed[members]), seed=0)[0]
+    upper = first.upper if first.upper.mean() < 0.5 else ~first.upper
+    assert len(set(members[upper]) ^ set(bad.tolist())) < 5 and first.distance > 5 and first.valley < 0.1
+    plain = split_class(seen(PixelView.fit(flattened, labels), flattened[members]), seed=0)
+    assert not any(Finding(0, members, split).is_apart(Settings()) for split in plain)
+
+
 def test_of_a_large_class_some_are_held_at_once_and_all_come_back_in_order(monkeypatch):
     drawn = []
 
@@ -119,8 +172,8 @@ def test_of_a_large_class_some_are_held_at_once_and_all_come_back_in_order(monke
             return pixels
 
     monkeypatch.setattr(suspicion, "AT_ONCE", 8)
-    monkeypatch.setattr(suspicion, "_seen", lambda run, probe, side, index: (index[:, None], -index[:, None]))
-    classes = suspicion._Classes(SimpleNamespace(seed=0), None, None, lambda x: 2 * x, 8, View(), None)
+    monkeypatch.setattr(suspicion, "_seen", lambda run, probe, looks, index: (index[:, None], -index[:, None]))
+    classes = suspicion._Classes(SimpleNamespace(seed=0), None, None, lambda x: 2 * x, (), (View(),), None)
     members = np.arange(100, 140, 2)
     whitened, view = classes.read(members)
     assert np.array_equal(whitened[:, 0], 2 * members) and np.array_equal(view[:, 0], -members)

@@ -3,6 +3,7 @@ r"""Which part of which class is suspected: every class in two, in several ways,
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +13,7 @@ import torch
 from trainguard.screening.finding import LEAST_TRUSTED, LEFT, Finding
 from trainguard.screening.identification import Images, Trial, Witness, kinds_of, orient, transfers
 from trainguard.screening.pipeline import Run
-from trainguard.screening.pixelview import PixelView, flat, side_for
+from trainguard.screening.pixelview import Look, PixelView, looks_for
 from trainguard.screening.probe import Probe, Trained
 from trainguard.screening.separation import Split, shared_direction, split_class
 from trainguard.screening.settings import Settings
@@ -94,8 +95,8 @@ class _Classes:
         probe: that learned everything.
         answers: (M, K) its logits for the readable samples.
         whitening: of its features.
-        side: of the images whose pixels the next is of.
-        view: of these pixels, which asks no probe.
+        looks: at the images, which ask no probe.
+        views: of what each look gives.
         sizes: (K,) readable samples of each class.
     """
 
@@ -103,20 +104,20 @@ class _Classes:
     probe: Probe | Trained
     answers: np.ndarray
     whitening: Whitening
-    side: int
-    view: PixelView
+    looks: Sequence[Look]
+    views: Sequence[PixelView]
     sizes: np.ndarray
 
     @classmethod
     def of(cls, run: Run, probe: Probe | Trained, answers: np.ndarray) -> _Classes:
         store = run.store
         fitted = np.random.default_rng(run.seed).permutation(store.readable)[:FITTED]
-        side = side_for(store.shape, len(fitted))
-        features, pixels = _seen(run, probe, side, fitted)
+        looks = looks_for(store.shape, len(fitted))
+        features, *seen = _seen(run, probe, looks, fitted)
         whitening = Whitening.fit(features, store.labels[fitted])
-        view = PixelView.fit(pixels, store.labels[fitted])
+        views = [PixelView.fit(numbers, store.labels[fitted]) for numbers in seen]
         sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
-        return cls(run, probe, answers, whitening, side, view, sizes)
+        return cls(run, probe, answers, whitening, looks, views, sizes)
 
     def split(self, label: int, common: np.ndarray | None = None) -> list[tuple[Finding, np.ndarray]]:
         """The splits of a class that get a closer look, the part of more kinds as the upper one, and their directions.
@@ -126,27 +127,27 @@ class _Classes:
             common: (D,) a direction in whitened features to look along as well.
         """
         settings, members = self.run.settings, self.members(label)
-        whitened, view = self.read(members)
+        whitened, *seen = self.read(members)
         own, given = self.others(label)
         orders = [own.max(1) - given] + ([] if common is None else [whitened @ common])
         found = _few([self.finding(label, split) for split in split_class(whitened, self.run.seed, orders)], settings)
-        plain = [self.finding(label, split, pixels=True) for split in split_class(view, self.run.seed)]
-        found = _with_pixels(found, plain, settings)
+        for places in seen:
+            plain = [self.finding(label, split, pixels=True) for split in split_class(places, self.run.seed)]
+            found = _with_pixels(found, plain, settings)
         return [(finding, finding.split.direction(whitened)) for finding in found]
 
-    def read(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The whitened features (n, D) of the samples of a class, and (n, k) where their pixels vary most."""
-        seed, places = self.run.seed, np.arange(len(members))
+    def read(self, members: np.ndarray) -> list[np.ndarray]:
+        """The whitened features (n, D) of the samples of a class, and for each look (n, k) where they vary most."""
+        seed, order = self.run.seed, np.arange(len(members))
         if len(members) > AT_ONCE:  # the directions are learned from the first ones: any, not those of one place
-            places = np.random.default_rng(seed).permutation(places)
-        whitened, view, lines = [], [], None
-        for start in range(0, len(places), AT_ONCE):
-            features, pixels = _seen(self.run, self.probe, self.side, members[places[start : start + AT_ONCE]])
-            lines = self.view.widest(pixels, seed) if lines is None else lines
-            whitened.append(self.whitening(features))
-            view.append(self.view(pixels, lines))
-        order = np.argsort(places)
-        return np.concatenate(whitened)[order], np.concatenate(view)[order]
+            order = np.random.default_rng(seed).permutation(order)
+        parts, lines = [], None
+        for start in range(0, len(order), AT_ONCE):
+            features, *seen = _seen(self.run, self.probe, self.looks, members[order[start : start + AT_ONCE]])
+            lines = lines or [view.widest(numbers, seed) for view, numbers in zip(self.views, seen, strict=True)]
+            places = [view(numbers, line) for view, numbers, line in zip(self.views, seen, lines, strict=True)]
+            parts.append([self.whitening(features), *places])
+        return [np.concatenate(part)[np.argsort(order)] for part in zip(*parts, strict=True)]
 
     def finding(self, label: int, split: Split, pixels: bool = False) -> Finding:
         """A split of a class, the part of more kinds as the upper one."""
@@ -195,16 +196,16 @@ class _Classes:
         return kinds_of(self.answers[self.labels == label][part], label, self.sizes, self.run.seed)
 
 
-def _seen(run: Run, probe: Probe | Trained, side: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The probe's features (n, D) of the samples `index` and their pixels (n, P), from one pass over them."""
+def _seen(run: Run, probe: Probe | Trained, looks: Sequence[Look], index: np.ndarray) -> list[np.ndarray]:
+    """The probe's features (n, D) of the samples `index`, and what each look gives (n, P), from one pass over them."""
+    images = run.store.batch(index[:1])
+    ends = np.cumsum([look(images).shape[1] for look in looks])
 
-    def both(images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([flat(images, side), probe.features(images).float()], 1)
+    def everything(images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([*(look(images) for look in looks), probe.features(images).float()], 1)
 
-    found = outputs(both, probe, run.store, index, run.processes)
-    channels, height, width = run.store.shape
-    size = channels * min(side, height) * min(side, width)
-    return found[:, size:], found[:, :size]
+    *seen, features = np.split(outputs(everything, probe, run.store, index, run.processes), ends, axis=1)
+    return [features, *seen]
 
 
 def _few(findings: list[Finding], settings: Settings) -> list[Finding]:
@@ -216,9 +217,9 @@ def _few(findings: list[Finding], settings: Settings) -> list[Finding]:
 
 
 def _with_pixels(found: list[Finding], seen: list[Finding], settings: Settings) -> list[Finding]:
-    """The splits of a class in features, with the clearest one in its pixels.
+    """The splits of a class, with the clearest one of a look at its images.
 
-    Where the two cut the class alike, the pixels' one takes the other's place only if that one leaves a doubt.
+    Where two cut the class alike, the look's one takes the other's place only if that one leaves a doubt.
     """
     apart = next((finding for finding in seen if finding.is_apart(settings)), None)
     if apart is None:
