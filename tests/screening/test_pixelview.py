@@ -96,13 +96,13 @@ HALF, OTHER = np.r_[np.zeros(70), np.ones(30)], np.r_[np.ones(30), np.zeros(70)]
         (split(3.2, 0.5, HALF), split(6.0, 0.1, HALF), [6.0]),  # cut alike: the clearer one
         (split(3.2, 0.5, HALF), split(2.9, 0.5, HALF), [3.2]),
         (split(4.5, 0.1, HALF), split(7.3, 0.0, HALF), [7.3]),
-        (split(5.5, 0.1, HALF), split(9.0, 0.0, HALF), [5.5]),  # no doubt is left
+        (split(5.5, 0.1, HALF), split(9.0, 0.0, HALF), [9.0]),  # however clear the other one is
         (split(3.2, 0.5, HALF), split(6.0, 0.1, OTHER), [6.0, 3.2]),  # another part
         (split(1.5, 1.0, HALF), split(6.0, 0.1, HALF), [6.0, 1.5]),  # no candidate: kept as what was looked at
         (split(3.2, 0.5, HALF), split(2.0, 1.0, OTHER), [3.2]),  # nothing set apart among pixels
     ],
 )
-def test_pixels_speak_where_features_leave_a_doubt(feature, pixels, expected):
+def test_of_features_and_pixels_the_clearer_one_speaks(feature, pixels, expected):
     base = Finding(0, np.arange(100), feature)
     found = _with_pixels([base], [replace(base, split=pixels)], Settings())
     assert [finding.split.distance for finding in found] == expected

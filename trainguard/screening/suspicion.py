@@ -219,13 +219,13 @@ def _few(findings: list[Finding], settings: Settings) -> list[Finding]:
 def _with_pixels(found: list[Finding], seen: list[Finding], settings: Settings) -> list[Finding]:
     """The splits of a class, with the clearest one of a look at its images.
 
-    Where two cut the class alike, the look's one takes the other's place only if that one leaves a doubt.
+    Of two that cut the class alike the one with the wider gap counts.
     """
     apart = next((finding for finding in seen if finding.is_apart(settings)), None)
     if apart is None:
         return found
     alike = [f for f in found if f.is_candidate(settings) and not f.split.differs_from(apart.split)]
-    if any(f.is_far_apart or f.split.gap >= apart.split.gap for f in alike):
+    if any(f.split.gap >= apart.split.gap for f in alike):
         return found
     return sorted([apart, *(f for f in found if f not in alike)], key=lambda f: -f.split.gap)
 
