@@ -131,6 +131,7 @@ def test_colours_are_told_from_brightness_and_nothing_is_lost_to_half_precision(
     [
         ((3, 32, 32), 10_000, 45 * 64),
         ((3, 32, 32), 900, 45 * 4),
+        ((3, 140, 130), 10_000, 45 * 64),
         ((1, 8, 8), 900, 15 * 16),
         ((2, 5, 4), 900, 30),
         ((3, 32, 32), 100, None),  # so few tell nothing of so many numbers

@@ -496,6 +496,7 @@ def test_split_finds_a_heap_by_a_fifth_of_it_among_the_doubtful():
         (finding(distance=3.8, company=0.9), False),  # not far enough
         (finding(valley=0.4, company=0.9), False),
         (finding(agreement=0.5, company=0.9), False),  # the parts know each other
+        (finding(agreement=0.02, reference=0.08, company=1.4), True),  # the trusted part is no class at all
         (finding(firmness=2.0, finished=True), False),  # the other part is not what a finished model has learned
     ],
 )

@@ -148,11 +148,16 @@ class Finding:
         return settings.scatter_of_far + (STRAYS if self.company > TOGETHER else 0.0)
 
     def may_be_turned(self, settings: Settings) -> bool:
-        """True where the other part may be the poison: the two lie far apart, and neither knows the other."""
+        """True where the other part may be the poison: the two lie far apart, and neither knows the other.
+
+        Or where a probe that learned the class from the other part knows nothing of it: what is of all kinds of images
+        cannot be learned.
+        """
         apart = self.split.distance >= FAR and self.split.valley <= HOLLOW
+        strange = self.is_foreign(settings) or (self.is_apart(settings) and self.reference < KNOWN)
         other = self.turned()
         left = int((~other.doubtful).sum()) >= max(LEAST_TRUSTED, LEFT * len(self.members))
-        return apart and self.is_foreign(settings) and left and other.is_candidate(settings)
+        return apart and strange and left and other.is_candidate(settings)
 
     def tells_sides(self, settings: Settings) -> bool:
         """True where what speaks for poison could not be said of the rest of the class, were the other part the poison.

@@ -29,7 +29,7 @@ POWERS = 4  # power iterations of the singular value decomposition
 CELLS = 8  # each way, in which detail is summed up
 DETAIL = 4  # pixels each way of the cosines that measure it
 PLACES = 64  # each way, about, at which it is measured in large images
-TOGETHER = 64  # images that are measured at once
+PORTION = 64  # images that are measured at once
 FAINT = 1e-5  # energy below which there is none: some times that of rounding to eight bits
 OPPONENT = ((1 / 3, 1 / 3, 1 / 3), (1.0, -1.0, 0.0), (-0.5, -0.5, 1.0))  # brightness, red - green, blue - yellow
 Pixels = NDArray[np.float32]
@@ -94,7 +94,7 @@ def texture(images: Tensor, cells: int) -> Tensor:
     `DETAIL` pixels but the constant, and each of `cells` x `cells` cells.
     """
     with torch.autocast(images.device.type, enabled=False):  # of half a precision nothing fine would be left
-        return torch.cat([_texture(part.float().contiguous(), cells) for part in images.split(TOGETHER)])
+        return torch.cat([_texture(part.float().contiguous(), cells) for part in images.split(PORTION)])
 
 
 def _texture(images: Tensor, cells: int) -> Tensor:
