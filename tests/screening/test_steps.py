@@ -317,6 +317,8 @@ def finding(
         (finding(agreement=0.75, trigger=0.16), "undecided"),  # far apart, nearly a trigger
         (finding(distance=12.0, agreement=0.75), "clean"),  # a natural group, however far
         (finding(distance=5.0, company=0.9), "clean"),  # unlike the rest of its class, and among its own
+        (finding(agreement=0.3, diversity=0.9, scatter=0.9), "poisoned"),  # far apart, and of all kinds for both probes
+        (finding(agreement=0.3, diversity=0.9, scatter=0.7), "clean"),
         (finding(distance=4.0, valley=0.4, agreement=0.75), "clean"),  # a natural group
         (finding(agreement=0.75, trigger=0.8), "poisoned"),  # clean-label: the difference is a trigger
         (finding(agreement=0.75, trigger=0.05), "clean"),  # what the class looks like moves images as well

@@ -28,6 +28,7 @@ VERY_FAR, DEEP = 5.0, 0.15  # Ashman's D and valley of parts between which hardl
 FAR, HOLLOW = 4.0, 0.3  # the same of parts that are looked at both ways where they are foreign to each other
 TOGETHER = 0.65  # company above which a part far apart must scatter more; a track of signs, a way to write a one
 STRAYS = 0.1  # by so much
+EVERY_KIND = 0.5  # relative agreement up to which a part far apart, of all kinds for both probes, is foreign
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +127,7 @@ class Finding:
         return self._contradiction(settings) > 0.5
 
     def _contradiction(self, settings: Settings) -> float:
-        foreign = _passes(settings.conflict - self.relative_agreement, 0.05)
+        foreign = _passes(self._asked_conflict(settings) - self.relative_agreement, 0.05)
         backed = _passes(self.trigger - settings.transfer_of_foreign, 0.05)
         backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1))
         firm = _passes(self.firmness - max(LEARNED, float(self.split.upper.mean())), 0.05)
@@ -140,6 +141,14 @@ class Finding:
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
         own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - BELIEVED, 0.05))
         return min(foreign, max(min(learned, own), backed))
+
+    def _asked_conflict(self, settings: Settings) -> float:
+        """The relative agreement up to which the labels of a part are foreign to the purified probe.
+
+        Where a class holds several triggers that look alike, a probe without one of them has learned the others.
+        """
+        every = self.diversity >= settings.diverse and self.scatter >= settings.scatter
+        return EVERY_KIND if every and self.is_far_apart else settings.conflict
 
     def _asked_scatter(self, settings: Settings) -> float:
         """The scatter from which a part is poison by that alone."""
