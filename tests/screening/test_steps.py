@@ -315,6 +315,7 @@ def finding(
     [
         (finding(), "poisoned"),
         (finding(agreement=0.75, trigger=0.16), "undecided"),  # far apart, nearly a trigger
+        (finding(agreement=0.75, trigger=0.16, likeness=0.66), "clean"),  # likewise, but one scene: a track of signs
         (finding(distance=12.0, agreement=0.75), "clean"),  # a natural group, however far
         (finding(distance=5.0, company=0.9), "clean"),  # unlike the rest of its class, and among its own
         (finding(agreement=0.3, diversity=0.9, scatter=0.9), "poisoned"),  # far apart, and of all kinds for both probes
@@ -440,7 +441,7 @@ def test_a_source_specific_trigger_is_tried_on_the_class_it_comes_from(monkeypat
     assert share == pytest.approx(found, abs=0.05)
 
 
-@pytest.mark.parametrize(("one_scene", "verdict"), [(False, "poisoned"), (True, "undecided")])
+@pytest.mark.parametrize(("one_scene", "verdict"), [(False, "poisoned"), (True, "clean")])
 def test_what_one_scene_looks_like_is_no_half_a_trigger(one_scene, verdict):
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(300, 1, 8, 8, generator=generator) * 0.8

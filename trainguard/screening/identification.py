@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from trainguard.data.store import ImageStore
 from trainguard.results import Verdict
-from trainguard.screening.finding import LEFT, Finding
+from trainguard.screening.finding import LEFT, ONE_SCENE, Finding
 from trainguard.screening.separation import Split
 from trainguard.screening.settings import Settings
 
@@ -242,6 +242,7 @@ def decide(
         f
         for f in findings
         if f.split.distance >= STANDS_OUT and f.split.valley < 0.1 and f.trigger >= LEFT_OPEN * settings.transfer
+        if f.likeness <= ONE_SCENE
     ]
     if open_cases:
         case = max(open_cases, key=lambda f: f.split.distance)
