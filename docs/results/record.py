@@ -42,9 +42,8 @@ class Record:
 
 def readable(record: dict[str, Any]) -> str:
     """JSON with every object and list that holds no other on a line of its own."""
-    return (
-        re.sub(r"[{\[][^{}\[\]]*[}\]]", lambda flat: re.sub(r"\n *", " ", flat[0]), json.dumps(record, indent=1)) + "\n"
-    )
+    indented = json.dumps(record, indent=1)
+    return re.sub(r"[{\[][^{}\[\]]*[}\]]", lambda flat: re.sub(r"\n *", " ", flat[0]), indented) + "\n"
 
 
 def rounded(figures: dict[str, Any]) -> dict[str, Any]:

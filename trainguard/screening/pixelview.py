@@ -24,7 +24,7 @@ from trainguard.screening.separation import DIRECTIONS
 from trainguard.screening.whitening import pooled, standardised
 
 SIDE = 32  # pixels that larger images are averaged down to
-SAMPLES_EACH = 3  # samples that the spread is learned from, for each number that a picture may have
+SAMPLES_EACH = 3  # samples that the spread is learned from, for each number that a look may give
 POWERS = 4  # power iterations of the singular value decomposition
 CELLS = 8  # each way, in which detail is summed up
 DETAIL = 4  # pixels each way of the cosines that measure it
@@ -32,7 +32,7 @@ PLACES = 64  # each way, about, at which it is measured in large images
 PORTION = 64  # images that are measured at once
 FAINT = 1e-5  # energy below which there is none: some times that of rounding to eight bits
 OPPONENT = ((1 / 3, 1 / 3, 1 / 3), (1.0, -1.0, 0.0), (-0.5, -0.5, 1.0))  # brightness, red - green, blue - yellow
-Pixels = NDArray[np.float32]
+Numbers = NDArray[np.float32]
 Look = Callable[[Tensor], Tensor]  # from images (B, C, H, W) to numbers (B, P)
 
 
@@ -48,25 +48,25 @@ class PixelView:
         root: (P, P) Cholesky factor of their covariance within classes.
     """
 
-    mean: Pixels
-    scale: Pixels
-    root: Pixels
+    mean: Numbers
+    scale: Numbers
+    root: Numbers
 
     @classmethod
-    def fit(cls, pixels: Pixels, labels: NDArray[np.int64]) -> PixelView:
+    def fit(cls, numbers: Numbers, labels: NDArray[np.int64]) -> PixelView:
         """Learn from (M, P) numbers and their (M,) labels; see `looks_for`."""
-        return cls(*pooled(pixels, labels))
+        return cls(*pooled(numbers, labels))
 
-    def widest(self, pixels: Pixels, seed: int) -> Pixels:
+    def widest(self, numbers: Numbers, seed: int) -> Numbers:
         """(P, k) the directions along which the (n, P) whitened numbers of one class vary most."""
-        white = solve_triangular(self.root, standardised(pixels, self.mean, self.scale).T, lower=True).T
-        count = min(DIRECTIONS, max(2, len(pixels) // 5), *white.shape)
+        white = solve_triangular(self.root, standardised(numbers, self.mean, self.scale).T, lower=True).T
+        count = min(DIRECTIONS, max(2, len(numbers) // 5), *white.shape)
         _, _, lines = randomized_svd(white - white.mean(0), count, n_iter=POWERS, random_state=seed)
         return solve_triangular(self.root, lines.T, lower=True, trans="T")
 
-    def __call__(self, pixels: Pixels, lines: Pixels) -> NDArray[np.float64]:
+    def __call__(self, numbers: Numbers, lines: Numbers) -> NDArray[np.float64]:
         """(n, k) where (n, P) numbers lie along (P, k) directions."""
-        return (standardised(pixels, self.mean, self.scale) @ lines).astype(np.float64)
+        return (standardised(numbers, self.mean, self.scale) @ lines).astype(np.float64)
 
 
 def looks_for(shape: tuple[int, int, int], samples: int) -> list[Look]:

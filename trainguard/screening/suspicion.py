@@ -1,4 +1,7 @@
-r"""Which part of which class is suspected: every class in two, in several ways, in the features of the first probe."""
+r"""Which part of which class is suspected: every class in two, in several ways.
+
+In the features of the first probe, in the pixels, and in the fine detail of the images.
+"""
 
 from __future__ import annotations
 
