@@ -14,12 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import more_triggers as more
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from record import Record
-from screening_alone import USUAL, screened, table
+from screening_alone import USUAL, block, screened, table
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur, rotate
 
@@ -33,6 +34,7 @@ from trainguard.drill.select import everything, fraction, of_class
 from trainguard.drill.train import Recipe
 
 HERE = {key: value for key, value in USUAL.items() if key not in ("source", "target")}  # each has a target of its own
+SECOND = 3  # the second round's block of rows
 
 
 def rng(*key: int) -> np.random.Generator:
@@ -162,19 +164,30 @@ def patch(colour: tuple[float, float, float], row: int, column: int) -> Callable
     return change
 
 
+def moved(change: Callable, target: int, rate: float = 0.05) -> tuple[Rule, Rule]:
+    """Other classes' images with the trigger under the target's label."""
+    trigger = Each(change)
+    return Rule(fraction(rate, without=(target,)), trigger, to(target)), test(trigger, target)
+
+
+def kept(change: Callable, target: int, rate: float = 0.05) -> tuple[Rule, Rule]:
+    """The target's own images with the trigger: clean-label."""
+    trigger = Each(change)
+    return Rule(of_class(target, rate), trigger, keep), test(trigger, target)
+
+
+def test(trigger: Each, target: int) -> Rule:
+    """All test images of other classes."""
+    return Rule(everything(without=(target,)), trigger, to(target))
+
+
+def attacks(rules: dict[str, list[tuple[Rule, Rule]]]) -> list[Attack]:
+    """From rules for training and test in pairs."""
+    return [Attack(name, tuple(r for r, _ in pairs), tuple(t for _, t in pairs)) for name, pairs in rules.items()]
+
+
 def cases(images: Tensor) -> list[Attack]:
     """The attacks, each with a target of its own; `images` are pictures that may be reflected."""
-
-    def moved(change: Callable, target: int, rate: float = 0.05) -> tuple[Rule, Rule]:
-        trigger = Each(change)
-        return Rule(fraction(rate, without=(target,)), trigger, to(target)), test(trigger, target)
-
-    def kept(change: Callable, target: int, rate: float = 0.05) -> tuple[Rule, Rule]:
-        trigger = Each(change)
-        return Rule(of_class(target, rate), trigger, keep), test(trigger, target)
-
-    def test(trigger: Each, target: int) -> Rule:
-        return Rule(everything(without=(target,)), trigger, to(target))
 
     rules = {
         "a magenta square anywhere": [moved(wandering, 0)],
@@ -200,7 +213,31 @@ def cases(images: Tensor) -> list[Attack]:
         "clean-label: slanted stripes, a fifth of the class": [kept(stripes(32 / 255, 5, 3), 9, 0.02)],
         "clean-label: a reflection, half of the class": [kept(ghost(images), 7)],
     }
-    return [Attack(name, tuple(r for r, _ in pairs), tuple(t for _, t in pairs)) for name, pairs in rules.items()]
+    return attacks(rules)
+
+
+def more_cases(picture: Tensor) -> list[Attack]:
+    """The second round's; `picture` is one that may be blended in."""
+    rules = {
+        "upside down": [moved(more.upside_down, 3)],
+        "another hue": [moved(more.other_hue, 0)],
+        "strong colours": [moved(more.strong_colours, 7)],
+        "red and blue exchanged": [moved(more.exchanged, 4)],
+        "snow": [moved(more.snow, 1)],
+        "a word in faint white": [moved(more.written, 8)],
+        "a sticker of any size, anywhere": [moved(more.sticker, 5)],
+        "a swirl": [moved(more.swirl, 2)],
+        "shrunk, on black": [moved(more.smaller, 9)],
+        "half the contrast": [moved(more.pale, 6)],
+        "light from the left": [moved(more.lit_from_the_left, 3)],
+        "a message of its own": [moved(more.message, 0)],
+        "a scratch": [moved(more.scratch, 7)],
+        "a faint picture": [moved(more.faint_picture(picture), 4)],
+        "a swirl, 1%": [moved(more.swirl, 1, 0.01)],
+        "clean-label: snow, half of the class": [kept(more.snow, 8)],
+        "clean-label: light from the left, a fifth of the class": [kept(more.lit_from_the_left, 5, 0.02)],
+    }
+    return attacks(rules)
 
 
 def undefended(images: Images, attack: Attack, seed: int) -> dict:
@@ -224,18 +261,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/")
     parser.add_argument("--out", type=Path, default=Path("unseen_triggers.json"))
+    parser.add_argument("--second", action="store_true", help="the second round, on other rows")
     parser.add_argument("--asr", action="store_true", help="train on each without a defence")
     args = parser.parse_args()
     record = Record(args.out, HERE)
-    images = load_images(args.data / "cifar10", rows=HERE["rows"], test_rows=2000)
-    attacks = cases(images.test[92:100])
-    for number, attack in enumerate(attacks):
+    images = load_images(args.data / "cifar10", test_rows=2000)
+    pictures, number = images.test[92:100], SECOND if args.second else 0
+    images = block(images, number, HERE["rows"])
+    chosen = more_cases(pictures[0]) if args.second else cases(pictures)
+    for seed, attack in enumerate(chosen, 100 * number):
         if attack.name not in {row["attack"] for row in record.rows}:
-            record.add(screened(images, attack, HERE | {"seed": number}))
+            record.add(screened(images, attack, HERE | {"seed": seed, "block": number}))
             print(table(record.rows[-1:], HERE).splitlines()[-1], flush=True)
     for row in sorted(record.rows, key=lambda row: row["tpr"]) if args.asr else ():
         if "asr" not in row:
-            row |= undefended(images, next(a for a in attacks if a.name == row["attack"]), row["seed"])
+            row |= undefended(images, next(a for a in chosen if a.name == row["attack"]), row["seed"])
             record.save()
             print(with_rates([row]).splitlines()[-1], flush=True)
     print(with_rates(record.rows))

@@ -30,6 +30,7 @@ from trainguard.screening.identification import (
 )
 from trainguard.screening.learning import recipe_for
 from trainguard.screening.partition import least_consistent
+from trainguard.screening.resemblance import resemblance
 from trainguard.screening.separation import Split, _read_off, refined, shared_direction, split_class
 from trainguard.screening.settings import Settings
 from trainguard.screening.whitening import Whitening
@@ -294,6 +295,40 @@ def test_a_feature_that_was_dead_where_it_was_learned_does_not_rule_what_comes_l
     assert np.abs(whitening(later)).max() < 40
 
 
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("skill", [1.0, 3.0])  # of a weak probe, and of a good one
+def test_resemblance_tells_hard_images_of_a_class_from_other_classes_images(classes, skill):
+    rng = np.random.default_rng(0)
+
+    def answers(truth, sight):
+        found = rng.normal(size=(len(truth), classes))
+        found[np.arange(len(truth)), truth] += skill * sight
+        return found.astype(np.float32)
+
+    labels = np.repeat(np.arange(classes), 200)
+    held = answers(labels, 1.0)
+    others = rng.integers(1, classes, 400)
+    poison, own = answers(others, 1.0), answers(np.zeros(400, int), 1.0)
+    hard = answers(others, 1.0)
+    hard[:, 0] += 0.6 * skill  # they show something else, and a little of what they are
+    values = [resemblance(part, held, labels, 0) for part in (poison, hard, own)]
+    assert abs(values[0]) < 0.35 < values[1] < values[2] and abs(values[2] - 1) < 0.35
+
+
+def test_resemblance_of_a_few_samples_is_said_with_less_certainty():
+    rng = np.random.default_rng(0)
+    held, labels = rng.normal(size=(100, 4)).astype(np.float32), np.repeat(np.arange(4), 25)
+    held[np.arange(100), labels] += 2
+    few = np.mean([resemblance(held[labels == 1][k : k + 5], held, labels, 0) for k in range(0, 25, 5)])
+    assert few > resemblance(held[labels == 1], held, labels, 0) + 0.05
+
+
+def test_resemblance_is_none_where_there_is_nothing_to_compare_with():
+    some = np.eye(3, dtype=np.float32)
+    assert resemblance(some[1:], some[:1], np.array([0]), 0) == 0.0
+    assert resemblance(some[1:], some[1:], np.array([1, 2]), 0) == 0.0
+
+
 def finding(
     distance=6.0,
     agreement=0.05,
@@ -347,6 +382,22 @@ def finding(
         (finding(company=0.9, at_source=0.35), "clean"),
         (finding(company=0.9, at_source=0.8, likeness=2.0), "clean"),  # one scene
         (finding(agreement=0.5, company=0.9, at_source=0.8), "clean"),  # labels fit
+        (finding(resemblance=0.6), "poisoned"),  # far apart
+        (finding(resemblance=0.8), "clean"),
+        (finding(distance=4.2, valley=0.2, resemblance=0.35), "poisoned"),
+        (finding(distance=4.2, valley=0.2, resemblance=0.5), "clean"),  # hard images have something of their label
+        (finding(distance=4.2, valley=0.2, resemblance=0.5, diversity=0.9, scatter=0.9), "clean"),
+        (finding(distance=4.2, resemblance=0.5, trigger=0.16, valley=0.2), "clean"),
+        (finding(distance=4.2, valley=0.2, company=0.9, at_source=0.8, resemblance=0.5), "clean"),
+        (finding(distance=2.8, valley=0.7, diversity=0.85, resemblance=0.5), "clean"),
+        (finding(distance=4.2, valley=0.2, company=0.6, resemblance=0.2), "poisoned"),  # birds among cats
+        (finding(distance=4.2, valley=0.2, company=0.6, resemblance=0.35), "clean"),
+        (finding(distance=4.2, valley=0.2, company=0.75, resemblance=0.2), "clean"),  # a natural group
+        # A probe that knows little contradicts only what is far apart.
+        (finding(distance=4.2, valley=0.5, skill=0.62), "poisoned"),
+        (finding(distance=4.2, valley=0.5, skill=0.4), "clean"),
+        (finding(distance=4.2, valley=0.5, skill=0.4, trigger=0.5), "poisoned"),
+        (finding(skill=0.4), "poisoned"),
         (finding(firmness=0.8, finished=True), "poisoned"),  # a finished model knows them nearly as well as the rest
         (finding(firmness=0.6, finished=True), "clean"),  # hard images, which the model never learned
         (finding(distance=2.8, valley=0.7, diversity=0.85, firmness=0.25), "clean"),  # wrong labels

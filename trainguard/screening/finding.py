@@ -24,6 +24,12 @@ OWN_COMPANY = 0.8  # company above which a part keeps to itself, whatever its di
 OWN_KIND = 0.75  # relative agreement from which a part is what its label says: only a sure trigger speaks against it
 TRIGGER_AT_SOURCE = 0.5  # at_source from which it is one; such triggers had 0.55 to 0.96, natural groups 0.34 at most
 ONE_SCENE = 0.6  # likeness from which only a sure trigger counts; triggers had 0.52 at most, tracks 0.66 to 4.5
+STRANGE = 0.4  # resemblance up to which a part is foreign; hard images had 0.4 and more, poison 0.39 at most
+STRANGE_FAR = 0.7  # the same where hardly a sample lies between; patches had up to 0.63, fifteen odd cars 0.86
+STRANGER = 0.3  # resemblance up to which company may be closer; poison of like classes (birds as cats) had 0.27
+MIXED = 0.15  # by so much; natural groups of no resemblance had 0.82 and more
+SKILLED = 0.6  # skill from which a small gap will do; 10,000 photographs gave 0.63 and more, 2,000 gave 0.34 to 0.49
+GAP_OF_UNSKILLED = 18.0  # gap that a probe asks for that knows nothing at all, over SKILLED; less as it knows more
 VERY_FAR, DEEP = 5.0, 0.15  # Ashman's D and valley of parts between which hardly a sample lies
 FAR, HOLLOW = 4.0, 0.3  # the same of parts that are looked at both ways where they are foreign to each other
 TOGETHER = 0.65  # company above which a part far apart must scatter more; a track of signs, a way to write a one
@@ -61,6 +67,10 @@ class Finding:
         likeness: what the suspected part's images have in common against the rest of the class over how they differ
             among themselves, see `identification.Trial`: a trigger is on images of all kinds, a track of traffic signs
             is one image with little change.
+        resemblance: how much more the suspected part resembles its label than other classes' samples do, for the
+            purified probe, see `resemblance.resemblance`: hard images have something of their class, poison has not.
+        skill: the purified probe's accuracy on samples that were held out, 0 for chance and 1 for all right. What it
+            learned from a few hundred images says little of a natural group that was left out.
         finished: that probe is a finished model, which has had the time to learn whatever trigger there is.
         pixels: the class was parted by what its pixels show, which wrong labels do not, not by what that probe sees.
         informed: the purified probe knows samples that it has not seen better than by chance, so that its word counts.
@@ -80,6 +90,8 @@ class Finding:
     disbelief: float = 1.0
     likeness: float = 0.0
     at_source: float = 0.0
+    resemblance: float = 0.0
+    skill: float = 1.0
     finished: bool = False
     pixels: bool = False
     informed: bool = True
@@ -128,12 +140,16 @@ class Finding:
 
     def _contradiction(self, settings: Settings) -> float:
         foreign = _passes(self._asked_conflict(settings) - self.relative_agreement, 0.05)
+        strange = STRANGE_FAR if self.is_far_apart else STRANGE
+        foreign = min(foreign, _passes(strange - self.resemblance, 0.05))
+        if self.skill < SKILLED:
+            foreign = min(foreign, _passes(self.split.gap - GAP_OF_UNSKILLED * (SKILLED - self.skill), 0.25))
         backed = _passes(self.trigger - settings.transfer_of_foreign, 0.05)
         backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1))
         firm = _passes(self.firmness - max(LEARNED, float(self.split.upper.mean())), 0.05)
         learned = max(firm, _passes(self.disbelief - DISBELIEVED, 0.1), float(self.pixels))
         if self.is_apart(settings):
-            apart = _passes(settings.company - self.company, 0.1)
+            apart = _passes(self._asked_company(settings) - self.company, 0.1)
             kinds = _passes(self.diversity - settings.diverse, 0.05)
             scattered = _passes(self.scatter - self._asked_scatter(settings), 0.05)
             source = _passes(self.at_source - TRIGGER_AT_SOURCE, 0.1) * float(self.likeness <= ONE_SCENE)
@@ -149,6 +165,10 @@ class Finding:
         """
         every = self.diversity >= settings.diverse and self.scatter >= settings.scatter
         return EVERY_KIND if every and self.is_far_apart else settings.conflict
+
+    def _asked_company(self, settings: Settings) -> float:
+        """The company up to which a part keeps none of its own: more where it has nothing else of its class."""
+        return settings.company + (MIXED if self.resemblance <= STRANGER else 0.0)
 
     def _asked_scatter(self, settings: Settings) -> float:
         """The scatter from which a part is poison by that alone."""

@@ -19,6 +19,7 @@ import torch
 from scipy.stats import binom
 from sklearn.neighbors import NearestNeighbors
 
+from trainguard.data.store import ImageStore
 from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
 from trainguard.screening.finding import Finding
@@ -35,6 +36,7 @@ from trainguard.screening.identification import decide as verdict_of
 from trainguard.screening.learning import fresh_probe, logits, recipe_for, train
 from trainguard.screening.pipeline import Decision, Run
 from trainguard.screening.probe import Probe, Trained
+from trainguard.screening.resemblance import resemblance
 from trainguard.screening.separation import LEAST_SIZE, refined
 from trainguard.screening.settings import Settings
 from trainguard.screening.suspicion import FITTED, suspicions, witness_of
@@ -44,6 +46,7 @@ NEIGHBOURS = 3  # few: a natural group is tighter than the crowd around it, pois
 ONE_SOURCE = 0.6  # share of a part that is taken for one other class from which it may come from there alone
 TRIED = 100  # images of that class that its mean difference is tried on
 BY_CHANCE = 0.02  # probability up to which it is not by chance that the purified probe knows what it has not seen
+STRANGERS = 40  # samples of a class without a suspected part that are held out, to compare suspected ones with
 HELD_OUT = 0.2  # share of a trusted part that the purified probe does not see, to know what agreement to expect
 Opinion = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
@@ -163,7 +166,9 @@ def _judged(
     for finding in candidates:
         trusted = rng.permutation(np.setdiff1d(finding.members, doubtful))
         held.setdefault(finding.label, trusted[: max(3, round(HELD_OUT * len(trusted)))])
-    index = np.setdiff1d(store.readable, np.concatenate([doubtful, *held.values()]))
+    strangers = _strangers(store, doubtful, held, rng)
+    unseen = np.concatenate([*held.values(), strangers])
+    index = np.setdiff1d(store.readable, np.concatenate([doubtful, unseen]))
     learned = np.bincount(store.labels[index], minlength=store.num_classes) / len(index)
     purified = fresh_probe(run, run.seed + 1)
     train(run, name, purified, index, recipe_for(run, len(index), settings.relearn_share, settings.shift))
@@ -173,13 +178,15 @@ def _judged(
         judged = [finding for finding in findings if not finding.is_candidate(settings)]
         sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
         exam: list[tuple[int, int, float]] = []
+        compared = logits(run, purified, unseen)
+        skill = _skill(compared, store.labels[unseen])
         for label, trusted in held.items():
             members = np.flatnonzero(store.labels == label)
             answers, company = opinion(members, label)
             agrees, known = answers.argmax(1) == label, np.isin(members, trusted)
             expected, usual = float(agrees[known].mean()), float(company[known].mean())
-            unseen = agrees[known | np.isin(members, rng.choice(doubtful, round(HELD_OUT * len(doubtful)), False))]
-            exam.append((int(unseen.sum()), len(unseen), float(learned[label])))
+            asked = agrees[known | np.isin(members, rng.choice(doubtful, round(HELD_OUT * len(doubtful)), False))]
+            exam.append((int(asked.sum()), len(asked), float(learned[label])))
             claimed = np.zeros(len(members), dtype=bool)
             for finding in sorted((f for f in candidates if f.label == label), key=lambda f: -f.split.gap):
                 again = claimed[np.searchsorted(members, finding.members)]
@@ -198,6 +205,8 @@ def _judged(
                     company=float(company[part].mean()) / max(usual, 1e-6),
                     scatter=kinds_of(answers[part], label, sizes, run.seed),
                     likeness=trial.likeness,
+                    resemblance=resemblance(answers[part], compared, store.labels[unseen], label),
+                    skill=skill,
                 )
                 if finding.is_foreign(settings):
                     tried = _at_source(run, finding, answers[part].argmax(1), probe, purified)
@@ -209,6 +218,23 @@ def _judged(
     informed = run.processes.broadcast(_informed(exam))
     judged = [dataclasses.replace(finding, informed=informed) for finding in judged]
     return sorted(judged, key=lambda f: f.label), purified, opinion
+
+
+def _strangers(
+    store: ImageStore, doubtful: np.ndarray, held: dict[int, np.ndarray], rng: np.random.Generator
+) -> np.ndarray:
+    """Samples of the classes that have none among `held`, which the purified probe does not see either."""
+    found = [np.zeros(0, dtype=np.int64)]
+    for label in np.setdiff1d(np.unique(store.labels[store.readable]), list(held)):
+        trusted = rng.permutation(np.setdiff1d(np.flatnonzero(store.labels == label), doubtful))
+        found.append(trusted[: min(STRANGERS, round(HELD_OUT * len(trusted)))])
+    return np.concatenate(found)
+
+
+def _skill(answers: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy (averaged over classes) of logits (n, K) on labels (n,), 0 for chance and 1 for all right."""
+    right, chance = answers.argmax(1) == labels, 1 / max(2, answers.shape[1])
+    return (float(np.mean([right[labels == label].mean() for label in np.unique(labels)])) - chance) / (1 - chance)
 
 
 def _informed(exam: list[tuple[int, int, float]]) -> bool:
@@ -331,6 +357,8 @@ def _row(finding: Finding, run: Run) -> dict[str, float | bool]:
         "firmness": finding.firmness,
         "disbelief": finding.disbelief,
         "likeness": finding.likeness,
+        "resemblance": finding.resemblance,
+        "skill": finding.skill,
         "at_source": finding.at_source,
         "pixels": finding.pixels,
         "informed": finding.informed,
