@@ -338,9 +338,10 @@ def finding(
     company=0.2,
     diversity=0.0,
     transfer=0.9,
+    share=0.3,
     **more,
 ):
-    half = np.r_[np.zeros(70), np.ones(30)]
+    half = (np.arange(100) >= 100 * (1 - share)).astype(float)
     split = Split(half, half, distance, valley)
     return Finding(1, np.arange(100), split, transfer, agreement, reference, company, trigger, diversity, **more)
 
@@ -382,6 +383,8 @@ def finding(
         (finding(company=0.9, at_source=0.35), "clean"),
         (finding(company=0.9, at_source=0.8, likeness=2.0), "clean"),  # one scene
         (finding(agreement=0.5, company=0.9, at_source=0.8), "clean"),  # labels fit
+        (finding(share=0.7), "clean"),  # most of a class, and a probe that learned the rest alone
+        (finding(share=0.7, scatter=0.95), "poisoned"),
         (finding(resemblance=0.6), "poisoned"),  # far apart
         (finding(resemblance=0.8), "clean"),
         (finding(distance=4.2, valley=0.2, resemblance=0.35), "poisoned"),
@@ -390,9 +393,6 @@ def finding(
         (finding(distance=4.2, resemblance=0.5, trigger=0.16, valley=0.2), "clean"),
         (finding(distance=4.2, valley=0.2, company=0.9, at_source=0.8, resemblance=0.5), "clean"),
         (finding(distance=2.8, valley=0.7, diversity=0.85, resemblance=0.5), "clean"),
-        (finding(distance=4.2, valley=0.2, company=0.6, resemblance=0.2), "poisoned"),  # birds among cats
-        (finding(distance=4.2, valley=0.2, company=0.6, resemblance=0.35), "clean"),
-        (finding(distance=4.2, valley=0.2, company=0.75, resemblance=0.2), "clean"),  # a natural group
         # A probe that knows little contradicts only what is far apart.
         (finding(distance=4.2, valley=0.5, skill=0.62), "poisoned"),
         (finding(distance=4.2, valley=0.5, skill=0.4), "clean"),
@@ -415,7 +415,7 @@ def test_verdict_follows_the_evidence(case, verdict):
 
 @pytest.mark.parametrize(("firmness", "verdict"), [(0.55, "clean"), (0.8, "poisoned")])
 def test_what_is_most_of_its_class_must_be_learned_the_better(firmness, verdict):
-    minor = finding(firmness=firmness, disbelief=1.1)
+    minor = finding(firmness=firmness, disbelief=1.1, scatter=0.95)
     assert decide([minor], 0.8, 10, Settings())[0] == "poisoned"
     assert decide([replace(minor, split=minor.split.turned())], 0.8, 10, Settings())[0] == verdict
 
@@ -580,7 +580,7 @@ def test_what_could_be_said_of_the_rest_of_a_class_does_not_tell_the_sides(case,
     assert case.tells_sides(Settings()) == tells
 
 
-@pytest.mark.parametrize(("other", "upper"), [(0.05, "the other part"), (0.48, "the first part")])
+@pytest.mark.parametrize(("other", "upper"), [(0.95, "the other part"), (0.5, "the first part")])
 def test_of_two_sides_of_a_class_the_stronger_case_counts(monkeypatch, other, upper):
     """A weak case for one part makes a third probe ask about the other one, and does not lose to a weaker case."""
     first = finding(company=0.46, scatter=0.6)
@@ -588,7 +588,7 @@ def test_of_two_sides_of_a_class_the_stronger_case_counts(monkeypatch, other, up
 
     def judged(run, name, probe, findings, images):
         asked.append(name)
-        turned = [replace(f, company=other, agreement=0.05, reference=0.8) for f in findings]
+        turned = [replace(f, scatter=other, agreement=0.05, reference=0.8) for f in findings]
         return ([first], "purified", "opinion") if name == "relearn" else (turned, "second", "its opinion")
 
     monkeypatch.setattr(separating, "_judged", judged)
@@ -609,7 +609,7 @@ def test_a_probe_that_learned_a_kept_case_is_not_asked_for_corrected_labels(monk
         stages[name] = {(f.label, f.suspected.min()) for f in findings}
         if name == "relearn":
             return first, "purified", "opinion"
-        other = [replace(f, company=0.05 if f.label == 0 else 0.9, agreement=0.05, reference=0.8) for f in findings]
+        other = [replace(f, scatter=0.95 if f.label == 0 else 0.3, agreement=0.05, reference=0.8) for f in findings]
         return other, name, "its opinion"
 
     monkeypatch.setattr(separating, "_judged", judged)

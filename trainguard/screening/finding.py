@@ -26,8 +26,6 @@ TRIGGER_AT_SOURCE = 0.5  # at_source from which it is one; such triggers had 0.5
 ONE_SCENE = 0.6  # likeness from which only a sure trigger counts; triggers had 0.52 at most, tracks 0.66 to 4.5
 STRANGE = 0.4  # resemblance up to which a part is foreign; hard images had 0.4 and more, poison 0.39 at most
 STRANGE_FAR = 0.7  # the same where hardly a sample lies between; patches had up to 0.63, fifteen odd cars 0.86
-STRANGER = 0.3  # resemblance up to which company may be closer; poison of like classes (birds as cats) had 0.27
-MIXED = 0.15  # by so much; natural groups of no resemblance had 0.82 and more
 SKILLED = 0.6  # skill from which a small gap will do; 10,000 photographs gave 0.63 and more, 2,000 gave 0.34 to 0.49
 GAP_OF_UNSKILLED = 18.0  # gap that a probe asks for that knows nothing at all, over SKILLED; less as it knows more
 VERY_FAR, DEEP = 5.0, 0.15  # Ashman's D and valley of parts between which hardly a sample lies
@@ -149,7 +147,8 @@ class Finding:
         firm = _passes(self.firmness - max(LEARNED, float(self.split.upper.mean())), 0.05)
         learned = max(firm, _passes(self.disbelief - DISBELIEVED, 0.1), float(self.pixels))
         if self.is_apart(settings):
-            apart = _passes(self._asked_company(settings) - self.company, 0.1)
+            # What a probe learned from a few of a class need not keep company with most of it.
+            apart = _passes(settings.company - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
             kinds = _passes(self.diversity - settings.diverse, 0.05)
             scattered = _passes(self.scatter - self._asked_scatter(settings), 0.05)
             source = _passes(self.at_source - TRIGGER_AT_SOURCE, 0.1) * float(self.likeness <= ONE_SCENE)
@@ -165,10 +164,6 @@ class Finding:
         """
         every = self.diversity >= settings.diverse and self.scatter >= settings.scatter
         return EVERY_KIND if every and self.is_far_apart else settings.conflict
-
-    def _asked_company(self, settings: Settings) -> float:
-        """The company up to which a part keeps none of its own: more where it has nothing else of its class."""
-        return settings.company + (MIXED if self.resemblance <= STRANGER else 0.0)
 
     def _asked_scatter(self, settings: Settings) -> float:
         """The scatter from which a part is poison by that alone."""
