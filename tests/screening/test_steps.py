@@ -398,6 +398,12 @@ def finding(
         (finding(distance=4.2, valley=0.5, skill=0.4), "clean"),
         (finding(distance=4.2, valley=0.5, skill=0.4, trigger=0.5), "poisoned"),
         (finding(skill=0.4), "poisoned"),
+        (finding(agreement=0.6, trigger=0.25, skill=0.55), "poisoned"),
+        (finding(agreement=0.5, trigger=0.2, skill=0.42), "undecided"),
+        # Utterly apart, and of all kinds for the purified probe: a picture that looks like the class itself.
+        (finding(distance=20.0, agreement=0.3, scatter=0.9), "poisoned"),
+        (finding(distance=20.0, agreement=0.3, scatter=0.6), "clean"),
+        (finding(distance=20.0, agreement=0.5, scatter=0.9), "clean"),
         (finding(firmness=0.8, finished=True), "poisoned"),  # a finished model knows them nearly as well as the rest
         (finding(firmness=0.6, finished=True), "clean"),  # hard images, which the model never learned
         (finding(distance=2.8, valley=0.7, diversity=0.85, firmness=0.25), "clean"),  # wrong labels

@@ -27,12 +27,14 @@ ONE_SCENE = 0.6  # likeness from which only a sure trigger counts; triggers had 
 STRANGE = 0.4  # resemblance up to which a part is foreign; hard images had 0.4 and more, poison 0.39 at most
 STRANGE_FAR = 0.7  # the same where hardly a sample lies between; patches had up to 0.63, fifteen odd cars 0.86
 SKILLED = 0.6  # skill from which a small gap will do; 10,000 photographs gave 0.63 and more, 2,000 gave 0.34 to 0.49
+UNSKILLED = 0.2  # below that, by how much, only a sure trigger counts; natural groups in small sets had up to 0.2
 GAP_OF_UNSKILLED = 18.0  # gap that a probe asks for that knows nothing at all, over SKILLED; less as it knows more
 VERY_FAR, DEEP = 5.0, 0.15  # Ashman's D and valley of parts between which hardly a sample lies
 FAR, HOLLOW = 4.0, 0.3  # the same of parts that are looked at both ways where they are foreign to each other
 TOGETHER = 0.65  # company above which a part far apart must scatter more; a track of signs, a way to write a one
 STRAYS = 0.1  # by so much
 EVERY_KIND = 0.5  # relative agreement up to which a part far apart, of all kinds for both probes, is foreign
+UTTERLY_FAR = 8.0  # gap from which all kinds for the purified probe will do; natural parts so far had 0.6 of scatter
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,10 +162,17 @@ class Finding:
     def _asked_conflict(self, settings: Settings) -> float:
         """The relative agreement up to which the labels of a part are foreign to the purified probe.
 
-        Where a class holds several triggers that look alike, a probe without one of them has learned the others.
+        Where a class holds several triggers that look alike, a probe without one of them has learned the others; and a
+        picture that is blended in may itself look like the class.
         """
-        every = self.diversity >= settings.diverse and self.scatter >= settings.scatter
-        return EVERY_KIND if every and self.is_far_apart else settings.conflict
+        every = self.scatter >= settings.scatter and self.is_far_apart
+        every = every and (self.diversity >= settings.diverse or self.split.gap >= UTTERLY_FAR)
+        return EVERY_KIND if every else settings.conflict
+
+    def _asked_trigger(self, settings: Settings) -> float:
+        """The trigger that is evidence by itself: more where the purified probe knows few of the images it moves."""
+        unskilled = np.clip((SKILLED - self.skill) / UNSKILLED, 0, 1)
+        return settings.transfer + float(unskilled) * (SURE_TRIGGER - settings.transfer)
 
     def _asked_scatter(self, settings: Settings) -> float:
         """The scatter from which a part is poison by that alone."""
@@ -213,7 +222,7 @@ class Finding:
         far = _passes(self.split.distance - bar, 0.5)
         minor = float(self.split.upper.mean() <= settings.transfer_share)
         own_kind = self.reference >= KNOWN and self.relative_agreement >= OWN_KIND
-        asked = SURE_TRIGGER if own_kind or self.likeness > ONE_SCENE else settings.transfer
+        asked = SURE_TRIGGER if own_kind or self.likeness > ONE_SCENE else self._asked_trigger(settings)
         trigger = minor * min(_passes(self.trigger - asked, 0.1), far)
         return max(self._contradiction(settings), trigger)
 
