@@ -446,6 +446,22 @@ def test_a_probe_is_informed_where_it_beats_chance_on_what_it_has_not_seen(right
     assert separating._informed([(right, 40, 0.5), (right, 40, 0.5)]) == informed
 
 
+def test_strangers_are_a_few_trusted_samples_of_the_classes_that_have_none_held_out():
+    labels = np.repeat([0, 1, 2, 3], [300, 60, 100, 2])
+    labels[5] = -1  # unreadable
+    store, doubtful = SimpleNamespace(labels=labels, readable=np.flatnonzero(labels >= 0)), np.arange(100)
+    found = separating._strangers(store, doubtful, {2: np.arange(360, 380)}, np.random.default_rng(0))
+    assert np.bincount(labels[found], minlength=4).tolist() == [separating.STRANGERS, 12, 0, 0]
+    assert len(np.unique(found)) == len(found) and not np.isin(found, doubtful).any()
+
+
+def test_skill_is_none_by_chance_and_one_where_all_is_right():
+    labels = np.repeat([0, 1, 2, 3], [70, 10, 10, 10])
+    assert separating._skill(np.eye(4)[labels], labels) == 1.0
+    assert separating._skill(np.eye(4)[np.zeros(100, int)], labels) == pytest.approx(0.0)  # the largest class always
+    assert separating._skill(np.eye(4)[3 - labels], labels) < 0
+
+
 @pytest.mark.parametrize(("covers", "found"), [(False, 1.0), (True, 0.0)])
 def test_a_trigger_moves_images_for_one_probe_only(covers, found):
     generator = torch.Generator().manual_seed(0)
