@@ -339,10 +339,12 @@ def finding(
     diversity=0.0,
     transfer=0.9,
     share=0.3,
+    likeness=0.1,
     **more,
 ):
     half = (np.arange(100) >= 100 * (1 - share)).astype(float)
     split = Split(half, half, distance, valley)
+    more |= {"likeness": likeness}
     return Finding(1, np.arange(100), split, transfer, agreement, reference, company, trigger, diversity, **more)
 
 
@@ -351,6 +353,9 @@ def finding(
     [
         (finding(), "poisoned"),
         (finding(agreement=0.75, trigger=0.16), "undecided"),  # far apart, nearly a trigger
+        (finding(agreement=0.75, likeness=0.01), "undecided"),  # as far apart, and no picture that one of them has
+        (finding(distance=5.5, agreement=0.75, likeness=0.01), "clean"),
+        (finding(agreement=0.75, firmness=0.5, finished=True, likeness=0.01), "clean"),
         (finding(agreement=0.75, trigger=0.16, likeness=0.66), "clean"),  # likewise, but one scene: a track of signs
         (finding(distance=12.0, agreement=0.75), "clean"),  # a natural group, however far
         (finding(distance=5.0, company=0.9), "clean"),  # unlike the rest of its class, and among its own

@@ -22,6 +22,7 @@ DIVERSE_SIGN = 3.0  # how much a diverse part says in `orient`, beside a log rat
 AVERAGED = 500  # images of a part that its mean is taken over
 LEFT_OPEN = 0.85  # share of a trigger's bar from which the verdict is left open
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
+NO_PICTURE = 0.02  # likeness up to which such parts do so by themselves; natural ones had 0.03 at least, snow 0.00
 NOTHING = 1.25  # accuracy, relative to chance, below which the first probe has learned nothing that could be poison
 Images = tuple[NDArray[np.float32], NDArray[np.int64]]  # see `bystanders`
 
@@ -238,23 +239,28 @@ def decide(
     if poisoned:
         sure = float(max(strengths))
         return "poisoned", sure, sentence(poisoned, settings), poisoned
-    open_cases = [
-        f
-        for f in findings
-        if f.split.distance >= STANDS_OUT and f.split.valley < 0.1 and f.trigger >= LEFT_OPEN * settings.transfer
-        if f.likeness <= ONE_SCENE
-    ]
+    open_cases = [f for f in findings if f.is_candidate(settings) and _is_open(f, settings)]
     if open_cases:
         case = max(open_cases, key=lambda f: f.split.distance)
+        because = f"their difference moves {case.transfer:.0%} of other images into it"
+        if case.likeness <= NO_PICTURE:
+            because = "they look alike on average, as under a trigger that is elsewhere in each image"
         reason = (
-            f"class {case.label} falls into two parts far apart (D = {case.split.distance:.1f}), and their "
-            f"difference moves {case.transfer:.0%} of other images into it: look at its samples"
+            f"class {case.label} falls into two parts far apart (D = {case.split.distance:.1f}), and {because}: "
+            "look at its samples"
         )
         return "undecided", 0.3, reason, []
     doubt = max(strengths, default=0.0)
     widest = max((f.split.distance for f in findings), default=0.0)
     reason = f"no class holds a part that is set apart and contradicts its label (widest distance D = {widest:.1f})"
     return "clean", float(1 - doubt), reason, []
+
+
+def _is_open(finding: Finding, settings: Settings) -> bool:
+    """Do the parts of a class stand so far apart that what nearly speaks for poison leaves the verdict open?"""
+    half = finding.trigger >= LEFT_OPEN * settings.transfer and finding.likeness <= ONE_SCENE
+    apart = finding.split.distance >= STANDS_OUT and finding.split.valley < 0.1
+    return apart and (half or finding.likeness <= NO_PICTURE)
 
 
 def sentence(poisoned: Sequence[Finding], settings: Settings) -> str:
