@@ -1,11 +1,12 @@
 """What screening says of triggers that the drill does not have; on five of them rules were made, on thirteen none.
 
     python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --out docs/results/unseen_triggers.json
+    python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --second --out docs/results/more_triggers.json
 
-CIFAR-10 rows 0 to 9,999, settings for 30 epochs. Targets and seeds go round. With `--asr`, a ResNet-9 without a defence
-learns each of them for 30 epochs as well (two minutes each), the worst screened first: what does not implant need not
-be found. Goes on after the last finished case when started again, as long as neither the version nor the settings have
-changed.
+CIFAR-10 rows 0 to 9,999, in the second round 30,000 to 39,999, settings for 30 epochs. Targets and seeds go round.
+With `--asr`, a ResNet-9 without a defence learns each of them for 30 epochs as well (two minutes each), the worst
+screened first: what does not implant need not be found. Goes on after the last finished case when started again, as
+long as neither the version nor the settings have changed.
 """
 
 import argparse
