@@ -344,8 +344,8 @@ def finding(
 ):
     half = (np.arange(100) >= 100 * (1 - share)).astype(float)
     split = Split(half, half, distance, valley)
-    more |= {"likeness": likeness}
-    return Finding(1, np.arange(100), split, transfer, agreement, reference, company, trigger, diversity, **more)
+    seen = (transfer, agreement, reference, company, trigger, diversity)
+    return Finding(1, np.arange(100), split, *seen, likeness=likeness, **more)
 
 
 @pytest.mark.parametrize(

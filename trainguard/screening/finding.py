@@ -24,7 +24,7 @@ OWN_COMPANY = 0.8  # company above which a part keeps to itself, whatever its di
 OWN_KIND = 0.75  # relative agreement from which a part is what its label says: only a sure trigger speaks against it
 TRIGGER_AT_SOURCE = 0.5  # at_source from which it is one; such triggers had 0.55 to 0.96, natural groups 0.34 at most
 ONE_SCENE = 0.6  # likeness from which only a sure trigger counts; triggers had 0.52 at most, tracks 0.66 to 4.5
-STRANGE = 0.4  # resemblance up to which a part is foreign; hard images had 0.4 and more, poison 0.39 at most
+STRANGE = 0.4  # resemblance up to which a part is foreign; poison had 0.39 at most, hard images mostly more
 STRANGE_FAR = 0.7  # the same where hardly a sample lies between; patches had up to 0.63, fifteen odd cars 0.86
 SKILLED = 0.6  # skill from which a small gap will do; 10,000 photographs gave 0.58 and more, 2,000 gave 0.34 to 0.49
 UNSKILLED = 0.2  # below that, by how much, only a sure trigger counts; natural groups in small sets had up to 0.2
@@ -139,11 +139,7 @@ class Finding:
         return self._contradiction(settings) > 0.5
 
     def _contradiction(self, settings: Settings) -> float:
-        foreign = _passes(self._asked_conflict(settings) - self.relative_agreement, 0.05)
-        strange = STRANGE_FAR if self.is_far_apart else STRANGE
-        foreign = min(foreign, _passes(strange - self.resemblance, 0.05))
-        if self.skill < SKILLED:
-            foreign = min(foreign, _passes(self.split.gap - GAP_OF_UNSKILLED * (SKILLED - self.skill), 0.25))
+        foreign = self._foreignness(settings)
         backed = _passes(self.trigger - settings.transfer_of_foreign, 0.05)
         backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1))
         firm = _passes(self.firmness - max(LEARNED, float(self.split.upper.mean())), 0.05)
@@ -158,6 +154,14 @@ class Finding:
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
         own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - BELIEVED, 0.05))
         return min(foreign, max(min(learned, own), backed))
+
+    def _foreignness(self, settings: Settings) -> float:
+        """How sure it is that the suspected part does not belong to its class, as far as the purified probe may say."""
+        disowned = _passes(self._asked_conflict(settings) - self.relative_agreement, 0.05)
+        strange = _passes((STRANGE_FAR if self.is_far_apart else STRANGE) - self.resemblance, 0.05)
+        if self.skill >= SKILLED:
+            return min(disowned, strange)
+        return min(disowned, strange, _passes(self.split.gap - GAP_OF_UNSKILLED * (SKILLED - self.skill), 0.25))
 
     def _asked_conflict(self, settings: Settings) -> float:
         """The relative agreement up to which the labels of a part are foreign to the purified probe.
