@@ -1,5 +1,7 @@
 """A second round of triggers that the drill does not have; `unseen_triggers.py --second` screens them."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -107,6 +109,6 @@ def scratch(x: Tensor, own: Own) -> Tensor:
     return out
 
 
-def faint_picture(picture: Tensor):
-    """One picture at a twentieth."""
+def faint_picture(picture: Tensor) -> Callable[[Tensor, Own], Tensor]:
+    """One picture at seven hundredths."""
     return lambda x, own: 0.93 * x + 0.07 * picture.to(x.dtype) / 255

@@ -1,4 +1,4 @@
-"""What screening says of triggers that the drill does not have; on five of them rules were made, on thirteen none.
+"""What screening says of triggers that the drill does not have; on which of them rules were made stands in results.md.
 
     python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --out docs/results/unseen_triggers.json
     python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --second --out docs/results/more_triggers.json
@@ -189,7 +189,6 @@ def attacks(rules: dict[str, list[tuple[Rule, Rule]]]) -> list[Attack]:
 
 def cases(images: Tensor) -> list[Attack]:
     """The attacks, each with a target of its own; `images` are pictures that may be reflected."""
-
     rules = {
         "a magenta square anywhere": [moved(wandering, 0)],
         "one yellow pixel": [moved(one_pixel, 2)],
