@@ -84,7 +84,8 @@ def run(images: Images, name: str, case: dict) -> dict:
 def screened(images: Images, ready: Attack, case: dict) -> dict:
     """Poison with any attack, screen, count."""
     pixels, labels, role = poison_arrays(images.train, images.train_labels, ready, case["seed"])
-    unit = PixelRange.from_mean_std((0.0,) * 3, (1.0,) * 3)
+    channels = pixels.shape[1]
+    unit = PixelRange.from_mean_std((0.0,) * channels, (1.0,) * channels)
     found = screen(
         UnitImages(pixels, labels), epochs=case["epochs"], seed=case["seed"], pixel_range=unit, progress=False
     )

@@ -17,7 +17,7 @@ from trainguard.perturbation import frozen, patch_mask
 from trainguard.screening import separating
 from trainguard.screening.consistency import divergence
 from trainguard.screening.enhancement import CAP, enhancement_loss
-from trainguard.screening.finding import Finding
+from trainguard.screening.finding import Finding, with_kin
 from trainguard.screening.identification import (
     Trial,
     Witness,
@@ -398,6 +398,13 @@ def finding(
         (finding(distance=4.2, resemblance=0.5, trigger=0.16, valley=0.2), "clean"),
         (finding(distance=4.2, valley=0.2, company=0.9, at_source=0.8, resemblance=0.5), "clean"),
         (finding(distance=2.8, valley=0.7, diversity=0.85, resemblance=0.5), "clean"),
+        # Set apart as the poisoned parts of several other classes are: one trigger for many targets.
+        (finding(distance=4.2, valley=0.2, company=0.7), "clean"),
+        (finding(distance=4.2, valley=0.2, company=0.7, kinship=0.6), "poisoned"),
+        (finding(distance=2.8, valley=0.7, diversity=0.8, company=0.7, kinship=0.6), "poisoned"),
+        (finding(distance=4.2, valley=0.2, company=0.7, kinship=0.2), "clean"),
+        (finding(distance=4.2, valley=0.2, agreement=0.6, kinship=0.6), "clean"),  # labels fit
+        (finding(distance=4.2, valley=0.2, company=0.7, resemblance=0.6, kinship=0.6), "clean"),
         # A probe that knows little contradicts only what is far apart.
         (finding(distance=4.2, valley=0.5, skill=0.62), "poisoned"),
         (finding(distance=4.2, valley=0.5, skill=0.4), "clean"),
@@ -422,6 +429,20 @@ def test_verdict_follows_the_evidence(case, verdict):
     found, confidence, reason, poisoned = decide([case], 0.8, 10, Settings())
     assert found == verdict and 0 <= confidence <= 1 and reason
     assert bool(poisoned) == (verdict == "poisoned")
+
+
+def test_kinship_is_with_the_poisoned_parts_of_several_other_classes():
+    ways = np.eye(6)[0] + 0.3 * np.random.default_rng(0).normal(size=(5, 6))
+    ways /= np.linalg.norm(ways, axis=1, keepdims=True)
+    poison = [replace(finding(), label=label, line=way) for label, way in enumerate(ways[:3])]
+    kin = replace(finding(distance=4.2, valley=0.2, company=0.7), label=3, line=ways[3])
+    strange = replace(kin, label=4, line=np.eye(6)[5])
+    larger = replace(kin, label=5, line=-ways[4], split=kin.split.turned())  # the suspected part is most of its class
+    *others, kin, strange, larger = with_kin([*poison, kin, strange, larger], Settings())
+    assert [f.kinship for f in others] == [0, 0, 0] and kin.kinship > 0.7 and larger.kinship > 0.7
+    assert abs(strange.kinship) < 0.3
+    few = with_kin([*poison[:2], replace(kin, kinship=0.0)], Settings())
+    assert [f.kinship for f in few] == [0, 0, 0]  # two classes share no direction yet
 
 
 @pytest.mark.parametrize(("firmness", "verdict"), [(0.55, "clean"), (0.8, "poisoned")])

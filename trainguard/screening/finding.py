@@ -3,12 +3,13 @@ r"""What is known of one class and its suspected part, and whether that makes it
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainguard.screening.separation import Split
+from trainguard.screening.separation import SAME_WAY, Split, shared_direction
 from trainguard.screening.settings import Settings
 
 DOUBTFUL = 0.05  # probability of the suspected part from which a sample is kept from the purified probe
@@ -67,6 +68,9 @@ class Finding:
         likeness: what the suspected part's images have in common against the rest of the class over how they differ
             among themselves, see `identification.Trial`: a trigger is on images of all kinds, a track of traffic signs
             is one image with little change.
+        line: (D,) of length 1, the way from the class's larger part to its smaller one in the first probe's features.
+        kinship: cosine of that way, towards the suspected part, and the one that the suspected parts of several classes
+            share that count as poisoned for other reasons: a trigger that serves many targets is one direction in all.
         resemblance: how much more the suspected part resembles its label than other classes' samples do, for the
             purified probe, see `resemblance.resemblance`: hard images have something of their class, poison has not.
         skill: the purified probe's accuracy on samples that were held out, 0 for chance and 1 for all right. What it
@@ -90,6 +94,8 @@ class Finding:
     disbelief: float = 1.0
     likeness: float = 0.0
     at_source: float = 0.0
+    line: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    kinship: float = 0.0
     resemblance: float = 0.0
     skill: float = 1.0
     finished: bool = False
@@ -115,6 +121,11 @@ class Finding:
     def is_foreign(self, settings: Settings) -> bool:
         """True where the parts lie apart and the purified probe does not give the suspected one its label."""
         return self.is_apart(settings) and self.relative_agreement < settings.conflict
+
+    @property
+    def way(self) -> NDArray[np.float64]:
+        """(D,) `line`, towards the suspected part."""
+        return self.line if self.split.upper.mean() <= 0.5 else -self.line
 
     @property
     def suspected(self) -> NDArray[np.int64]:
@@ -143,6 +154,7 @@ class Finding:
         backed = _passes(self.trigger - settings.transfer_of_foreign, 0.05)
         backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1))
         firm = _passes(self.firmness - max(LEARNED, float(self.split.upper.mean())), 0.05)
+        kin = _passes(self.kinship - SAME_WAY, 0.05)
         learned = max(firm, _passes(self.disbelief - DISBELIEVED, 0.1), float(self.pixels))
         if self.is_apart(settings):
             # What a probe learned from a few of a class need not keep company with most of it.
@@ -150,10 +162,10 @@ class Finding:
             kinds = _passes(self.diversity - settings.diverse, 0.05)
             scattered = _passes(self.scatter - self._asked_scatter(settings), 0.05)
             source = _passes(self.at_source - TRIGGER_AT_SOURCE, 0.1) * float(self.likeness <= ONE_SCENE)
-            return min(foreign, max(min(learned, max(apart, kinds, scattered)), backed, source))
+            return min(foreign, max(min(learned, max(apart, kinds, scattered)), backed, source, kin))
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
         own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - BELIEVED, 0.05))
-        return min(foreign, max(min(learned, own), backed))
+        return min(foreign, max(min(learned, own), backed, kin))
 
     def _foreignness(self, settings: Settings) -> float:
         """How sure it is that the suspected part does not belong to its class, as far as the purified probe may say."""
@@ -229,6 +241,15 @@ class Finding:
         asked = SURE_TRIGGER if own_kind or self.likeness > ONE_SCENE else self._asked_trigger(settings)
         trigger = minor * min(_passes(self.trigger - asked, 0.1), far)
         return max(self._contradiction(settings), trigger)
+
+
+def with_kin(judged: Sequence[Finding], settings: Settings) -> list[Finding]:
+    """The findings, those of other classes compared with what the poisoned parts of several classes share."""
+    common, sharing = shared_direction([(f.label, f.way) for f in judged if f.strength(settings) > 0.5])
+    if common is None:
+        return list(judged)
+    length = float(np.linalg.norm(common))
+    return [f if f.label in sharing else dataclasses.replace(f, kinship=float(f.way @ common) / length) for f in judged]
 
 
 def _passes(margin: float, width: float) -> float:

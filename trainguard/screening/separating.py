@@ -22,7 +22,7 @@ from sklearn.neighbors import NearestNeighbors
 from trainguard.data.store import ImageStore
 from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
-from trainguard.screening.finding import Finding
+from trainguard.screening.finding import Finding, with_kin
 from trainguard.screening.identification import (
     Images,
     Trial,
@@ -216,7 +216,7 @@ def _judged(
                 if finding.strength(settings) > 0.5:
                     claimed[np.searchsorted(members, finding.members[finding.split.suspicion > 0.5])] = True
     informed = run.processes.broadcast(_informed(exam))
-    judged = [dataclasses.replace(finding, informed=informed) for finding in judged]
+    judged = [dataclasses.replace(finding, informed=informed) for finding in with_kin(judged, settings)]
     return sorted(judged, key=lambda f: f.label), purified, opinion
 
 
@@ -357,6 +357,7 @@ def _row(finding: Finding, run: Run) -> dict[str, float | bool]:
         "firmness": finding.firmness,
         "disbelief": finding.disbelief,
         "likeness": finding.likeness,
+        "kinship": finding.kinship,
         "resemblance": finding.resemblance,
         "skill": finding.skill,
         "at_source": finding.at_source,

@@ -50,13 +50,13 @@ def suspicions(
     classes = _Classes.of(run, probe, answers)
     labels = [label for label in range(store.num_classes) if classes.sizes[label] >= settings.least_members]
     parts = {label: classes.split(label) for label in labels}
-    lines = [(label, line) for label in labels for finding, line in parts[label] if finding.is_candidate(settings)]
+    lines = [(label, part.line) for label in labels for part in parts[label] if part.is_candidate(settings)]
     common, sharing = shared_direction(lines)
     if common is not None:
         parts |= {label: classes.split(label, common) for label in labels if label not in sharing}
     witness = witness_of(run, probe, images[0])
     found = []
-    for finding in (finding for label in labels for finding, _ in parts[label]):
+    for finding in (finding for label in labels for finding in parts[label]):
         if finding.is_candidate(settings):
             members = finding.members
             moved = transfers(Trial.of(finding.split, members, finding.label, store, images, run.seed), witness)
@@ -122,8 +122,8 @@ class _Classes:
         sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
         return cls(run, probe, answers, whitening, looks, views, sizes)
 
-    def split(self, label: int, common: np.ndarray | None = None) -> list[tuple[Finding, np.ndarray]]:
-        """The splits of a class that get a closer look, the part of more kinds as the upper one, and their directions.
+    def split(self, label: int, common: np.ndarray | None = None) -> list[Finding]:
+        """The splits of a class that get a closer look, the part of more kinds as the upper one.
 
         Args:
             label: the class.
@@ -137,7 +137,7 @@ class _Classes:
         for places in seen:
             plain = [self.finding(label, split, pixels=True) for split in split_class(places, self.run.seed)]
             found = _with_pixels(found, plain, settings)
-        return [(finding, finding.split.direction(whitened)) for finding in found]
+        return [dataclasses.replace(finding, line=finding.split.direction(whitened)) for finding in found]
 
     def read(self, members: np.ndarray) -> list[np.ndarray]:
         """The whitened features (n, D) of the samples of a class, and for each look (n, k) where they vary most."""
