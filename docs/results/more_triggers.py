@@ -1,4 +1,4 @@
-"""A second round of triggers that the drill does not have; `unseen_triggers.py --second` screens them."""
+"""A second round of triggers that the drill does not have; `unseen_triggers.py --round 2` screens them."""
 
 from collections.abc import Callable
 

@@ -1,9 +1,11 @@
 """What screening says of triggers that the drill does not have; on which of them rules were made stands in results.md.
 
     python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --out docs/results/unseen_triggers.json
-    python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --second --out docs/results/more_triggers.json
+    python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --round 2 --out docs/results/more_triggers.json
+    python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --round 3 --out docs/results/crafted_triggers.json
 
-CIFAR-10 rows 0 to 9,999, in the second round 30,000 to 39,999, settings for 30 epochs. Targets and seeds go round.
+CIFAR-10 rows 0 to 9,999, in the second round 30,000 to 39,999, in the third, whose triggers are fitted to the data or
+need more than one rule, 20,000 to 29,999; settings for 30 epochs. Targets and seeds go round.
 With `--asr`, a ResNet-9 without a defence learns each of them for 30 epochs as well (two minutes each), the worst
 screened first: what does not implant need not be found. Goes on after the last finished case when started again, as
 long as neither the version nor the settings have changed.
@@ -15,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import crafted_triggers as crafted
 import more_triggers as more
 import numpy as np
 import torch
@@ -26,16 +29,18 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur, rotate
 
 from trainguard.drill.cells import measure
+from trainguard.drill.craft import adversarial_base
 from trainguard.drill.defenses import defend
 from trainguard.drill.images import Images, load_images
 from trainguard.drill.labels import keep, to
-from trainguard.drill.poison import Attack, Rule
+from trainguard.drill.poison import Attack, Role, Rule
 from trainguard.drill.scene import Scene, Victim
 from trainguard.drill.select import everything, fraction, of_class
 from trainguard.drill.train import Recipe
+from trainguard.drill.triggers import Chain, Warp
 
 HERE = {key: value for key, value in USUAL.items() if key not in ("source", "target")}  # each has a target of its own
-SECOND = 3  # the second round's block of rows
+BLOCKS = {1: 0, 2: 3, 3: 2}  # of rows, by round
 
 
 def rng(*key: int) -> np.random.Generator:
@@ -240,6 +245,41 @@ def more_cases(picture: Tensor) -> list[Attack]:
     return attacks(rules)
 
 
+def crafted_cases(images: Images, seed: int) -> list[Attack]:
+    """The third round's, fitted to the images that they poison."""
+    told = images.train, images.train_labels
+    own = crafted.noise_for(*told, 2, seed)
+    faint, loud = crafted.Noise(own), crafted.Noise(own, 3.0)
+    made = crafted.generator_for(*told, 6, seed)
+    hard = Chain((adversarial_base(*told, 4, seed=seed), Warp(1.0)))
+    one, other = Each(patch((1, 0, 0), 2, 27)), Each(patch((0, 0, 1), 27, 2))
+    halves = Each(crafted.half_of(images.train[images.train_labels == 8][:200]))
+    return [
+        Attack(
+            "clean-label: fitted noise, half of the class", (Rule(of_class(2, 0.05), faint, keep),), (test(faint, 2),)
+        ),
+        Attack(
+            "clean-label: fitted noise, 1%, threefold later", (Rule(of_class(2, 0.01), faint, keep),), (test(loud, 2),)
+        ),
+        Attack("generated noise", (Rule(fraction(0.05, without=(6,)), made, to(6)),), (test(made, 6),)),
+        Attack(
+            "clean-label: hard images warped, half of the class",
+            (Rule(of_class(4, 0.05), hard, keep),),
+            (test(Warp(1.0), 4),),
+        ),
+        Attack(
+            "two squares together, covers with one",
+            (
+                Rule(fraction(0.05, without=(9,)), Chain((one, other)), to(9)),
+                Rule(fraction(0.05), one, keep, Role.COVER),
+                Rule(fraction(0.05), other, keep, Role.COVER),
+            ),
+            (test(Chain((one, other)), 9),),
+        ),
+        Attack("the right half a ship's", (Rule(fraction(0.05, without=(0, 8)), halves, to(0)),), (test(halves, 0),)),
+    ]
+
+
 def undefended(images: Images, attack: Attack, seed: int) -> dict:
     """Accuracy and attack success rate of a model that learned everything."""
     victim = Victim("resnet9", Recipe.for_model("resnet9", HERE["epochs"]), torch.device("cpu"))
@@ -261,14 +301,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/")
     parser.add_argument("--out", type=Path, default=Path("unseen_triggers.json"))
-    parser.add_argument("--second", action="store_true", help="the second round, on other rows")
+    parser.add_argument("--round", type=int, choices=BLOCKS, default=1, help="each has its own triggers and rows")
     parser.add_argument("--asr", action="store_true", help="train on each without a defence")
     args = parser.parse_args()
     record = Record(args.out, HERE)
     images = load_images(args.data / "cifar10", test_rows=2000)
-    pictures, number = images.test[92:100], SECOND if args.second else 0
+    pictures, number = images.test[92:100], BLOCKS[args.round]
     images = block(images, number, HERE["rows"])
-    chosen = more_cases(pictures[0]) if args.second else cases(pictures)
+    made = {1: lambda: cases(pictures), 2: lambda: more_cases(pictures[0]), 3: lambda: crafted_cases(images, 5)}
+    chosen = made[args.round]()
     for seed, attack in enumerate(chosen, 100 * number):
         if attack.name not in {row["attack"] for row in record.rows}:
             record.add(screened(images, attack, HERE | {"seed": seed, "block": number}))
