@@ -1,8 +1,8 @@
 """What screening says of rows, seeds and targets that no rule had seen: every attack of the drill, and clean sets.
 
     python docs/results/other_rows.py --data $TRAINGUARD_DATA --out docs/results/other_rows.json
-    python docs/results/other_rows.py --data $TRAINGUARD_DATA --second --out docs/results/other_rows_second.json
-    python docs/results/other_rows.py --data $TRAINGUARD_DATA --small --out docs/results/small_sets.json
+    python docs/results/other_rows.py --data $TRAINGUARD_DATA --round 2 --out docs/results/other_rows_second.json
+    python docs/results/other_rows.py --data $TRAINGUARD_DATA --round small --out docs/results/small_sets.json
 
 Rules were made on what the first round showed, so there is a second one, with other blocks, seeds and targets. Each
 case takes a block of 10,000 rows of its own data set (block 1 begins at row 10,000; that of block 0 is what all
@@ -44,8 +44,6 @@ MORE_SIGNS = (
     "adaptive_patch",
     "wanet",
 )
-
-
 FEW = (
     "badnets",
     "blend",
@@ -99,15 +97,17 @@ def small_cases() -> list[tuple[str, dict]]:
     return [*out, ("clean", signs | {"seed": 720}), ("badnets", signs | {"seed": 721, "target": 12})]
 
 
+ROUNDS = {"1": cases, "2": more_cases, "small": small_cases}
+
+
 def main() -> None:
     """Run all of a round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/ and gtsrb/")
     parser.add_argument("--out", type=Path, default=Path("other_rows.json"))
-    parser.add_argument("--second", action="store_true", help="the second round")
-    parser.add_argument("--small", action="store_true", help="small sets")
+    parser.add_argument("--round", choices=ROUNDS, default="1", help="1 and 2 have 10,000 rows, small 4,000 at most")
     args = parser.parse_args()
-    go_through(small_cases() if args.small else more_cases() if args.second else cases(), args.data, args.out)
+    go_through(ROUNDS[args.round](), args.data, args.out)
 
 
 if __name__ == "__main__":
