@@ -31,7 +31,7 @@ from trainguard.screening.identification import (
 from trainguard.screening.learning import recipe_for
 from trainguard.screening.partition import least_consistent
 from trainguard.screening.resemblance import resemblance
-from trainguard.screening.separation import Split, _read_off, refined, shared_direction, split_class
+from trainguard.screening.separation import Split, _read_off, leaning, refined, shared_direction, split_class
 from trainguard.screening.settings import Settings
 from trainguard.screening.whitening import Whitening
 
@@ -689,8 +689,39 @@ def test_a_line_drawn_again_is_kept_only_while_it_is_evidence(monkeypatch, dista
     again = Split(found.split.position, found.split.probability, distance, 0.05)
     monkeypatch.setattr(separating, "refined", lambda *_: again)
     run = SimpleNamespace(settings=Settings(), seed=0)
-    _, (poisoned,) = separating._sharpened(run, [found], [found], lambda part, _: (np.zeros((100, 3)), np.zeros(100)))
+    classes = SimpleNamespace(run=run, views_of=lambda members: [])
+    opinion = lambda part, _: (np.zeros((100, 3)), np.zeros(100))  # noqa: E731
+    _, (poisoned,) = separating._sharpened(classes, [found], [found], opinion)
     assert poisoned.split is (again if distance > 2.8 else found.split)
+
+
+def test_a_line_is_drawn_again_in_all_directions_of_every_view():
+    """A part that is known in half lies apart along more directions than a class was parted in."""
+    rng = np.random.default_rng(0)
+    poison = np.arange(600) < 150
+    views = [rng.normal(size=(600, 400)) + np.where(poison[:, None], 0.25, 0.0) for _ in range(2)]
+    position = rng.normal(size=600) + 3.0 * poison
+    half = Split(position, (position > 2.5).astype(float), 3.0, 0.4)
+    found = replace(finding(), members=np.arange(600), split=half)
+    run = SimpleNamespace(settings=Settings(), seed=0)
+    opinion = lambda part, _: (rng.normal(size=(600, 3)), rng.random(600))  # noqa: E731
+    flagged = []
+    for seen in ([], views):
+        classes = SimpleNamespace(run=run, views_of=lambda members, seen=seen: seen)
+        _, (again,) = separating._sharpened(classes, [found], [found], opinion)
+        flagged.append(again.split.suspicion > 0.5)
+    wrong = [(mask != poison).mean() for mask in flagged]
+    assert wrong[1] < 0.02 < wrong[0]
+
+
+def test_where_a_sample_leans_is_read_without_it():
+    rng = np.random.default_rng(1)
+    noise, part = rng.normal(size=(200, 2_000)), np.arange(200) < 60
+    assert abs(leaning(noise, part, 0)[part].mean() - leaning(noise, part, 0)[~part].mean()) < 3  # not from its own
+    told = noise + 0.3 * part[:, None]
+    places = leaning(told, part, 0)
+    assert places[part].min() > places[~part].max()
+    assert not leaning(noise, np.zeros(200, bool), 0).any()
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,14 @@ class PixelView:
 
     def widest(self, numbers: Numbers, seed: int) -> Numbers:
         """(P, k) the directions along which the (n, P) whitened numbers of one class vary most."""
-        white = solve_triangular(self.root, standardised(numbers, self.mean, self.scale).T, lower=True).T
+        white = self.whitened(numbers)
         count = min(DIRECTIONS, max(2, len(numbers) // 5), *white.shape)
         _, _, lines = randomized_svd(white - white.mean(0), count, n_iter=POWERS, random_state=seed)
         return solve_triangular(self.root, lines.T, lower=True, trans="T")
+
+    def whitened(self, numbers: Numbers) -> Numbers:
+        """(n, P) numbers, whitened."""
+        return solve_triangular(self.root, standardised(numbers, self.mean, self.scale).T, lower=True).T
 
     def __call__(self, numbers: Numbers, lines: Numbers) -> NDArray[np.float64]:
         """(n, k) where (n, P) numbers lie along (P, k) directions."""

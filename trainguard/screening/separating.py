@@ -37,9 +37,9 @@ from trainguard.screening.learning import fresh_probe, logits, recipe_for, train
 from trainguard.screening.pipeline import Decision, Run
 from trainguard.screening.probe import Probe, Trained
 from trainguard.screening.resemblance import resemblance
-from trainguard.screening.separation import LEAST_SIZE, refined
+from trainguard.screening.separation import LEAST_SIZE, leaning, refined
 from trainguard.screening.settings import Settings
-from trainguard.screening.suspicion import FITTED, suspicions, witness_of
+from trainguard.screening.suspicion import FITTED, Classes, suspicions, witness_of
 from trainguard.training import outputs
 
 NEIGHBOURS = 3  # few: a natural group is tighter than the crowd around it, poison is mixed into it
@@ -47,6 +47,7 @@ ONE_SOURCE = 0.6  # share of a part that is taken for one other class from which
 TRIED = 100  # images of that class that its mean difference is tried on
 BY_CHANCE = 0.02  # probability up to which it is not by chance that the purified probe knows what it has not seen
 STRANGERS = 40  # samples of a class without a suspected part that are held out, to compare suspected ones with
+SHARPENED = 3  # times that a poisoned class is drawn again in all directions
 HELD_OUT = 0.2  # share of a trusted part that the purified probe does not see, to know what agreement to expect
 Opinion = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
@@ -62,14 +63,16 @@ def decide(run: Run) -> Decision:
         answers = logits(run, probe, index)
         accuracy = float((answers.argmax(1) == labels[index]).mean())
         # ranks may differ in the last bit
-        findings = run.processes.broadcast(suspicions(run, probe, divergence, answers, images))
+        found, classes = suspicions(run, probe, divergence, answers, images)
+        findings = run.processes.broadcast(found)
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
     proposed, purified = labels.copy(), None
     if candidates:
         findings, purified, opinion = _relearned(run, probe, findings, images)
     verdict, confidence, reason, poisoned = verdict_of(findings, accuracy, store.num_classes, settings)
     if purified is not None and poisoned:
-        findings, poisoned = _sharpened(run, findings, poisoned, opinion)
+        with run.stage("sharpening"):  # in one piece: the same objects in both lists
+            findings, poisoned = run.processes.broadcast(_sharpened(classes, findings, poisoned, opinion))
         reason = sentence(poisoned, settings)
     score, thresholds, suspect = _by_sample(findings, poisoned, len(labels), store.num_classes, settings)
     score[list(store.unreadable)] = np.nan
@@ -299,17 +302,26 @@ def _opinion(run: Run, purified: Probe) -> Opinion:
 
 
 def _sharpened(
-    run: Run, findings: list[Finding], poisoned: list[Finding], opinion: Opinion
+    classes: Classes, findings: list[Finding], poisoned: list[Finding], opinion: Opinion
 ) -> tuple[list[Finding], list[Finding]]:
-    """Poisoned findings whose labels contradict the images, drawn again with what the purified probe says of each."""
-    sharp = {}
+    """Poisoned findings whose labels contradict the images, drawn again with what the purified probe says of each.
+
+    And with where each lies between the two parts in all directions of every view: a class was parted along a few
+    directions, because nobody knew its parts yet.
+    """
+    run, sharp = classes.run, {}
     for finding in poisoned:
         if finding.contradicts(run.settings):
             answers, company = opinion(finding.members, finding.label)
             given = answers[:, finding.label].copy()
             answers[:, finding.label] = -np.inf
-            columns = np.column_stack([answers.max(1) - given, -company])
-            again = dataclasses.replace(finding, split=refined(finding.split, columns, run.seed))
+            told = [answers.max(1) - given, -company]
+            views, split = classes.views_of(finding.members), refined(finding.split, np.column_stack(told), run.seed)
+            for _ in range(SHARPENED if views else 0):
+                part = split.suspicion > 0.5
+                columns = np.column_stack([*told, *(leaning(view, part, run.seed) for view in views)])
+                split = refined(split, columns, run.seed)
+            again = dataclasses.replace(finding, split=split)
             if again.strength(run.settings) > 0.5:  # else what was evidence would be lost with the old line
                 sharp[id(finding)] = again
     return [sharp.get(id(f), f) for f in findings], [sharp.get(id(f), f) for f in poisoned]

@@ -33,8 +33,8 @@ MOST = 4  # splits of a class that get a closer look; as many again of those tha
 
 def suspicions(
     run: Run, probe: Probe | Trained, divergence: np.ndarray, answers: np.ndarray, images: Images
-) -> list[Finding]:
-    """Every class in two, in several ways, its suspected part the upper one.
+) -> tuple[list[Finding], Classes]:
+    """Every class in two, in several ways, its suspected part the upper one; and what they were read from.
 
     A trigger that serves many targets points the same way in all of them. So what the parts of several classes have in
     common is looked for in the others as well: small heaps there are found that no guess of their own leads to.
@@ -47,7 +47,7 @@ def suspicions(
         images: see `bystanders`.
     """
     store, settings = run.store, run.settings
-    classes = _Classes.of(run, probe, answers)
+    classes = Classes.of(run, probe, answers)
     labels = [label for label in range(store.num_classes) if classes.sizes[label] >= settings.least_members]
     parts = {label: classes.split(label) for label in labels}
     lines = [(label, part.line) for label in labels for part in parts[label] if part.is_candidate(settings)]
@@ -74,7 +74,7 @@ def suspicions(
                 finished=run.trained is not None,
             )
         found.append(finding)
-    return _judgeable(found, settings)
+    return _judgeable(found, settings), classes
 
 
 def witness_of(run: Run, probe: Probe | Trained, images: np.ndarray) -> Witness:
@@ -90,7 +90,7 @@ def witness_of(run: Run, probe: Probe | Trained, images: np.ndarray) -> Witness:
 
 
 @dataclass(frozen=True, eq=False)
-class _Classes:
+class Classes:
     """What the first probe makes of the samples, one class at a time: that much memory its features need.
 
     Attributes:
@@ -112,7 +112,8 @@ class _Classes:
     sizes: np.ndarray
 
     @classmethod
-    def of(cls, run: Run, probe: Probe | Trained, answers: np.ndarray) -> _Classes:
+    def of(cls, run: Run, probe: Probe | Trained, answers: np.ndarray) -> Classes:
+        """Learn the spread that all classes share from some samples of them."""
         store = run.store
         fitted = np.random.default_rng(run.seed).permutation(store.readable)[:FITTED]
         looks = looks_for(store.shape, len(fitted))
@@ -152,6 +153,17 @@ class _Classes:
             parts.append([self.whitening(features), *places])
         return [np.concatenate(part)[np.argsort(order)] for part in zip(*parts, strict=True)]
 
+    def views_of(self, members: np.ndarray) -> list[np.ndarray]:
+        """Samples of one class, whitened: the probe's features (n, D), and all that each look gives (n, P).
+
+        Nothing of a class that is too large to be held at once.
+        """
+        if len(members) > AT_ONCE:
+            return []
+        features, *seen = _seen(self.run, self.probe, self.looks, members)
+        looked = [view.whitened(numbers) for view, numbers in zip(self.views, seen, strict=True)]
+        return [self.whitening(features), *looked]
+
     def finding(self, label: int, split: Split, pixels: bool = False) -> Finding:
         """A split of a class, the part of more kinds as the upper one."""
         upper, lower = self.kinds(label, split.upper), self.kinds(label, ~split.upper)
@@ -159,6 +171,7 @@ class _Classes:
         return Finding(label, self.members(label), split, diversity=max(upper, lower), pixels=pixels)
 
     def members(self, label: int) -> np.ndarray:
+        """The readable samples (n,) of a class."""
         return np.flatnonzero(self.run.store.labels == label)
 
     def others(self, label: int) -> tuple[np.ndarray, np.ndarray]:
