@@ -712,6 +712,8 @@ def test_a_line_is_drawn_again_in_all_directions_of_every_view():
         flagged.append(again.split.suspicion > 0.5)
     wrong = [(mask != poison).mean() for mask in flagged]
     assert wrong[1] < 0.02 < wrong[0]
+    _, (first, _) = separating._sharpened(classes, [found], [found, replace(found)], opinion)
+    assert ((first.split.suspicion > 0.5) != poison).mean() > 0.02  # two parts of one class: each as it was
 
 
 def test_where_a_sample_leans_is_read_without_it():

@@ -306,8 +306,9 @@ def _sharpened(
 ) -> tuple[list[Finding], list[Finding]]:
     """Poisoned findings whose labels contradict the images, drawn again with what the purified probe says of each.
 
-    And with where each lies between the two parts in all directions of every view: a class was parted along a few
-    directions, because nobody knew its parts yet.
+    And, unless several parts of the class are poisoned, so that one of them differs from the rest in no one way, with
+    where each lies between the two parts in all directions of every view: a class was parted along a few of them,
+    because nobody knew its parts yet.
     """
     run, sharp = classes.run, {}
     for finding in poisoned:
@@ -316,7 +317,9 @@ def _sharpened(
             given = answers[:, finding.label].copy()
             answers[:, finding.label] = -np.inf
             told = [answers.max(1) - given, -company]
-            views, split = classes.views_of(finding.members), refined(finding.split, np.column_stack(told), run.seed)
+            split = refined(finding.split, np.column_stack(told), run.seed)
+            alone = sum(other.label == finding.label for other in poisoned) == 1
+            views = classes.views_of(finding.members) if alone else []
             for _ in range(SHARPENED if views else 0):
                 part = split.suspicion > 0.5
                 columns = np.column_stack([*told, *(leaning(view, part, run.seed) for view in views)])
