@@ -62,9 +62,8 @@ def decide(run: Run) -> Decision:
     with run.stage("partition"):
         answers = logits(run, probe, index)
         accuracy = float((answers.argmax(1) == labels[index]).mean())
-        # ranks may differ in the last bit
         found, classes = suspicions(run, probe, divergence, answers, images)
-        findings = run.processes.broadcast(found)
+        findings = run.processes.broadcast(found)  # ranks may differ in the last bit
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
     proposed, purified = labels.copy(), None
     if candidates:
