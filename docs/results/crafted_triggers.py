@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainguard.drill.models import ResNet9, Standardised
+from trainguard.drill.craft import untrained
 from trainguard.drill.train import Recipe, train_classifier
 
 FAINT, LOUD = 16 / 255, 12 / 255  # of noise for one class (Narcissus' own bound), and of generated noise
@@ -51,20 +51,12 @@ def half_of(others: Tensor) -> Callable[[Tensor, np.random.Generator], Tensor]:
     return change
 
 
-def surrogate(images: Tensor, labels: Tensor, seed: int) -> Standardised:
-    """A ResNet-9 that has learned nothing yet; images (N, C, H, W) uint8."""
-    some = images[:2000].float() / 255
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Standardised(ResNet9(int(labels.max()) + 1, images.shape[1]), some.mean((0, 2, 3)), some.std((0, 2, 3)))
-
-
 def noise_for(images: Tensor, labels: Tensor, target: int, seed: int) -> Tensor:
     """Noise (C, H, W) that makes the target's own images more its own (Narcissus, Zeng et al. 2023).
 
     Deviation: the surrogate learns the ten classes from scratch, not other images first.
     """
-    model = surrogate(images, labels, seed)
+    model = untrained(images, labels, seed)
     train_classifier(model, images, labels, Recipe(epochs=FITTED_FOR, lr=0.1), seed=seed)
     model.eval().requires_grad_(False)
     own, order = images[labels == target].float() / 255, torch.Generator().manual_seed(seed)
@@ -82,7 +74,7 @@ def noise_for(images: Tensor, labels: Tensor, target: int, seed: int) -> Tensor:
 
 def generator_for(images: Tensor, labels: Tensor, target: int, seed: int) -> Generated:
     """A generator of faint noise, fitted together with the model that learns it (LIRA, Doan et al. 2021)."""
-    model, order = surrogate(images, labels, seed), torch.Generator().manual_seed(seed)
+    model, order = untrained(images, labels, seed), torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(

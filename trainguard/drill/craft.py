@@ -59,7 +59,7 @@ def adversarial_base(
         epochs: training length of the surrogate.
         seed: of the surrogate.
     """
-    surrogate = _surrogate(images, labels, seed)
+    surrogate = untrained(images, labels, seed)
     train_classifier(surrogate, images, labels, Recipe(epochs=epochs, lr=0.1), seed=seed)
     surrogate.eval().requires_grad_(False)
     chosen = torch.nonzero(labels == target)[:, 0]
@@ -157,7 +157,7 @@ def trigger_generator(
     Deviation from the paper: one generator with two heads instead of a pattern and a separately trained mask
     generator, and a mask of fixed density instead of a penalty on it.
     """
-    surrogate = _surrogate(images, labels, seed)
+    surrogate = untrained(images, labels, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator = Generator(images.shape[1], density)
@@ -191,7 +191,8 @@ def trigger_generator(
     return Generated(generator), Generated(generator, donors)
 
 
-def _surrogate(images: Tensor, labels: Tensor, seed: int) -> Standardised:
+def untrained(images: Tensor, labels: Tensor, seed: int) -> Standardised:
+    """A ResNet-9 that has learned nothing yet, for images (N, C, H, W) in uint8: what a surrogate is trained from."""
     sample = images[:2000].to(torch.float32) / 255
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

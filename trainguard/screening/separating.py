@@ -37,7 +37,7 @@ from trainguard.screening.learning import fresh_probe, logits, recipe_for, train
 from trainguard.screening.pipeline import Decision, Run
 from trainguard.screening.probe import Probe, Trained
 from trainguard.screening.resemblance import resemblance
-from trainguard.screening.separation import LEAST_SIZE, leaning, refined
+from trainguard.screening.separation import LEAST_SIZE, Split, leaning, refined
 from trainguard.screening.settings import Settings
 from trainguard.screening.suspicion import FITTED, Classes, suspicions, witness_of
 from trainguard.training import outputs
@@ -303,30 +303,34 @@ def _opinion(run: Run, purified: Probe) -> Opinion:
 def _sharpened(
     classes: Classes, findings: list[Finding], poisoned: list[Finding], opinion: Opinion
 ) -> tuple[list[Finding], list[Finding]]:
-    """Poisoned findings whose labels contradict the images, drawn again with what the purified probe says of each.
-
-    And, unless several parts of the class are poisoned, so that one of them differs from the rest in no one way, with
-    where each lies between the two parts in all directions of every view: a class was parted along a few of them,
-    because nobody knew its parts yet.
-    """
-    run, sharp = classes.run, {}
+    """Poisoned findings whose labels contradict the images, drawn again with what the purified probe says of each."""
+    sharp: dict[int, Finding] = {}
     for finding in poisoned:
-        if finding.contradicts(run.settings):
-            answers, company = opinion(finding.members, finding.label)
-            given = answers[:, finding.label].copy()
-            answers[:, finding.label] = -np.inf
-            told = [answers.max(1) - given, -company]
-            split = refined(finding.split, np.column_stack(told), run.seed)
+        if finding.contradicts(classes.run.settings):
             alone = sum(other.label == finding.label for other in poisoned) == 1
-            views = classes.views_of(finding.members) if alone else []
-            for _ in range(SHARPENED if views else 0):
-                part = split.suspicion > 0.5
-                columns = np.column_stack([*told, *(leaning(view, part, run.seed) for view in views)])
-                split = refined(split, columns, run.seed)
-            again = dataclasses.replace(finding, split=split)
-            if again.strength(run.settings) > 0.5:  # else what was evidence would be lost with the old line
+            again = dataclasses.replace(finding, split=_drawn_again(classes, finding, opinion, alone))
+            if again.strength(classes.run.settings) > 0.5:  # else what was evidence would be lost with the old line
                 sharp[id(finding)] = again
     return [sharp.get(id(f), f) for f in findings], [sharp.get(id(f), f) for f in poisoned]
+
+
+def _drawn_again(classes: Classes, finding: Finding, opinion: Opinion, alone: bool) -> Split:
+    """By the purified probe's figures and, if `alone`, by where each sample lies in all directions of every view.
+
+    The class was parted along a few of them, because nobody knew its parts yet. Where several parts of it are poisoned,
+    one of them differs from the rest in no one way.
+    """
+    seed = classes.run.seed
+    answers, company = opinion(finding.members, finding.label)
+    given = answers[:, finding.label].copy()
+    answers[:, finding.label] = -np.inf
+    told = [answers.max(1) - given, -company]
+    split = refined(finding.split, np.column_stack(told), seed)
+    views = classes.views_of(finding.members) if alone else []
+    for _ in range(SHARPENED if views else 0):
+        part = split.suspicion > 0.5
+        split = refined(split, np.column_stack([*told, *(leaning(view, part, seed) for view in views)]), seed)
+    return split
 
 
 def _by_sample(
