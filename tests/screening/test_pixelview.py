@@ -8,13 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.fft import dctn
+from torch import nn
+from torch.utils.data import TensorDataset
 from torchvision.transforms.functional import gaussian_blur
 
+from trainguard.data.pixels import PixelRange
+from trainguard.data.store import open_images
 from trainguard.screening import suspicion
 from trainguard.screening.finding import Finding
 from trainguard.screening.pixelview import FAINT, SIDE, PixelView, flat, looks_for, side_for, texture
 from trainguard.screening.separation import Split, split_class
 from trainguard.screening.settings import Settings
+from trainguard.screening.surroundings import Surroundings
 from trainguard.screening.suspicion import _with_pixels
 
 
@@ -174,9 +179,36 @@ def test_of_a_large_class_some_are_held_at_once_and_all_come_back_in_order(monke
 
     monkeypatch.setattr(suspicion, "AT_ONCE", 8)
     monkeypatch.setattr(suspicion, "_seen", lambda run, probe, looks, index: (index[:, None], -index[:, None]))
-    classes = suspicion.Classes(SimpleNamespace(seed=0), None, None, lambda x: 2 * x, (), (View(),), None)
+    classes = suspicion.Classes(SimpleNamespace(seed=0), None, None, lambda x: 2 * x, (), (View(),), None, None)
     members = np.arange(100, 140, 2)
     whitened, view = classes.read(members)
     assert np.array_equal(whitened[:, 0], 2 * members) and np.array_equal(view[:, 0], -members)
     (first,) = drawn  # the directions come from samples of everywhere, not from those that came first
     assert len(first) == 8 and first.min() < -124
+
+
+def test_other_classes_images_lie_with_the_part_that_has_no_trigger():
+    images, labels = smooth(3000, 16), np.arange(3000) % 3
+    bad = np.arange(0, 3000, 6)  # half of class 0: noise that is drawn anew for each image
+    noise = torch.randn(500, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    images[bad] = (images[bad] + 0.05 * noise).clamp(0, 1)
+    bearings, members = bearings_of(images, labels)
+    assert np.array_equal(bearings.chosen, np.arange(1000)) and 1250 < len(bearings.others) < 1400
+    told, elsewhere = bearings(np.isin(members, bad))
+    assert told > 0.97 and elsewhere < 0.01
+    assert bearings(~np.isin(members, bad)) == pytest.approx((told, 1 - elsewhere), abs=0.01)
+    assert bearings(np.arange(1000) < 500)[0] == pytest.approx(0.5, abs=0.1)  # fine detail says nothing of these parts
+    assert bearings(np.zeros(1000, dtype=bool)) == (0.5, 0.5)
+
+
+def bearings_of(images, labels):
+    """Of class 0, among two thousand samples of all classes, as a screening looks at them."""
+    store = open_images(
+        TensorDataset(images, torch.from_numpy(labels)), pixel_range=PixelRange.from_mean_std((0.0,), (1.0,))
+    )
+    order = np.random.default_rng(0).permutation(len(labels))
+    look = looks_for((3, 16, 16), len(labels))[-1]
+    numbers = look(images[order]).numpy()
+    around = Surroundings.of(look, PixelView.fit(numbers, labels[order]), numbers, labels[order])
+    members, run = np.flatnonzero(labels == 0), SimpleNamespace(seed=0, store=store, processes=None)
+    return around.of_class(run, nn.Conv2d(3, 1, 1), members, 0), members

@@ -340,12 +340,16 @@ def finding(
     transfer=0.9,
     share=0.3,
     likeness=0.1,
+    members=100,
     **more,
 ):
-    half = (np.arange(100) >= 100 * (1 - share)).astype(float)
+    half = (np.arange(members) >= members * (1 - share)).astype(float)
     split = Split(half, half, distance, valley)
     seen = (transfer, agreement, reference, company, trigger, diversity)
-    return Finding(1, np.arange(100), split, *seen, likeness=likeness, **more)
+    return Finding(1, np.arange(members), split, *seen, likeness=likeness, **more)
+
+
+NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0.99, "elsewhere": 0.0, "members": 200}
 
 
 @pytest.mark.parametrize(
@@ -416,6 +420,15 @@ def finding(
         (finding(distance=20.0, agreement=0.3, scatter=0.9), "poisoned"),
         (finding(distance=20.0, agreement=0.3, scatter=0.6), "clean"),
         (finding(distance=20.0, agreement=0.5, scatter=0.9), "clean"),
+        # Clean-label: fine detail that nothing else has, utterly apart, in images that are not one scene.
+        (finding(**NOWHERE_ELSE), "poisoned"),
+        (finding(**NOWHERE_ELSE | {"distance": 8.0}), "clean"),
+        (finding(**NOWHERE_ELSE | {"valley": 0.2}), "clean"),
+        (finding(**NOWHERE_ELSE | {"elsewhere": 0.05}), "clean"),  # samples of other classes have it: covers
+        (finding(**NOWHERE_ELSE | {"told": 0.9}), "clean"),
+        (finding(**NOWHERE_ELSE | {"likeness": 0.12}), "clean"),  # a track of signs is like nothing else either
+        (finding(**NOWHERE_ELSE | {"members": 150}), "clean"),
+        (finding(**NOWHERE_ELSE | {"share": 0.7}), "clean"),
         (finding(firmness=0.8, finished=True), "poisoned"),  # a finished model knows them nearly as well as the rest
         (finding(firmness=0.6, finished=True), "clean"),  # hard images, which the model never learned
         (finding(distance=2.8, valley=0.7, diversity=0.85, firmness=0.25), "clean"),  # wrong labels
@@ -577,6 +590,14 @@ def test_the_part_that_holds_all_kinds_is_suspected():
     assert orient(split, still, (0.1, 0.0), (False, True)).upper[:50].all()
 
 
+def test_the_part_that_is_unlike_other_classes_images_is_suspected():
+    split = Split(np.r_[np.zeros(60), np.ones(40)], np.r_[np.zeros(60), np.ones(40)], 9.0, 0.0)
+    moving = np.r_[np.full(60, 0.1), np.ones(40)].astype(np.float32)  # the lower part holds still, as a trigger would
+    assert orient(split, moving, (0.0, 0.0)).upper[:60].all()
+    assert orient(split, moving, (0.0, 0.0), odd=1.0).upper[60:].all()
+    assert orient(split.turned(), moving, (0.0, 0.0), odd=-1.0).upper[60:].all()
+
+
 def test_split_finds_a_heap_by_a_fifth_of_it_among_the_doubtful():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1000, 100)) * np.r_[np.full(40, 3.0), np.ones(60)]
@@ -599,6 +620,9 @@ def test_split_finds_a_heap_by_a_fifth_of_it_among_the_doubtful():
         (finding(valley=0.4, company=0.9), False),
         (finding(agreement=0.5, company=0.9), False),  # the parts know each other
         (finding(agreement=0.02, reference=0.08, company=1.4), True),  # the trusted part is no class at all
+        (finding(company=0.9, told=0.99, elsewhere=0.01), False),  # it is the one that is like nothing else
+        (finding(company=0.9, told=0.7, elsewhere=0.01), True),
+        (finding(company=0.9, told=0.99, elsewhere=0.9), True),
         (finding(firmness=2.0, finished=True), False),  # the other part is not what a finished model has learned
     ],
 )
@@ -606,6 +630,7 @@ def test_parts_far_apart_that_are_foreign_to_each_other_are_turned(case, turned)
     assert case.may_be_turned(Settings()) == turned
     other = case.turned()
     assert np.array_equal(other.suspected, np.arange(70)) and other.firmness == 1 / case.firmness
+    assert other.elsewhere == 1 - case.elsewhere
 
 
 def test_a_part_that_leaves_too_little_is_not_turned():

@@ -32,6 +32,12 @@ UNSKILLED = 0.2  # below that, by how much, only a sure trigger counts; natural 
 GAP_OF_UNSKILLED = 18.0  # gap that a probe asks for that knows nothing at all, over SKILLED; less as it knows more
 VERY_FAR, DEEP = 5.0, 0.15  # Ashman's D and valley of parts between which hardly a sample lies
 FAR, HOLLOW = 4.0, 0.3  # the same of parts that are looked at both ways where they are foreign to each other
+TOLD = 0.95  # from which fine detail tells the two parts of a class; poison 0.96 and more
+ODD = 0.1  # share of other classes' samples on its side up to which a part is the odd one; poison had 0.08 at most
+NOWHERE = 0.02  # the same share up to which a part is like nothing else, which covers under true labels are not
+ALONE = 9.0  # Ashman's D of such a part from which it is poison by that; natural ones had 6.2, tracks of signs 10.6
+NO_SCENE = 0.09  # likeness up to which that counts; tracks of signs had 0.10 and more where they are so far apart
+MANY = 50  # samples that such a part must have; two tracks of signs have as many
 TOGETHER = 0.65  # company above which a part far apart must scatter more; a track of signs, a way to write a one
 STRAYS = 0.1  # by so much
 EVERY_KIND = 0.5  # relative agreement up to which a part far apart, of all kinds for both probes, is foreign
@@ -75,6 +81,9 @@ class Finding:
             purified probe, see `resemblance.resemblance`: hard images have something of their class, poison has not.
         skill: the purified probe's accuracy on samples that were held out, 0 for chance and 1 for all right. What it
             learned from a few hundred images says little of a natural group that was left out.
+        told: how well fine detail tells the two parts, see `surroundings.Bearings`.
+        elsewhere: the share of other classes' samples whose fine detail lies on the suspected part's side: a trigger is
+            in none of them.
         finished: that probe is a finished model, which has had the time to learn whatever trigger there is.
         pixels: the class was parted by what its pixels show, which wrong labels do not, not by what that probe sees.
         informed: the purified probe knows samples that it has not seen better than by chance, so that its word counts.
@@ -98,6 +107,8 @@ class Finding:
     kinship: float = 0.0
     resemblance: float = 0.0
     skill: float = 1.0
+    told: float = 0.5
+    elsewhere: float = 0.5
     finished: bool = False
     pixels: bool = False
     informed: bool = True
@@ -200,8 +211,10 @@ class Finding:
         """True where the other part may be the poison: the two lie far apart, and neither knows the other.
 
         Or where a probe that learned the class from the other part knows nothing of it: what is of all kinds of images
-        cannot be learned.
+        cannot be learned. Not where fine detail says which one is like nothing else.
         """
+        if self.told >= TOLD and self.elsewhere <= ODD:
+            return False
         apart = self.split.distance >= FAR and self.split.valley <= HOLLOW
         strange = self.is_foreign(settings) or (self.is_apart(settings) and self.reference < KNOWN)
         other = self.turned()
@@ -221,15 +234,21 @@ class Finding:
     def turned(self) -> Finding:
         """The other part suspected, of which no more is known than that it is as far away."""
         return dataclasses.replace(
-            self, split=self.split.turned(), diversity=0.0, firmness=1 / max(self.firmness, 1e-6)
+            self,
+            split=self.split.turned(),
+            diversity=0.0,
+            firmness=1 / max(self.firmness, 1e-6),
+            elsewhere=1 - self.elsewhere,
         )
 
     def strength(self, settings: Settings) -> float:
         """How strongly the evidence speaks for poison, in [0, 1]; above 0.5 counts as poisoned.
 
-        Two kinds of evidence count, each in how far it passes its bar: labels that contradict the images (poisoned
-        labels), and a mean difference that works as a trigger on other images (clean-label attacks). Where the labels
-        contradict the images, a difference that half works as a trigger is enough to believe it.
+        Three kinds of evidence count, each in how far it passes its bar: labels that contradict the images (poisoned
+        labels), a mean difference that works as a trigger on other images (clean-label attacks), and fine detail that
+        sets a part of the class far apart and that no other class's images have (clean-label attacks whose trigger
+        follows each image, or its place). Where the labels contradict the images, a difference that half works as a
+        trigger is enough to believe it.
         """
         if not self.is_candidate(settings):
             return 0.0
@@ -240,7 +259,17 @@ class Finding:
         own_kind = self.reference >= KNOWN and self.relative_agreement >= OWN_KIND
         asked = SURE_TRIGGER if own_kind or self.likeness > ONE_SCENE else self._asked_trigger(settings)
         trigger = minor * min(_passes(self.trigger - asked, 0.1), far)
-        return max(self._contradiction(settings), trigger)
+        return max(self._contradiction(settings), trigger, self._solitude(settings))
+
+    def is_alone(self, settings: Settings) -> bool:
+        """True where fine detail that nothing else has sets the suspected part apart."""
+        return self._solitude(settings) > 0.5
+
+    def _solitude(self, settings: Settings) -> float:
+        if self.split.valley > DEEP or len(self.suspected) < MANY or self.split.upper.mean() > settings.transfer_share:
+            return 0.0
+        odd = min(_passes(self.told - TOLD, 0.02), _passes(NOWHERE - self.elsewhere, 0.01))
+        return min(odd, _passes(self.split.distance - ALONE, 0.5), _passes(NO_SCENE - self.likeness, 0.01))
 
 
 def with_kin(judged: Sequence[Finding], settings: Settings) -> list[Finding]:

@@ -19,6 +19,7 @@ TELLS = 3.0  # how much the shares that the two signs of the mean difference mov
 LEAST_KNOWN = 20  # images that the purified probe must know for a trigger to be tried on them
 LEAST_KINDS = 5.0  # effective number of other classes from which diversity says anything
 DIVERSE_SIGN = 3.0  # how much a diverse part says in `orient`, beside a log ratio
+ODD_SIGN = 3.0  # how much it says there that one part is unlike all other classes' images
 AVERAGED = 500  # images of a part that its mean is taken over
 LEFT_OPEN = 0.85  # share of a trigger's bar from which the verdict is left open
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
@@ -174,16 +175,21 @@ def triggers(trial: Trial, first: Witness, purified: Witness) -> float:
 
 
 def orient(
-    split: Split, divergence: NDArray[np.float32], moved: tuple[float, float], kinds: tuple[bool, bool] = (False, False)
+    split: Split,
+    divergence: NDArray[np.float32],
+    moved: tuple[float, float],
+    kinds: tuple[bool, bool] = (False, False),
+    odd: float = 0.0,
 ) -> Split:
     """Decide which part of a class is the suspected one.
 
-    Four signs are added up, because each of them fails on some attack (docs/experiments.md): AdvrBD's observation, the
+    Five signs are added up, because each of them fails on some attack (docs/experiments.md): AdvrBD's observation, the
     poisoned part's predictions hold still under Eq. 3's perturbation (not for triggers made fragile); the part whose
     mean difference in pixels, added to images of other classes, moves more of them into the class (not for sinusoids,
     whose negative works as well, nor for triggers that differ from image to image); the part that holds all kinds of
-    images (not for clean-label attacks, nor where each class has its own target); and poison tends to be the minority
-    (not in small classes). A part that is nearly all of its class leaves nothing to be compared with: then it is the
+    images (not for clean-label attacks, nor where each class has its own target); the part whose fine detail is unlike
+    that of other classes' images (not for triggers that change little of it); and poison tends to be the minority (not
+    in small classes). A part that is nearly all of its class leaves nothing to be compared with: then it is the
     other one.
 
     Args:
@@ -191,6 +197,7 @@ def orient(
         divergence: (n,) of Eq. 3, for its samples.
         moved: see `transfers`.
         kinds: whether the upper part is diverse, and whether the lower one is.
+        odd: 1 where other classes' images lie with the lower part, -1 where they lie with the upper one.
 
     Returns:
         The split with the suspected part as its upper one.
@@ -198,7 +205,7 @@ def orient(
     still = [float(np.median(divergence[part])) + 1e-3 for part in (split.upper, ~split.upper)]
     share = float(split.upper.mean())
     sign = float(np.clip(np.log(still[1] / still[0]), -2, 2))
-    sign += TELLS * (moved[0] - moved[1]) + DIVERSE_SIGN * (int(kinds[0]) - int(kinds[1]))
+    sign += TELLS * (moved[0] - moved[1]) + DIVERSE_SIGN * (int(kinds[0]) - int(kinds[1])) + ODD_SIGN * odd
     sign += 0.5 * float(np.log((1 - share) / share))
     other = sign < 0
     if (1 - share if other else share) > 1 - LEFT:
@@ -269,6 +276,8 @@ def sentence(poisoned: Sequence[Finding], settings: Settings) -> str:
     count = int((first.split.suspicion > 0.5).sum())
     if first.contradicts(settings):
         because = f"a probe trained without them puts {first.agreement:.0%} of them into that class"
+    elif first.is_alone(settings):
+        because = "have fine detail that no other class's images have"
     else:
         because = f"their mean difference moves {first.transfer:.0%} of other images into that class"
     others = len(labels_of(poisoned)) - 1

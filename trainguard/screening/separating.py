@@ -179,9 +179,12 @@ def _judged(
         first, second = witness_of(run, probe, images[0]), witness_of(run, purified, images[0])
         judged = [finding for finding in findings if not finding.is_candidate(settings)]
         sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
-        exam: list[tuple[int, int, float]] = []
         compared = logits(run, purified, unseen)
         skill = _skill(compared, store.labels[unseen])
+        exam: list[tuple[int, int, float]] = []
+        if len(strangers):
+            right = compared.argmax(1)[-len(strangers) :] == store.labels[strangers]
+            exam.append((int(right.sum()), len(right), float(learned[store.labels[strangers]].mean())))
         for label, trusted in held.items():
             members = np.flatnonzero(store.labels == label)
             answers, company = opinion(members, label)
@@ -242,12 +245,13 @@ def _skill(answers: np.ndarray, labels: np.ndarray) -> float:
 def _informed(exam: list[tuple[int, int, float]]) -> bool:
     """Does the purified probe know the labels of samples that it has not seen more often than by chance?
 
-    Asked of held-out samples of both parts of each class: where labels are drawn at random, a probe that learned them
-    from one part alone knows them better there, and worse on the other.
+    Asked of held-out samples of both parts of each class that has two: where labels are drawn at random, a probe that
+    learned them from one part alone knows them better there, and worse on the other. And of the other classes': half of
+    a class alone may be more than it can tell from the rest, though it knows these well.
 
     Args:
-        exam: for each class that was looked at, how many samples it knows, of how many, and the share that the class
-            had of what it learned from.
+        exam: for each class that was looked at, and for all others together, how many samples it knows, of how many,
+            and the share that the class had of what it learned from.
     """
     right, asked, shares = np.array(exam).T
     return bool(binom.sf(right.sum() - 1, asked.sum(), (asked * shares).sum() / asked.sum()) < BY_CHANCE)
@@ -378,6 +382,8 @@ def _row(finding: Finding, run: Run) -> dict[str, float | bool]:
         "kinship": finding.kinship,
         "resemblance": finding.resemblance,
         "skill": finding.skill,
+        "told": finding.told,
+        "elsewhere": finding.elsewhere,
         "at_source": finding.at_source,
         "pixels": finding.pixels,
         "informed": finding.informed,

@@ -6,20 +6,21 @@ In the features of the first probe, in the pixels, and in the fine detail of the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from trainguard.screening.finding import LEAST_TRUSTED, LEFT, Finding
+from trainguard.screening.finding import LEAST_TRUSTED, LEFT, TOLD, Finding
 from trainguard.screening.identification import Images, Trial, Witness, kinds_of, orient, transfers
 from trainguard.screening.pipeline import Run
 from trainguard.screening.pixelview import Look, PixelView, looks_for
 from trainguard.screening.probe import Probe, Trained
 from trainguard.screening.separation import Split, shared_direction, split_class
 from trainguard.screening.settings import Settings
+from trainguard.screening.surroundings import Surroundings
 from trainguard.screening.whitening import Whitening
 from trainguard.training import autocast, outputs
 
@@ -55,14 +56,18 @@ def suspicions(
     if common is not None:
         parts |= {label: classes.split(label, common) for label in labels if label not in sharing}
     witness = witness_of(run, probe, images[0])
-    found = []
+    found, bearings = [], {}
     for finding in (finding for label in labels for finding in parts[label]):
         if finding.is_candidate(settings):
             members = finding.members
+            if finding.label not in bearings:
+                bearings = {finding.label: classes.bearings(finding.label)}
+            told, elsewhere = bearings[finding.label](finding.split.upper)
             moved = transfers(Trial.of(finding.split, members, finding.label, store, images, run.seed), witness)
             kinds = finding.diversity, classes.kinds(finding.label, ~finding.split.upper)
             diverse = kinds[0] >= settings.diverse, kinds[1] >= settings.diverse
-            split = orient(finding.split, divergence[members], moved, diverse)
+            odd = 1 - 2 * elsewhere if told >= TOLD else 0.0
+            split = orient(finding.split, divergence[members], moved, diverse, odd)
             turned = split is not finding.split
             finding = dataclasses.replace(
                 finding,
@@ -71,6 +76,8 @@ def suspicions(
                 diversity=kinds[int(turned)],
                 firmness=classes.firmness(finding.label, split.upper),
                 disbelief=classes.disbelief(finding.label),
+                told=told,
+                elsewhere=1 - elsewhere if turned else elsewhere,
                 finished=run.trained is not None,
             )
         found.append(finding)
@@ -100,6 +107,7 @@ class Classes:
         whitening: of its features.
         looks: at the images, which ask no probe.
         views: of what each look gives.
+        around: the fine detail of samples of all classes; None where images are too small or too few for that.
         sizes: (K,) readable samples of each class.
     """
 
@@ -109,6 +117,7 @@ class Classes:
     whitening: Whitening
     looks: Sequence[Look]
     views: Sequence[PixelView]
+    around: Surroundings | None
     sizes: np.ndarray
 
     @classmethod
@@ -121,7 +130,8 @@ class Classes:
         whitening = Whitening.fit(features, store.labels[fitted])
         views = [PixelView.fit(numbers, store.labels[fitted]) for numbers in seen]
         sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
-        return cls(run, probe, answers, whitening, looks, views, sizes)
+        fine = Surroundings.of(looks[-1], views[-1], seen[-1], store.labels[fitted]) if len(looks) > 1 else None
+        return cls(run, probe, answers, whitening, looks, views, fine, sizes)
 
     def split(self, label: int, common: np.ndarray | None = None) -> list[Finding]:
         """The splits of a class that get a closer look, the part of more kinds as the upper one.
@@ -163,6 +173,12 @@ class Classes:
         features, *seen = _seen(self.run, self.probe, self.looks, members)
         looked = [view.whitened(numbers) for view, numbers in zip(self.views, seen, strict=True)]
         return [self.whitening(features), *looked]
+
+    def bearings(self, label: int) -> Callable[[np.ndarray], tuple[float, float]]:
+        """What fine detail says of a part (n,) of a class, see `surroundings.Bearings`."""
+        if self.around is None:
+            return lambda part: (0.5, 0.5)
+        return self.around.of_class(self.run, self.probe, self.members(label), label)
 
     def finding(self, label: int, split: Split, pixels: bool = False) -> Finding:
         """A split of a class, the part of more kinds as the upper one."""
