@@ -179,7 +179,7 @@ def test_of_a_large_class_some_are_held_at_once_and_all_come_back_in_order(monke
 
     monkeypatch.setattr(suspicion, "AT_ONCE", 8)
     monkeypatch.setattr(suspicion, "_seen", lambda run, probe, looks, index: (index[:, None], -index[:, None]))
-    classes = suspicion.Classes(SimpleNamespace(seed=0), None, None, lambda x: 2 * x, (), (View(),), None, None)
+    classes = suspicion.Classes(SimpleNamespace(seed=0), None, None, lambda x: 2 * x, (), (View(),), None)
     members = np.arange(100, 140, 2)
     whitened, view = classes.read(members)
     assert np.array_equal(whitened[:, 0], 2 * members) and np.array_equal(view[:, 0], -members)

@@ -594,8 +594,25 @@ def test_the_part_that_is_unlike_other_classes_images_is_suspected():
     split = Split(np.r_[np.zeros(60), np.ones(40)], np.r_[np.zeros(60), np.ones(40)], 9.0, 0.0)
     moving = np.r_[np.full(60, 0.1), np.ones(40)].astype(np.float32)  # the lower part holds still, as a trigger would
     assert orient(split, moving, (0.0, 0.0)).upper[:60].all()
-    assert orient(split, moving, (0.0, 0.0), odd=1.0).upper[60:].all()
-    assert orient(split.turned(), moving, (0.0, 0.0), odd=-1.0).upper[60:].all()
+    assert orient(split, moving, (0.0, 0.0), odd=(True, False)).upper[60:].all()
+    assert orient(split.turned(), moving, (0.0, 0.0), odd=(False, True)).upper[60:].all()
+
+
+@pytest.mark.parametrize(
+    ("more", "odd"),
+    [({}, True), ({"told": 0.9}, False), ({"elsewhere": 0.05}, False), ({"likeness": 0.5}, False)],
+)
+def test_a_part_is_odd_where_nothing_else_is_like_it_though_its_pictures_are(more, odd):
+    case = finding(**NOWHERE_ELSE | more)
+    assert case.is_odd == odd and not case.turned().is_odd
+    assert replace(case, elsewhere=1 - case.elsewhere).turned().is_odd == odd
+
+
+def test_what_is_like_nothing_else_is_not_turned_and_wins_over_the_other_part():
+    alone = finding(**NOWHERE_ELSE | {"agreement": 0.05, "company": 0.9})
+    assert not alone.may_be_turned(Settings()) and replace(alone, told=0.5).may_be_turned(Settings())
+    assert separating._wins(alone, 1.0, Settings()) and not separating._wins(finding(), 1.0, Settings())
+    assert separating._wins(finding(), 0.6, Settings())
 
 
 def test_split_finds_a_heap_by_a_fifth_of_it_among_the_doubtful():
@@ -620,9 +637,7 @@ def test_split_finds_a_heap_by_a_fifth_of_it_among_the_doubtful():
         (finding(valley=0.4, company=0.9), False),
         (finding(agreement=0.5, company=0.9), False),  # the parts know each other
         (finding(agreement=0.02, reference=0.08, company=1.4), True),  # the trusted part is no class at all
-        (finding(company=0.9, told=0.99, elsewhere=0.01), False),  # it is the one that is like nothing else
-        (finding(company=0.9, told=0.7, elsewhere=0.01), True),
-        (finding(company=0.9, told=0.99, elsewhere=0.9), True),
+        (finding(**NOWHERE_ELSE | {"agreement": 0.05, "company": 0.9, "members": 100}), True),
         (finding(firmness=2.0, finished=True), False),  # the other part is not what a finished model has learned
     ],
 )

@@ -33,10 +33,9 @@ GAP_OF_UNSKILLED = 18.0  # gap that a probe asks for that knows nothing at all, 
 VERY_FAR, DEEP = 5.0, 0.15  # Ashman's D and valley of parts between which hardly a sample lies
 FAR, HOLLOW = 4.0, 0.3  # the same of parts that are looked at both ways where they are foreign to each other
 TOLD = 0.95  # from which fine detail tells the two parts of a class; poison 0.96 and more
-ODD = 0.1  # share of other classes' samples on its side up to which a part is the odd one; poison had 0.08 at most
-NOWHERE = 0.02  # the same share up to which a part is like nothing else, which covers under true labels are not
-ALONE = 9.0  # Ashman's D of such a part from which it is poison by that; natural ones had 6.2, tracks of signs 10.6
-NO_SCENE = 0.09  # likeness up to which that counts; tracks of signs had 0.10 and more where they are so far apart
+NOWHERE = 0.02  # share of other classes' samples on its side up to which a part is like nothing else; poison had 0.01
+NO_SCENE = 0.09  # likeness up to which that counts; tracks of signs, and digits of one kind, differ by more
+ALONE = 9.0  # Ashman's D of such a part from which it is poison by that; natural ones had 6.2, tracks of signs 13.9
 MANY = 50  # samples that such a part must have; two tracks of signs have as many
 TOGETHER = 0.65  # company above which a part far apart must scatter more; a track of signs, a way to write a one
 STRAYS = 0.1  # by so much
@@ -211,9 +210,9 @@ class Finding:
         """True where the other part may be the poison: the two lie far apart, and neither knows the other.
 
         Or where a probe that learned the class from the other part knows nothing of it: what is of all kinds of images
-        cannot be learned. Not where fine detail says which one is like nothing else.
+        cannot be learned. Not where it is the suspected one that is like nothing else.
         """
-        if self.told >= TOLD and self.elsewhere <= ODD:
+        if self.is_alone(settings):
             return False
         apart = self.split.distance >= FAR and self.split.valley <= HOLLOW
         strange = self.is_foreign(settings) or (self.is_apart(settings) and self.reference < KNOWN)
@@ -260,6 +259,15 @@ class Finding:
         asked = SURE_TRIGGER if own_kind or self.likeness > ONE_SCENE else self._asked_trigger(settings)
         trigger = minor * min(_passes(self.trigger - asked, 0.1), far)
         return max(self._contradiction(settings), trigger, self._solitude(settings))
+
+    @property
+    def is_odd(self) -> bool:
+        """True where fine detail tells the parts, and other classes' images all lie with the other one.
+
+        Parts whose means differ much may be so because the one is of the class and the other of other classes: then it
+        is the poison that others lie with.
+        """
+        return self.told >= TOLD and self.elsewhere <= NOWHERE and self.likeness <= NO_SCENE
 
     def is_alone(self, settings: Settings) -> bool:
         """True where fine detail that nothing else has sets the suspected part apart."""

@@ -179,7 +179,7 @@ def orient(
     divergence: NDArray[np.float32],
     moved: tuple[float, float],
     kinds: tuple[bool, bool] = (False, False),
-    odd: float = 0.0,
+    odd: tuple[bool, bool] = (False, False),
 ) -> Split:
     """Decide which part of a class is the suspected one.
 
@@ -188,16 +188,16 @@ def orient(
     mean difference in pixels, added to images of other classes, moves more of them into the class (not for sinusoids,
     whose negative works as well, nor for triggers that differ from image to image); the part that holds all kinds of
     images (not for clean-label attacks, nor where each class has its own target); the part whose fine detail is unlike
-    that of other classes' images (not for triggers that change little of it); and poison tends to be the minority (not
-    in small classes). A part that is nearly all of its class leaves nothing to be compared with: then it is the
-    other one.
+    that of other classes' images (not for triggers that change little of it, nor where the classes differ more); and
+    poison tends to be the minority (not in small classes). A part that is nearly all of its class leaves nothing to be
+    compared with: then it is the other one.
 
     Args:
         split: the class in two.
         divergence: (n,) of Eq. 3, for its samples.
         moved: see `transfers`.
         kinds: whether the upper part is diverse, and whether the lower one is.
-        odd: 1 where other classes' images lie with the lower part, -1 where they lie with the upper one.
+        odd: whether the upper part is unlike them, and whether the lower one is.
 
     Returns:
         The split with the suspected part as its upper one.
@@ -205,7 +205,8 @@ def orient(
     still = [float(np.median(divergence[part])) + 1e-3 for part in (split.upper, ~split.upper)]
     share = float(split.upper.mean())
     sign = float(np.clip(np.log(still[1] / still[0]), -2, 2))
-    sign += TELLS * (moved[0] - moved[1]) + DIVERSE_SIGN * (int(kinds[0]) - int(kinds[1])) + ODD_SIGN * odd
+    sign += TELLS * (moved[0] - moved[1]) + DIVERSE_SIGN * (int(kinds[0]) - int(kinds[1]))
+    sign += ODD_SIGN * (int(odd[0]) - int(odd[1]))
     sign += 0.5 * float(np.log((1 - share) / share))
     other = sign < 0
     if (1 - share if other else share) > 1 - LEFT:

@@ -146,7 +146,7 @@ def _relearned(
     settled = [f for f in poisoned if f.label not in turned]
     again, second, its_opinion = _judged(run, "relearn again", probe, [*settled, *turned.values()], images)
     before = {label: max(f.strength(settings) for f in judged if f.label == label) for label in turned}
-    found = [f for f in again if f.label in turned and f.strength(settings) > max(0.5, before[f.label])]
+    found = [f for f in again if f.label in turned and _wins(f, before[f.label], settings)]
     if not found:
         return judged, purified, opinion
     exchanged = {f.label for f in found}
@@ -155,6 +155,11 @@ def _relearned(
         _, second, its_opinion = _judged(run, "relearn at last", probe, [*settled, *kept, *found], images)
     rest = [f for f in judged if f.label not in exchanged]
     return sorted([*rest, *found], key=lambda f: f.label), second, its_opinion
+
+
+def _wins(finding: Finding, other: float, settings: Settings) -> bool:
+    """Is a part poison, rather than the rest of its class, whose case has the strength `other`?"""
+    return finding.is_alone(settings) or finding.strength(settings) > max(0.5, other)
 
 
 def _judged(

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from trainguard.screening.finding import LEAST_TRUSTED, LEFT, TOLD, Finding
+from trainguard.screening.finding import LEAST_TRUSTED, LEFT, Finding
 from trainguard.screening.identification import Images, Trial, Witness, kinds_of, orient, transfers
 from trainguard.screening.pipeline import Run
 from trainguard.screening.pixelview import Look, PixelView, looks_for
@@ -59,14 +59,16 @@ def suspicions(
     found, bearings = [], {}
     for finding in (finding for label in labels for finding in parts[label]):
         if finding.is_candidate(settings):
-            members = finding.members
-            if finding.label not in bearings:
-                bearings = {finding.label: classes.bearings(finding.label)}
-            told, elsewhere = bearings[finding.label](finding.split.upper)
-            moved = transfers(Trial.of(finding.split, members, finding.label, store, images, run.seed), witness)
-            kinds = finding.diversity, classes.kinds(finding.label, ~finding.split.upper)
+            members, label = finding.members, finding.label
+            if label not in bearings:
+                bearings = {label: classes.bearings(label)}
+            told, elsewhere = bearings[label](finding.split.upper)
+            trial = Trial.of(finding.split, members, label, store, images, run.seed)
+            finding = dataclasses.replace(finding, told=told, elsewhere=elsewhere, likeness=trial.likeness)
+            moved = transfers(trial, witness)
+            kinds = finding.diversity, classes.kinds(label, ~finding.split.upper)
             diverse = kinds[0] >= settings.diverse, kinds[1] >= settings.diverse
-            odd = 1 - 2 * elsewhere if told >= TOLD else 0.0
+            odd = finding.is_odd, finding.turned().is_odd
             split = orient(finding.split, divergence[members], moved, diverse, odd)
             turned = split is not finding.split
             finding = dataclasses.replace(
@@ -74,9 +76,8 @@ def suspicions(
                 split=split,
                 transfer=max(moved),
                 diversity=kinds[int(turned)],
-                firmness=classes.firmness(finding.label, split.upper),
-                disbelief=classes.disbelief(finding.label),
-                told=told,
+                firmness=classes.firmness(label, split.upper),
+                disbelief=classes.disbelief(label),
                 elsewhere=1 - elsewhere if turned else elsewhere,
                 finished=run.trained is not None,
             )
@@ -107,8 +108,8 @@ class Classes:
         whitening: of its features.
         looks: at the images, which ask no probe.
         views: of what each look gives.
-        around: the fine detail of samples of all classes; None where images are too small or too few for that.
         sizes: (K,) readable samples of each class.
+        around: the fine detail of samples of all classes; None where images are too small or too few for that.
     """
 
     run: Run
@@ -117,8 +118,8 @@ class Classes:
     whitening: Whitening
     looks: Sequence[Look]
     views: Sequence[PixelView]
-    around: Surroundings | None
     sizes: np.ndarray
+    around: Surroundings | None = None
 
     @classmethod
     def of(cls, run: Run, probe: Probe | Trained, answers: np.ndarray) -> Classes:
@@ -131,7 +132,7 @@ class Classes:
         views = [PixelView.fit(numbers, store.labels[fitted]) for numbers in seen]
         sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
         fine = Surroundings.of(looks[-1], views[-1], seen[-1], store.labels[fitted]) if len(looks) > 1 else None
-        return cls(run, probe, answers, whitening, looks, views, fine, sizes)
+        return cls(run, probe, answers, whitening, looks, views, sizes, fine)
 
     def split(self, label: int, common: np.ndarray | None = None) -> list[Finding]:
         """The splits of a class that get a closer look, the part of more kinds as the upper one.
