@@ -19,6 +19,7 @@ from trainguard.screening.separation import leaning
 from trainguard.training import outputs
 
 AROUND = 2000  # samples of all classes that a part is compared with, and samples of its own class at most
+LEAST_OTHERS = 50  # samples of other classes, without which nothing is said of where they lie
 
 Floats = NDArray[np.float32]
 
@@ -75,7 +76,7 @@ class Bearings:
             nothing, 1 for all of them; and of the other classes' samples the share that lie on the side of this part.
         """
         part = part[self.chosen]
-        if not part.any() or part.all():
+        if not part.any() or part.all() or len(self.others) < LEAST_OTHERS:
             return 0.5, 0.5
         places = leaning(self.own, part, self.seed)
         told = float((places[part] > 0).mean() + (places[~part] <= 0).mean()) / 2
