@@ -396,6 +396,10 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
         (finding(share=0.7, scatter=0.95), "poisoned"),
         (finding(resemblance=0.6), "poisoned"),  # far apart
         (finding(resemblance=0.8), "clean"),
+        (finding(resemblance=0.8, told=0.94, elsewhere=0.0), "clean"),
+        (finding(resemblance=0.8, told=0.94, elsewhere=0.0, beside=True), "poisoned"),  # one more of several pictures
+        (finding(resemblance=0.8, told=0.85, elsewhere=0.0, beside=True), "clean"),
+        (finding(resemblance=0.8, told=0.94, elsewhere=0.1, beside=True), "clean"),
         (finding(distance=4.2, valley=0.2, resemblance=0.35), "poisoned"),
         (finding(distance=4.2, valley=0.2, resemblance=0.5), "clean"),  # hard images have something of their label
         (finding(distance=4.2, valley=0.2, resemblance=0.5, diversity=0.9, scatter=0.9), "clean"),

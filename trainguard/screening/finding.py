@@ -31,8 +31,9 @@ SKILLED = 0.6  # skill from which a small gap will do; 10,000 photographs gave 0
 UNSKILLED = 0.2  # below that, by how much, only a sure trigger counts; natural groups in small sets had up to 0.2
 GAP_OF_UNSKILLED = 18.0  # gap that a probe asks for that knows nothing at all, over SKILLED; less as it knows more
 VERY_FAR, DEEP = 5.0, 0.15  # Ashman's D and valley of parts between which hardly a sample lies
-FAR, HOLLOW = 4.0, 0.3  # the same of parts that are looked at both ways where they are foreign to each other
-TOLD = 0.95  # from which fine detail tells the two parts of a class; poison 0.96 and more
+FAR, HOLLOW = 4.0, 0.3  # the same where few do: of parts that may be looked at both ways, or beside clearer ones
+TOLD = 0.95  # from which fine detail tells the two parts of a class; poison mostly 0.96 and more
+TOLD_BESIDE = 0.92  # the same of further parts of a class; natural ones of photographs had 0.90 at most
 NOWHERE = 0.02  # share of other classes' samples on its side up to which a part is like nothing else; poison had 0.01
 NO_SCENE = 0.09  # likeness up to which that counts; tracks of signs, and digits of one kind, differ by more
 ALONE = 9.0  # Ashman's D of such a part from which it is poison by that; natural ones had 6.2, tracks of signs 13.9
@@ -83,6 +84,8 @@ class Finding:
         told: how well fine detail tells the two parts, see `surroundings.Bearings`.
         elsewhere: the share of other classes' samples whose fine detail lies on the suspected part's side: a trigger is
             in none of them.
+        beside: another part of the class counts as poisoned: one trigger may be several pictures, and a purified probe
+            that has learned some of them finds their class in the others.
         finished: that probe is a finished model, which has had the time to learn whatever trigger there is.
         pixels: the class was parted by what its pixels show, which wrong labels do not, not by what that probe sees.
         informed: the purified probe knows samples that it has not seen better than by chance, so that its word counts.
@@ -108,6 +111,7 @@ class Finding:
     skill: float = 1.0
     told: float = 0.5
     elsewhere: float = 0.5
+    beside: bool = False
     finished: bool = False
     pixels: bool = False
     informed: bool = True
@@ -127,6 +131,11 @@ class Finding:
     def is_far_apart(self) -> bool:
         """True where hardly a sample lies between the parts."""
         return self.split.distance >= VERY_FAR and self.split.valley <= DEEP
+
+    @property
+    def is_quite_apart(self) -> bool:
+        """True where few samples lie between the parts."""
+        return self.split.distance >= FAR and self.split.valley <= HOLLOW
 
     def is_foreign(self, settings: Settings) -> bool:
         """True where the parts lie apart and the purified probe does not give the suspected one its label."""
@@ -181,6 +190,8 @@ class Finding:
         """How sure it is that the suspected part does not belong to its class, as far as the purified probe may say."""
         disowned = _passes(self._asked_conflict(settings) - self.relative_agreement, 0.05)
         strange = _passes((STRANGE_FAR if self.is_far_apart else STRANGE) - self.resemblance, 0.05)
+        if self.beside and self.told >= TOLD_BESIDE and self.elsewhere <= NOWHERE:
+            strange = 1.0  # images that are hard for their class are in no such part
         if self.skill >= SKILLED:
             return min(disowned, strange)
         return min(disowned, strange, _passes(self.split.gap - GAP_OF_UNSKILLED * (SKILLED - self.skill), 0.25))
@@ -214,11 +225,10 @@ class Finding:
         """
         if self.is_alone(settings):
             return False
-        apart = self.split.distance >= FAR and self.split.valley <= HOLLOW
         strange = self.is_foreign(settings) or (self.is_apart(settings) and self.reference < KNOWN)
         other = self.turned()
         left = int((~other.doubtful).sum()) >= max(LEAST_TRUSTED, LEFT * len(self.members))
-        return apart and strange and left and other.is_candidate(settings)
+        return self.is_quite_apart and strange and left and other.is_candidate(settings)
 
     def tells_sides(self, settings: Settings) -> bool:
         """True where what speaks for poison could not be said of the rest of the class, were the other part the poison.

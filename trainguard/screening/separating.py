@@ -217,6 +217,7 @@ def _judged(
                     likeness=trial.likeness,
                     resemblance=resemblance(answers[part], compared, store.labels[unseen], label),
                     skill=skill,
+                    beside=bool(claimed.any()),
                 )
                 if finding.is_foreign(settings):
                     tried = _at_source(run, finding, answers[part].argmax(1), probe, purified)
@@ -390,6 +391,7 @@ def _row(finding: Finding, run: Run) -> dict[str, float | bool]:
         "told": finding.told,
         "elsewhere": finding.elsewhere,
         "at_source": finding.at_source,
+        "beside": finding.beside,
         "pixels": finding.pixels,
         "informed": finding.informed,
         "strength": finding.strength(run.settings),

@@ -85,6 +85,11 @@ class Split:
         line = min(middle + FAR_OUT * width, float(possible.min()) - 1e-9 * width)
         return 1 / (1 + np.exp(-np.clip((self.position - line) / width, -30, 30)))
 
+    @property
+    def smaller(self) -> NDArray[np.bool_]:
+        """(n,) the part that has fewer samples."""
+        return self.upper if self.upper.mean() <= 0.5 else ~self.upper
+
     def differs_from(self, other: Split) -> bool:
         """True unless the two cut the class in nearly the same way."""
         return bool(abs(np.corrcoef(self.upper, other.upper)[0, 1]) < ALIKE)
@@ -95,8 +100,7 @@ class Split:
 
     def direction(self, whitened: Array) -> Array:
         """(D,) from the larger part's mean to the smaller one's, of length 1, in (n, D) whitened features."""
-        minor = self.upper if self.upper.mean() <= 0.5 else ~self.upper
-        apart = whitened[minor].mean(0) - whitened[~minor].mean(0)
+        apart = whitened[self.smaller].mean(0) - whitened[~self.smaller].mean(0)
         return apart / (np.linalg.norm(apart) + 1e-12)
 
     def turned(self) -> Split:

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from trainguard.screening.finding import LEAST_TRUSTED, LEFT, Finding
+from trainguard.screening.finding import LEAST_TRUSTED, LEFT, NOWHERE, TOLD_BESIDE, Finding
 from trainguard.screening.identification import Images, Trial, Witness, kinds_of, orient, transfers
 from trainguard.screening.pipeline import Run
 from trainguard.screening.pixelview import Look, PixelView, looks_for
@@ -29,6 +29,7 @@ LEFT_BY_SEVERAL = 0.4  # share of the class that a second suspected part and fur
 HARDLY = 0.1  # probability of its label under which a sample's label is not believed
 LEAST_DISBELIEF = 0.01  # share of such samples in other classes: below it there are too few to be a measure
 AT_ONCE = 8192  # samples of a class whose pixels are held at once
+NEW, NEW_SHARE = 30, 0.03  # samples that a further part of a class must add, and what share of the class
 MOST = 4  # splits of a class that get a closer look; as many again of those that hold all kinds of images
 
 
@@ -146,10 +147,31 @@ class Classes:
         own, given = self.others(label)
         orders = [own.max(1) - given] + ([] if common is None else [whitened @ common])
         found = _few([self.finding(label, split) for split in split_class(whitened, self.run.seed, orders)], settings)
+        every: list[Finding] = []
         for places in seen:
             plain = [self.finding(label, split, pixels=True) for split in split_class(places, self.run.seed)]
             found = _with_pixels(found, plain, settings)
+            every += plain
+        found += self._further(label, found, every)
         return [dataclasses.replace(finding, line=finding.split.direction(whitened)) for finding in found]
+
+    def _further(self, label: int, found: list[Finding], seen: list[Finding]) -> list[Finding]:
+        """Further parts of a class that a look sets far apart, that hold new samples, and that are like nothing else.
+
+        A trigger may be one of several pictures, each of which makes a part of its own.
+        """
+        chosen = [f for f in found if f.is_candidate(self.run.settings)]
+        held = np.any([f.split.smaller for f in chosen], axis=0) if chosen else np.zeros(self.sizes[label], dtype=bool)
+        more, bearings = [], None
+        for finding in sorted((f for f in seen if f.is_quite_apart), key=lambda f: -f.split.gap):
+            part = finding.split.smaller
+            if (part & ~held).sum() >= max(NEW, NEW_SHARE * len(part)):
+                bearings = bearings or self.bearings(label)
+                told, elsewhere = bearings(part)
+                if told >= TOLD_BESIDE and elsewhere <= NOWHERE:
+                    more.append(finding)
+                    held = held | part
+        return more
 
     def read(self, members: np.ndarray) -> list[np.ndarray]:
         """The whitened features (n, D) of the samples of a class, and for each look (n, k) where they vary most."""
