@@ -215,7 +215,7 @@ def bearings_of(images, labels):
     return around.of_class(run, nn.Conv2d(3, 1, 1), members, 0), members
 
 
-def test_further_parts_of_a_class_are_far_apart_new_and_like_nothing_else(monkeypatch):
+def test_further_parts_of_a_class_are_far_apart_new_and_like_nothing_else():
     def part(first, count, distance=6.0, valley=0.05):
         own = np.isin(np.arange(500), np.arange(first, first + count)).astype(float)
         return Finding(0, np.arange(500), Split(own, own, distance, valley), pixels=True)
@@ -223,8 +223,9 @@ def test_further_parts_of_a_class_are_far_apart_new_and_like_nothing_else(monkey
     run = SimpleNamespace(seed=0, settings=Settings())
     classes = suspicion.Classes(run, None, None, None, (), (), np.array([500]))
     said = {60: (0.94, 0.0), 61: (0.85, 0.0), 62: (0.94, 0.1)}  # by the size of the part
-    monkeypatch.setattr(suspicion.Classes, "bearings", lambda *_: lambda seen: said[int(seen.sum())])
     known, new = part(0, 60), part(100, 60)
     others = [part(200, 61), part(300, 62), part(40, 60), part(20, 60), part(400, 60, distance=3.5), part(90, 60)]
-    found = classes._further(0, [known], [*others, replace(new, split=part(100, 60, 7.0).split)])
+    seen = [*others, replace(new, split=part(100, 60, 7.0).split)]
+    found = classes._further([known], seen, lambda: lambda own: said[int(own.sum())])
     assert [np.flatnonzero(f.split.upper)[0] for f in found] == [100, 40]
+    assert len(classes._further([], seen, lambda: lambda own: said[int(own.sum())])) == 2

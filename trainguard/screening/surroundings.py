@@ -81,4 +81,4 @@ class Bearings:
         places = leaning(self.own, part, self.seed)
         told = float((places[part] > 0).mean() + (places[~part] <= 0).mean()) / 2
         above, below = self.own[part].mean(0), self.own[~part].mean(0)
-        return told, float(((self.others - (above + below) / 2) @ (above - below) > 0).mean())
+        return told, float((self.others @ (above - below) > (above + below) @ (above - below) / 2).mean())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ LEAST_DISBELIEF = 0.01  # share of such samples in other classes: below it there
 AT_ONCE = 8192  # samples of a class whose pixels are held at once
 NEW, NEW_SHARE = 30, 0.03  # samples that a further part of a class must add, and what share of the class
 MOST = 4  # splits of a class that get a closer look; as many again of those that hold all kinds of images
+Told = Callable[[np.ndarray], tuple[float, float]]  # see `surroundings.Bearings`
 
 
 def suspicions(
@@ -57,15 +58,12 @@ def suspicions(
     if common is not None:
         parts |= {label: classes.split(label, common) for label in labels if label not in sharing}
     witness = witness_of(run, probe, images[0])
-    found, bearings = [], {}
+    found = []
     for finding in (finding for label in labels for finding in parts[label]):
         if finding.is_candidate(settings):
             members, label = finding.members, finding.label
-            if label not in bearings:
-                bearings = {label: classes.bearings(label)}
-            told, elsewhere = bearings[label](finding.split.upper)
             trial = Trial.of(finding.split, members, label, store, images, run.seed)
-            finding = dataclasses.replace(finding, told=told, elsewhere=elsewhere, likeness=trial.likeness)
+            finding = dataclasses.replace(finding, likeness=trial.likeness)
             moved = transfers(trial, witness)
             kinds = finding.diversity, classes.kinds(label, ~finding.split.upper)
             diverse = kinds[0] >= settings.diverse, kinds[1] >= settings.diverse
@@ -79,7 +77,7 @@ def suspicions(
                 diversity=kinds[int(turned)],
                 firmness=classes.firmness(label, split.upper),
                 disbelief=classes.disbelief(label),
-                elsewhere=1 - elsewhere if turned else elsewhere,
+                elsewhere=1 - finding.elsewhere if turned else finding.elsewhere,
                 finished=run.trained is not None,
             )
         found.append(finding)
@@ -152,22 +150,29 @@ class Classes:
             plain = [self.finding(label, split, pixels=True) for split in split_class(places, self.run.seed)]
             found = _with_pixels(found, plain, settings)
             every += plain
-        found += self._further(label, found, every)
-        return [dataclasses.replace(finding, line=finding.split.direction(whitened)) for finding in found]
+        bearings = cache(lambda: self.bearings(label))  # not needed in every class
+        found += self._further(found, every, bearings)
+        return [self._placed(finding, whitened, bearings) for finding in found]
 
-    def _further(self, label: int, found: list[Finding], seen: list[Finding]) -> list[Finding]:
+    def _placed(self, finding: Finding, whitened: np.ndarray, bearings: Callable[[], Told]) -> Finding:
+        """With the way between its parts in whitened features and, of a candidate, where other classes' images lie."""
+        finding = dataclasses.replace(finding, line=finding.split.direction(whitened))
+        if not finding.is_candidate(self.run.settings):
+            return finding
+        told, elsewhere = bearings()(finding.split.upper)
+        return dataclasses.replace(finding, told=told, elsewhere=elsewhere)
+
+    def _further(self, found: list[Finding], seen: list[Finding], bearings: Callable[[], Told]) -> list[Finding]:
         """Further parts of a class that a look sets far apart, that hold new samples, and that are like nothing else.
 
         A trigger may be one of several pictures, each of which makes a part of its own.
         """
         chosen = [f for f in found if f.is_candidate(self.run.settings)]
-        held = np.any([f.split.smaller for f in chosen], axis=0) if chosen else np.zeros(self.sizes[label], dtype=bool)
-        more, bearings = [], None
+        held, more = np.any([f.split.smaller for f in chosen], axis=0), []
         for finding in sorted((f for f in seen if f.is_quite_apart), key=lambda f: -f.split.gap):
             part = finding.split.smaller
             if (part & ~held).sum() >= max(NEW, NEW_SHARE * len(part)):
-                bearings = bearings or self.bearings(label)
-                told, elsewhere = bearings(part)
+                told, elsewhere = bearings()(part)
                 if told >= TOLD_BESIDE and elsewhere <= NOWHERE:
                     more.append(finding)
                     held = held | part
@@ -197,7 +202,7 @@ class Classes:
         looked = [view.whitened(numbers) for view, numbers in zip(self.views, seen, strict=True)]
         return [self.whitening(features), *looked]
 
-    def bearings(self, label: int) -> Callable[[np.ndarray], tuple[float, float]]:
+    def bearings(self, label: int) -> Told:
         """What fine detail says of a part (n,) of a class, see `surroundings.Bearings`."""
         if self.around is None:
             return lambda part: (0.5, 0.5)
