@@ -290,3 +290,9 @@ def test_finished_models_are_mended_and_audited(screened, tmp_path, monkeypatch)
     assert (cells / "badnets-audit-seed0" / "audit.json").is_file()
     for name in ("purify", "purify-clean", "guard+purify"):
         assert (cells / f"badnets-{name}-seed0" / "purified.json").is_file()
+
+
+@pytest.mark.parametrize("other", ["guard+relabel", "purify", "gaurd"])
+def test_what_is_no_training_from_the_start_is_refused_and_not_left_undefended(other, tmp_path):
+    with pytest.raises(ValueError, match="does not train from the start"):
+        defenses.defend(None, other, tmp_path, lambda count: None)

@@ -66,7 +66,12 @@ def defend(scene: Scene, defense: str, state_dir: Path, tick: Tick) -> Outcome:
         defense: `"none"`, `"oracle"` (the payload is known and removed), `"guard"` or `"paper"`.
         state_dir: folder that an interrupted screening resumes from.
         tick: see `scene.Tick`.
+
+    Raises:
+        ValueError: another name, such as that of relabelling, which goes on from what `"guard"` left, see `relabel`.
     """
+    if defense not in DEFENSES or defense.endswith(RELABEL):
+        raise ValueError(f"defence {defense!r} does not train from the start: use none, oracle, guard or paper")
     result: ScreenResult | None = None
     start = time.perf_counter()
     if defense in ("guard", "paper"):
