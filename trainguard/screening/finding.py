@@ -26,7 +26,7 @@ OWN_KIND = 0.75  # relative agreement from which a part is what its label says: 
 TRIGGER_AT_SOURCE = 0.5  # at_source from which it is one; such triggers had 0.55 to 0.96, natural groups 0.34 at most
 ONE_SCENE = 0.6  # likeness from which only a sure trigger counts; triggers had 0.52 at most, tracks 0.66 to 4.5
 STRANGE = 0.4  # resemblance up to which a part is foreign; poison had 0.39 at most, hard images mostly more
-STRANGE_FAR = 0.7  # the same where hardly a sample lies between; patches had up to 0.63, fifteen odd cars 0.86
+STRANGE_FAR = 0.7  # likewise where hardly a sample lies between, or of all kinds; poison had 0.69, hard images 0.85
 SKILLED = 0.6  # skill from which a small gap will do; 10,000 photographs gave 0.58 and more, 2,000 gave 0.34 to 0.49
 UNSKILLED = 0.2  # below that, by how much, only a sure trigger counts; natural groups in small sets had up to 0.2
 GAP_OF_UNSKILLED = 18.0  # gap that a probe asks for that knows nothing at all, over SKILLED; less as it knows more
@@ -40,7 +40,7 @@ ALONE = 9.0  # Ashman's D of such a part from which it is poison by that; natura
 MANY = 50  # samples that such a part must have; two tracks of signs have as many
 TOGETHER = 0.65  # company above which a part far apart must scatter more; a track of signs, a way to write a one
 STRAYS = 0.1  # by so much
-EVERY_KIND = 0.5  # relative agreement up to which a part far apart, of all kinds for both probes, is foreign
+EVERY_KIND = 0.5  # relative agreement up to which a part of all kinds is foreign; poison had 0.45, hard images 0.53
 UTTERLY_FAR = 8.0  # gap from which all kinds for the purified probe will do; natural parts so far had 0.6 of scatter
 
 
@@ -86,6 +86,7 @@ class Finding:
             in none of them.
         beside: another part of the class counts as poisoned: one trigger may be several pictures, and a purified probe
             that has learned some of them finds their class in the others.
+        proven: how strongly the labels of its parts contradict their images, where they were drawn as one since.
         finished: that probe is a finished model, which has had the time to learn whatever trigger there is.
         pixels: the class was parted by what its pixels show, which wrong labels do not, not by what that probe sees.
         informed: the purified probe knows samples that it has not seen better than by chance, so that its word counts.
@@ -112,12 +113,15 @@ class Finding:
     told: float = 0.5
     elsewhere: float = 0.5
     beside: bool = False
+    proven: float = 0.0
     finished: bool = False
     pixels: bool = False
     informed: bool = True
 
     def is_candidate(self, settings: Settings) -> bool:
         """True where the two parts lie far enough apart for a closer look; less far where one holds all kinds."""
+        if self.proven:
+            return True  # it has had that look
         kinds = self.diversity >= settings.diverse_candidate and self.split.upper.mean() <= 0.5
         near = self.split.distance >= settings.diverse_distance and self.split.valley <= settings.diverse_valley
         known = not self.finished or self.firmness >= HELD
@@ -169,6 +173,8 @@ class Finding:
         return self._contradiction(settings) > 0.5
 
     def _contradiction(self, settings: Settings) -> float:
+        if self.proven:
+            return self.proven
         foreign = self._foreignness(settings)
         backed = _passes(self.trigger - settings.transfer_of_foreign, 0.05)
         backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1))
@@ -189,7 +195,8 @@ class Finding:
     def _foreignness(self, settings: Settings) -> float:
         """How sure it is that the suspected part does not belong to its class, as far as the purified probe may say."""
         disowned = _passes(self._asked_conflict(settings) - self.relative_agreement, 0.05)
-        strange = _passes((STRANGE_FAR if self.is_far_apart else STRANGE) - self.resemblance, 0.05)
+        asked = STRANGE_FAR if self.is_far_apart or self._is_of_every_kind(settings) else STRANGE
+        strange = _passes(asked - self.resemblance, 0.05)
         if self.beside and self.told >= TOLD_BESIDE and self.elsewhere <= NOWHERE:
             strange = 1.0  # images that are hard for their class are in no such part
         if self.skill >= SKILLED:
@@ -202,9 +209,12 @@ class Finding:
         Where a class holds several triggers that look alike, a probe without one of them has learned the others; and a
         picture that is blended in may itself look like the class.
         """
-        every = self.scatter >= settings.scatter and self.is_far_apart
-        every = every and (self.diversity >= settings.diverse or self.split.gap >= UTTERLY_FAR)
-        return EVERY_KIND if every else settings.conflict
+        utterly = self.scatter >= settings.scatter and self.is_far_apart and self.split.gap >= UTTERLY_FAR
+        return EVERY_KIND if utterly or self._is_of_every_kind(settings) else settings.conflict
+
+    def _is_of_every_kind(self, settings: Settings) -> bool:
+        """True where both probes take the part for images of all kinds, which few natural parts are made of."""
+        return self.diversity >= settings.diverse and self.scatter >= settings.scatter
 
     def _asked_trigger(self, settings: Settings) -> float:
         """The trigger that is evidence by itself: more where the purified probe knows few of the images it moves."""

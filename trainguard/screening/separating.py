@@ -12,7 +12,6 @@ Deviation from the paper: partition by features class by class; a purified probe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -37,9 +36,10 @@ from trainguard.screening.learning import fresh_probe, logits, recipe_for, train
 from trainguard.screening.pipeline import Decision, Run
 from trainguard.screening.probe import Probe, Trained
 from trainguard.screening.resemblance import resemblance
-from trainguard.screening.separation import LEAST_SIZE, Split, leaning, refined
+from trainguard.screening.separation import LEAST_SIZE
 from trainguard.screening.settings import Settings
-from trainguard.screening.suspicion import FITTED, Classes, suspicions, witness_of
+from trainguard.screening.sharpening import Opinion, sharpened
+from trainguard.screening.suspicion import FITTED, suspicions, witness_of
 from trainguard.training import outputs
 
 NEIGHBOURS = 3  # few: a natural group is tighter than the crowd around it, poison is mixed into it
@@ -47,9 +47,8 @@ ONE_SOURCE = 0.6  # share of a part that is taken for one other class from which
 TRIED = 100  # images of that class that its mean difference is tried on
 BY_CHANCE = 0.02  # probability up to which it is not by chance that the purified probe knows what it has not seen
 STRANGERS = 40  # samples of a class without a suspected part that are held out, to compare suspected ones with
-SHARPENED = 3  # times that a poisoned class is drawn again in all directions
+STILL_LEARNED = 0.1  # share of the flagged samples that a probe may have learned from that gives them other labels
 HELD_OUT = 0.2  # share of a trusted part that the purified probe does not see, to know what agreement to expect
-Opinion = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 def decide(run: Run) -> Decision:
@@ -68,16 +67,17 @@ def decide(run: Run) -> Decision:
     proposed, purified = labels.copy(), None
     if candidates:
         findings, purified, opinion = _relearned(run, probe, findings, images)
+    left_out = np.concatenate([f.members[f.doubtful] for f in findings if f.is_candidate(settings)] or [index[:0]])
     verdict, confidence, reason, poisoned = verdict_of(findings, accuracy, store.num_classes, settings)
     if purified is not None and poisoned:
         with run.stage("sharpening"):  # in one piece: the same objects in both lists
-            findings, poisoned = run.processes.broadcast(_sharpened(classes, findings, poisoned, opinion))
+            findings, poisoned = run.processes.broadcast(sharpened(classes, findings, poisoned, opinion))
         reason = sentence(poisoned, settings)
     score, thresholds, suspect = _by_sample(findings, poisoned, len(labels), store.num_classes, settings)
     score[list(store.unreadable)] = np.nan
     flagged = np.flatnonzero(suspect)
     if purified is not None and len(flagged):
-        proposed[flagged] = logits(run, purified, flagged).argmax(1)
+        proposed[flagged] = _corrected(run, purified, flagged, left_out)
     return Decision(
         score=score,
         consistency=divergence,
@@ -180,11 +180,12 @@ def _judged(
     purified = fresh_probe(run, run.seed + 1)
     train(run, name, purified, index, recipe_for(run, len(index), settings.relearn_share, settings.shift))
     with run.stage("comparison"):
-        opinion = _opinion(run, purified)
+        often = np.log(np.maximum(learned, 1 / len(index)))  # what it has seen more of it answers more often: taken off
+        opinion = _opinion(run, purified, often)
         first, second = witness_of(run, probe, images[0]), witness_of(run, purified, images[0])
         judged = [finding for finding in findings if not finding.is_candidate(settings)]
         sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
-        compared = logits(run, purified, unseen)
+        compared = logits(run, purified, unseen) - often
         skill = _skill(compared, store.labels[unseen])
         exam: list[tuple[int, int, float]] = []
         if len(strangers):
@@ -282,10 +283,16 @@ def _at_source(run: Run, finding: Finding, taken: np.ndarray, probe: Probe | Tra
     return triggers(trial, witness_of(run, probe, images[0]), witness_of(run, purified, images[0]))
 
 
-def _opinion(run: Run, purified: Probe) -> Opinion:
+def _opinion(run: Run, purified: Probe, often: np.ndarray) -> Opinion:
     """A function from (n,) samples and a label to the purified probe's logits (n, K) and their company (n,).
 
     A sample's company is the share of its nearest neighbours in the probe's features that have the label.
+
+    Args:
+        run: the screening.
+        purified: the probe.
+        often: (K,) the logarithm of each class's share of what it learned from, taken off its logits (logit adjustment,
+            Menon et al. 2021): else it would give few samples the label of a rare class, whatever they show.
     """
     store, rng = run.store, np.random.default_rng(run.seed)
     pool = rng.permutation(store.readable)[:FITTED]
@@ -296,7 +303,7 @@ def _opinion(run: Run, purified: Probe) -> Opinion:
 
     def look(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = outputs(both, purified, store, index, run.processes)
-        answers, deep = found[:, : store.num_classes], found[:, store.num_classes :]
+        answers, deep = found[:, : store.num_classes] - often, found[:, store.num_classes :]
         return answers, deep / np.maximum(np.linalg.norm(deep, axis=1, keepdims=True), 1e-9)
 
     search = NearestNeighbors(n_neighbors=min(NEIGHBOURS + 1, len(pool)), metric="euclidean").fit(look(pool)[1])
@@ -310,37 +317,17 @@ def _opinion(run: Run, purified: Probe) -> Opinion:
     return opinion
 
 
-def _sharpened(
-    classes: Classes, findings: list[Finding], poisoned: list[Finding], opinion: Opinion
-) -> tuple[list[Finding], list[Finding]]:
-    """Poisoned findings whose labels contradict the images, drawn again with what the purified probe says of each."""
-    sharp: dict[int, Finding] = {}
-    for finding in poisoned:
-        if finding.contradicts(classes.run.settings):
-            alone = sum(other.label == finding.label for other in poisoned) == 1
-            again = dataclasses.replace(finding, split=_drawn_again(classes, finding, opinion, alone))
-            if again.strength(classes.run.settings) > 0.5:  # else what was evidence would be lost with the old line
-                sharp[id(finding)] = again
-    return [sharp.get(id(f), f) for f in findings], [sharp.get(id(f), f) for f in poisoned]
+def _corrected(run: Run, purified: Probe, flagged: np.ndarray, left_out: np.ndarray) -> np.ndarray:
+    """Labels (n,) for flagged samples, by a probe that has not learned theirs.
 
-
-def _drawn_again(classes: Classes, finding: Finding, opinion: Opinion, alone: bool) -> Split:
-    """By the purified probe's figures and, if `alone`, by where each sample lies in all directions of every view.
-
-    The class was parted along a few of them, because nobody knew its parts yet. Where several parts of it are poisoned,
-    one of them differs from the rest in no one way.
+    Where much of the poison is known only since it was drawn as one, the purified probe has learned that much of it,
+    and another one must learn without.
     """
-    seed = classes.run.seed
-    answers, company = opinion(finding.members, finding.label)
-    given = answers[:, finding.label].copy()
-    answers[:, finding.label] = -np.inf
-    told = [answers.max(1) - given, -company]
-    split = refined(finding.split, np.column_stack(told), seed)
-    views = classes.views_of(finding.members) if alone else []
-    for _ in range(SHARPENED if views else 0):
-        part = split.suspicion > 0.5
-        split = refined(split, np.column_stack([*told, *(leaning(view, part, seed) for view in views)]), seed)
-    return split
+    if len(np.setdiff1d(flagged, left_out)) > STILL_LEARNED * len(flagged):
+        purified, index = fresh_probe(run, run.seed + 2), np.setdiff1d(run.store.readable, flagged)
+        recipe = recipe_for(run, len(index), run.settings.relearn_share, run.settings.shift)
+        train(run, "relearn for labels", purified, index, recipe)
+    return logits(run, purified, flagged).argmax(1)
 
 
 def _by_sample(

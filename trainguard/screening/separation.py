@@ -248,29 +248,23 @@ def _first(order: Array, count: int) -> NDArray[np.bool_]:
 
 
 @threadpool_limits.wrap(limits=1)
-def refined(split: Split, columns: Array, seed: int) -> Split:
-    """The split redrawn with more figures per sample than the features it was found in.
+def drawn(part: NDArray[np.bool_], columns: Array, seed: int) -> Split | None:
+    """The line that a part of a class leads to, among a few figures per sample.
 
     Args:
-        split: of n samples.
-        columns: (n, C) further figures.
+        part: (n,) a guess of the part.
+        columns: (n, C) the figures.
         seed: of the folds.
 
     Returns:
-        The new split, its upper part the one that has more of the old upper part; the old one if a part vanishes. Of
-        the lines that the old one and the figures alone lead to, the one with the wider gap: where a class has more
-        than two parts, the old one may pass between two that belong together.
+        The class in two, its upper part the one that is more like the guess; None if a part vanishes.
     """
-    z = np.column_stack([split.position, columns])
-    z = (z - z.mean(0)) / (z.std(0) + 1e-9)
-    told = z[:, 1:]
-    off = [((told - told[part].mean(0)) ** 2).sum(1) for part in (split.upper, ~split.upper)]
-    found = _refined(Discriminants(z, seed), [split.upper, off[0] < off[1]])
-    found = [new for new in found if not new.differs_from(split)]
+    z = (columns - columns.mean(0)) / (columns.std(0) + 1e-9)
+    found = _refined(Discriminants(z, seed), [part])
     if not found:
-        return split
-    best = max(found, key=lambda new: new.gap)
-    return best if np.corrcoef(best.position, split.position)[0, 1] > 0 else best.turned()
+        return None
+    above = found[0].position[part].mean() > found[0].position[~part].mean()
+    return found[0] if above else found[0].turned()
 
 
 @threadpool_limits.wrap(limits=1)

@@ -194,10 +194,10 @@ class Classes:
     def views_of(self, members: np.ndarray) -> list[np.ndarray]:
         """Samples of one class, whitened: the probe's features (n, D), and all that each look gives (n, P).
 
-        Nothing of a class that is too large to be held at once.
+        Of a class that is too large to be held at once, where they vary most (n, k).
         """
         if len(members) > AT_ONCE:
-            return []
+            return self.read(members)
         features, *seen = _seen(self.run, self.probe, self.looks, members)
         looked = [view.whitened(numbers) for view, numbers in zip(self.views, seen, strict=True)]
         return [self.whitening(features), *looked]

@@ -1,0 +1,101 @@
+"""The poison of a class drawn as one: from figures of each sample, and from the parts that are known."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from trainguard.screening import sharpening
+from trainguard.screening.finding import Finding
+from trainguard.screening.separation import Split, drawn
+from trainguard.screening.settings import Settings
+
+SIZE = 600
+POISON = np.arange(SIZE) < 150
+
+
+def finding(part, members=None, label=0, **more):
+    """A part of a class, whose labels contradict its images unless told otherwise."""
+    members = np.arange(SIZE) if members is None else members
+    half = part[members].astype(float)
+    known = {"agreement": 0.05, "reference": 0.8, "company": 0.2} | more
+    return Finding(label, members, Split(half, half, 6.0, 0.05), likeness=0.1, **known)
+
+
+def classes(views):
+    run = SimpleNamespace(settings=Settings(), seed=0)
+    return SimpleNamespace(run=run, members=lambda label: np.arange(SIZE), views_of=lambda members: views)
+
+
+def unsure(part, label):
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(SIZE, 3)), rng.random(SIZE)
+
+
+def sure(part, label):
+    """A purified probe that does not believe a poisoned label."""
+    answers = np.random.default_rng(2).normal(size=(SIZE, 3))
+    answers[:, 0] += np.where(POISON, -6.0, 6.0)
+    return answers, np.where(POISON, 0.0, 1.0)
+
+
+def faint(strength=0.25):
+    """Views in which the poison lies apart along many directions, a little along each."""
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(SIZE, 400)) + np.where(POISON[:, None], strength, 0.0) for _ in range(2)]
+
+
+def flagged(found):
+    mask = np.zeros(SIZE, dtype=bool)
+    mask[found.members[found.split.suspicion > 0.5]] = True
+    return mask
+
+
+def test_a_guess_leads_to_the_part_that_the_figures_tell():
+    rng = np.random.default_rng(0)
+    figures = np.column_stack([4.0 * POISON + rng.normal(size=SIZE), 3.0 * POISON + rng.normal(size=SIZE)])
+    guess = POISON & (rng.random(SIZE) < 0.6) | (rng.random(SIZE) < 0.05)
+    found = drawn(guess, figures, seed=0)
+    assert (found.upper == POISON).mean() > 0.99
+    assert np.array_equal(drawn(~guess, figures, seed=0).upper, ~found.upper)
+    assert drawn(np.arange(SIZE) < 3, figures, seed=0) is None
+
+
+def test_parts_of_a_class_are_drawn_as_one_in_all_directions():
+    some = [finding(np.arange(SIZE) < 50), finding(np.isin(np.arange(SIZE), range(50, 90)), np.arange(50, SIZE))]
+    other = finding(POISON, label=1, company=0.9)
+    found, poisoned = sharpening.sharpened(classes(faint()), [*some, other], some, unsure)
+    (whole,) = poisoned
+    assert found == [whole, other] and len(whole.members) == SIZE
+    assert (flagged(whole) != POISON).mean() < 0.02
+    _, without = sharpening.sharpened(classes([]), some, some, unsure)
+    assert (np.any([flagged(part) for part in without], axis=0) != POISON).mean() > 0.02
+
+
+def test_what_the_purified_probe_alone_tells_counts_where_it_holds_the_part():
+    half = finding(np.arange(SIZE) < 60)
+    _, (whole,) = sharpening.sharpened(classes([]), [half], [half], sure)
+    assert (flagged(whole) == POISON).mean() > 0.99
+    beside = finding((np.arange(SIZE) >= 120) & (np.arange(SIZE) < 220))  # more than half of it is no such part
+    _, (whole,) = sharpening.sharpened(classes([]), [beside], [beside], sure)
+    assert not flagged(whole)[POISON].all() or not flagged(whole)[beside.split.upper].all()
+
+
+@pytest.mark.parametrize("distance", [6.0, 1.0])
+def test_a_line_drawn_again_is_kept_only_while_it_is_evidence(monkeypatch, distance):
+    part = finding(POISON)
+    again = Split(part.split.position, part.split.probability, distance, 0.05)
+    monkeypatch.setattr(sharpening, "drawn", lambda *_: again)
+    _, (poisoned,) = sharpening.sharpened(classes([]), [part], [part], unsure)
+    assert poisoned.split is (again if distance > 2.8 else part.split)
+
+
+def test_a_class_whose_labels_are_right_keeps_its_line():
+    part = finding(POISON, agreement=0.8, company=0.9, trigger=0.9)
+    assert sharpening.sharpened(classes(faint()), [part], [part], sure) == ([part], [part])
+
+
+def test_a_line_that_tells_nothing_leaves_the_parts_as_they_were(monkeypatch):
+    monkeypatch.setattr(sharpening, "drawn", lambda *_: None)
+    some = [finding(np.arange(SIZE) < 50), finding(np.isin(np.arange(SIZE), range(50, 90)), np.arange(50, SIZE))]
+    assert sharpening.sharpened(classes(faint()), some, some, unsure) == (some, some)

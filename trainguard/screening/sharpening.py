@@ -1,0 +1,68 @@
+r"""The poison of a class drawn as one, once some of it is known: by what the purified probe says, in all directions.
+
+A class was parted along a few directions, because nobody knew its parts yet, and its poison may be in several of them.
+Whatever trigger it carries, it differs from the rest of the class in the same few figures: how little the purified
+probe believes the label, whose company it keeps, and how far it leans towards the poison that is known, in each view.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from trainguard.screening.finding import Finding
+from trainguard.screening.identification import labels_of
+from trainguard.screening.separation import POSSIBLE, Split, drawn, leaning
+from trainguard.screening.suspicion import Classes
+
+ROUNDS = 3  # times that it is drawn, each time from what was flagged before
+WHOLE = 0.95  # share of the known poison from which another part of the class holds it whole
+Opinion = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+def sharpened(
+    classes: Classes, findings: list[Finding], poisoned: list[Finding], opinion: Opinion
+) -> tuple[list[Finding], list[Finding]]:
+    """The findings, and those of them that count as poisoned: one for each class whose labels contradict its images.
+
+    Args:
+        classes: of the first probe.
+        findings: of all classes.
+        poisoned: those of them that count as poisoned.
+        opinion: from samples (n,) and their label to the purified probe's logits (n, K) and their company (n,).
+    """
+    settings = classes.run.settings
+    for label in labels_of(poisoned):
+        parts = [f for f in poisoned if f.label == label and f.contradicts(settings)]
+        split = _drawn_as_one(classes, label, parts, opinion) if parts else None
+        if split is None:
+            continue
+        surest = max(parts, key=lambda f: f.strength(settings))
+        if split.distance >= settings.diverse_distance and split.valley <= settings.diverse_valley:  # still two parts
+            proven, members = surest.strength(settings), classes.members(label)
+            whole = dataclasses.replace(surest, members=members, split=split, proven=proven)
+            findings, poisoned = ([whole, *(f for f in those if f not in parts)] for those in (findings, poisoned))
+    return sorted(findings, key=lambda f: f.label), poisoned
+
+
+def _drawn_as_one(classes: Classes, label: int, parts: list[Finding], opinion: Opinion) -> Split | None:
+    """The class in two, its upper part the one that holds the suspected `parts`; None where no line tells them."""
+    seed, members = classes.run.seed, classes.members(label)
+    part = np.isin(members, np.concatenate([f.members[f.split.suspicion > 0.5] for f in parts]))
+    answers, company = opinion(members, label)
+    given = answers[:, label].copy()
+    answers[:, label] = -np.inf
+    told = np.column_stack([answers.max(1) - given, -company])
+    off = [((told - told[side].mean(0)) ** 2 / (told.var(0) + 1e-9)).sum(1) for side in (part, ~part)]
+    more, split = drawn(off[0] < off[1], told, seed), None
+    if more is not None and more.upper[part].mean() >= WHOLE and more.gap > max(f.split.gap for f in parts):
+        part = more.upper
+    views = classes.views_of(members)
+    for _ in range(ROUNDS):
+        again = drawn(part, np.column_stack([told, *(leaning(view, part, seed) for view in views)]), seed)
+        if again is None:
+            break
+        split, part = again, again.probability > POSSIBLE
+    return split
