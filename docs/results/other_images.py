@@ -1,4 +1,4 @@
-"""What screening says of images and classes of other sizes: grey ones, larger ones, a long tail of small classes.
+"""What screening says of images and classes of other sizes: grey ones, larger ones, a long tail, a hundred classes.
 
     python docs/results/other_images.py --data $TRAINGUARD_DATA --out docs/results/other_images.json
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from record import Record
 from screening_alone import USUAL, block, run, table
+from sklearn.cluster import KMeans
 from torch import Tensor
 from torchvision.transforms.functional import rgb_to_grayscale
 
@@ -52,27 +53,41 @@ def long_tail(images: Images) -> Images:
     return replace(images, train=images.train[index], train_labels=images.train_labels[index])
 
 
+def hundred(images: Images) -> Images:
+    """Ten classes as a hundred: each in ten, by what its images look like at four pixels each way."""
+    labels = torch.zeros_like(images.train_labels)
+    for label in range(images.num_classes):
+        own = torch.nonzero(images.train_labels == label).flatten()
+        small = F.adaptive_avg_pool2d(images.train[own].float(), 4).flatten(1).numpy()
+        groups = KMeans(10, n_init=1, random_state=0).fit_predict(small)
+        labels[own] = torch.from_numpy(groups).long() + 10 * label
+    names = tuple(f"{name} {k}" for name in images.class_names for k in range(10))
+    return changed(replace(images, train_labels=labels, class_names=names), images.train)
+
+
 KINDS: dict[str, tuple[dict[str, Any], Callable[[Images], Images]]] = {
     "grey, 28 pixels": ({"block": 2}, lambda images: sized(grey(images), 28)),
     "64 pixels": ({"block": 6, "rows": 5_000}, lambda images: sized(images, 64)),
     "long tail": ({"rows": 50_000}, long_tail),
     "grey signs": ({"data": "gtsrb"}, grey),
     "signs, 48 pixels": ({"data": "gtsrb", "rows": 5_000}, lambda images: sized(images, 48)),
+    "a hundred classes": ({"rows": 20_000, "seed": 4}, hundred),
 }
 ATTACKS = ("clean", "badnets", "blend", "wanet", "sig")
 TAIL = (("clean", {}), ("badnets", {"target": 8, "rate": 0.01}), ("blend", {"target": 2}), ("wanet", {"target": 5}))
+HUNDRED = (("clean", {}), ("badnets", {"target": 17}), ("wanet", {"target": 52}))
 
 
 def cases() -> list[tuple[str, str, dict]]:
-    """Kind, attack and settings; targets go round, but for the long tail, where a class may be too small for them."""
-    out: list[tuple[str, str, dict]] = []
+    """Kind, attack and settings; targets go round, but for uneven classes, which may be too small for them."""
+    uneven = {"long tail": TAIL, "a hundred classes": HUNDRED}
+    out = [(kind, name, USUAL | KINDS[kind][0] | case) for kind, cases in uneven.items() for name, case in cases]
     for number, (kind, (settings, _)) in enumerate(KINDS.items()):
-        shared = USUAL | settings
-        if kind == "long tail":
-            out += [(kind, name, shared | case) for name, case in TAIL]
+        if kind in uneven:
             continue
+        shared = USUAL | settings
         for k, name in enumerate(ATTACKS):
-            case = {"seed": 3 + k, "target": (4 + 3 * k + number) % 10}
+            case: dict[str, Any] = {"seed": 3 + k, "target": (4 + 3 * k + number) % 10}
             if name == "sig" and shared["data"] == "gtsrb":
                 case |= {"rate": 0.02, "target": 2}  # of all: few classes of signs hold as many to poison, and none 5%
             out.append((kind, name, shared | case))

@@ -185,6 +185,8 @@ def test_of_a_large_class_some_are_held_at_once_and_all_come_back_in_order(monke
     assert np.array_equal(whitened[:, 0], 2 * members) and np.array_equal(view[:, 0], -members)
     (first,) = drawn  # the directions come from samples of everywhere, not from those that came first
     assert len(first) == 8 and first.min() < -124
+    for seen, wanted in zip(classes.views_of(members), (whitened, view), strict=True):
+        assert np.array_equal(seen, wanted)
 
 
 def test_other_classes_images_lie_with_the_part_that_has_no_trigger():
