@@ -30,7 +30,7 @@ def resemblance(part: Array, held: Array, labels: NDArray[np.int64], label: int)
         of its label do; one standard error of it added. 0 where there is nothing to compare with.
     """
     others = labels != label
-    own, strange = held[~others], (*_margins(held[others], label), labels[others])
+    own, strange = held[~others], (*margins(held[others], label), labels[others])
     places, usual = _places(part, label, strange), _places(own, label, strange)
     if not len(places) or not len(usual):
         return 0.0
@@ -38,8 +38,8 @@ def resemblance(part: Array, held: Array, labels: NDArray[np.int64], label: int)
     return above / max(LEAST_TOLD, float(usual.mean()) - 0.5)
 
 
-def _margins(answers: Array, label: int) -> tuple[Array, NDArray[np.int64]]:
-    """The logit of the label less the best other one (n,), and which that is (n,)."""
+def margins(answers: Array, label: int) -> tuple[Array, NDArray[np.int64]]:
+    """Of logits (n, K), that of the label less the best other one (n,), and which that is (n,)."""
     others = answers.copy()
     others[:, label] = -np.inf
     return answers[:, label] - others.max(1), others.argmax(1)
@@ -47,11 +47,11 @@ def _margins(answers: Array, label: int) -> tuple[Array, NDArray[np.int64]]:
 
 def _places(answers: Array, label: int, held: tuple[Array, NDArray[np.int64], NDArray[np.int64]]) -> Array:
     """Where samples lie among those of the class that they are taken for, in [0, 1]; fewer where it has too few."""
-    margins, taken = _margins(answers, label)
+    own, taken = margins(answers, label)
     against, _, labels = held
     found = []
     for other in np.unique(taken):
-        there, here = np.sort(against[labels == other]), margins[taken == other]
+        there, here = np.sort(against[labels == other]), own[taken == other]
         if len(there) >= LEAST_COMPARED:
             below = np.searchsorted(there, here, "left") + np.searchsorted(there, here, "right")
             found.append(below / (2 * len(there)))

@@ -14,6 +14,7 @@ import numpy as np
 
 from trainguard.screening.finding import Finding
 from trainguard.screening.identification import labels_of
+from trainguard.screening.resemblance import margins
 from trainguard.screening.separation import POSSIBLE, Split, drawn, leaning
 from trainguard.screening.suspicion import Classes
 
@@ -52,9 +53,7 @@ def _drawn_as_one(classes: Classes, label: int, parts: list[Finding], opinion: O
     seed, members = classes.run.seed, classes.members(label)
     part = np.isin(members, np.concatenate([f.members[f.split.suspicion > 0.5] for f in parts]))
     answers, company = opinion(members, label)
-    given = answers[:, label].copy()
-    answers[:, label] = -np.inf
-    told = np.column_stack([answers.max(1) - given, -company])
+    told = -np.column_stack([margins(answers, label)[0], company])
     off = [((told - told[side].mean(0)) ** 2 / (told.var(0) + 1e-9)).sum(1) for side in (part, ~part)]
     more, split = drawn(off[0] < off[1], told, seed), None
     if more is not None and more.upper[part].mean() >= WHOLE and more.gap > max(f.split.gap for f in parts):

@@ -18,6 +18,7 @@ from trainguard.screening.identification import Images, Trial, Witness, kinds_of
 from trainguard.screening.pipeline import Run
 from trainguard.screening.pixelview import Look, PixelView, looks_for
 from trainguard.screening.probe import Probe, Trained
+from trainguard.screening.resemblance import margins
 from trainguard.screening.separation import Split, shared_direction, split_class
 from trainguard.screening.settings import Settings
 from trainguard.screening.surroundings import Surroundings
@@ -142,8 +143,8 @@ class Classes:
         """
         settings, members = self.run.settings, self.members(label)
         whitened, *seen = self.read(members)
-        own, given = self.others(label)
-        orders = [own.max(1) - given] + ([] if common is None else [whitened @ common])
+        unsure = -margins(self.answers[self.labels == label], label)[0]
+        orders = [unsure] + ([] if common is None else [whitened @ common])
         found = _few([self.finding(label, split) for split in split_class(whitened, self.run.seed, orders)], settings)
         every: list[Finding] = []
         for places in seen:
@@ -217,13 +218,6 @@ class Classes:
     def members(self, label: int) -> np.ndarray:
         """The readable samples (n,) of a class."""
         return np.flatnonzero(self.run.store.labels == label)
-
-    def others(self, label: int) -> tuple[np.ndarray, np.ndarray]:
-        """The logits (n, K) of a class's samples with -inf for their own label, and those of that label (n,)."""
-        own = self.answers[self.labels == label]
-        given = own[:, label].copy()
-        own[:, label] = -np.inf
-        return own, given
 
     @cached_property
     def labels(self) -> np.ndarray:
