@@ -408,6 +408,9 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
         (finding(distance=20.0, agreement=0.5, scatter=0.9), "clean"),
         # Clean-label: fine detail that nothing else has, utterly apart, in images that are not one scene.
         (finding(**NOWHERE_ELSE), "poisoned"),
+        (finding(**NOWHERE_ELSE | {"likeness": 0.25, "trigger": 0.16}), "poisoned"),  # a picture, and half a trigger
+        (finding(**NOWHERE_ELSE | {"likeness": 0.25, "trigger": 0.09}), "clean"),
+        (finding(**NOWHERE_ELSE | {"likeness": 0.66, "trigger": 0.16}), "clean"),
         (finding(**NOWHERE_ELSE | {"distance": 8.0}), "clean"),
         (finding(**NOWHERE_ELSE | {"valley": 0.2}), "clean"),
         (finding(**NOWHERE_ELSE | {"elsewhere": 0.05}), "clean"),  # samples of other classes have it: covers

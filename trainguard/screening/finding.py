@@ -297,7 +297,9 @@ class Finding:
         if self.split.valley > DEEP or len(self.suspected) < MANY or self.split.upper.mean() > settings.transfer_share:
             return 0.0
         odd = min(_passes(self.told - TOLD, 0.02), _passes(NOWHERE - self.elsewhere, 0.01))
-        return min(odd, _passes(self.split.distance - ALONE, 0.5), _passes(NO_SCENE - self.likeness, 0.01))
+        half = min(_passes(self.trigger - settings.transfer_of_foreign, 0.05), _passes(ONE_SCENE - self.likeness, 0.05))
+        no_scene = max(_passes(NO_SCENE - self.likeness, 0.01), half)
+        return min(odd, _passes(self.split.distance - ALONE, 0.5), no_scene)
 
 
 def with_kin(judged: Sequence[Finding], settings: Settings) -> list[Finding]:

@@ -379,6 +379,7 @@ def _row(finding: Finding, run: Run) -> dict[str, float | bool]:
         "elsewhere": finding.elsewhere,
         "at_source": finding.at_source,
         "beside": finding.beside,
+        "proven": finding.proven,
         "pixels": finding.pixels,
         "informed": finding.informed,
         "strength": finding.strength(run.settings),
