@@ -398,6 +398,9 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
         # A probe that knows little contradicts only what is far apart.
         (finding(distance=4.2, valley=0.5, skill=0.62), "poisoned"),
         (finding(distance=4.2, valley=0.5, skill=0.4), "clean"),
+        (finding(distance=4.2, valley=0.5, skill=0.4, diversity=0.9, scatter=0.9, resemblance=0.2), "poisoned"),
+        (finding(distance=4.2, valley=0.5, skill=0.4, diversity=0.9, scatter=0.9, resemblance=0.5), "clean"),
+        (finding(distance=4.2, valley=0.5, skill=0.4, diversity=0.9, scatter=0.9, agreement=0.3), "clean"),
         (finding(distance=4.2, valley=0.5, skill=0.4, trigger=0.5), "poisoned"),
         (finding(skill=0.4), "poisoned"),
         (finding(agreement=0.6, trigger=0.25, skill=0.55), "poisoned"),

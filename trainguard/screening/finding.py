@@ -201,7 +201,13 @@ class Finding:
             strange = 1.0  # images that are hard for their class are in no such part
         if self.skill >= SKILLED:
             return min(disowned, strange)
-        return min(disowned, strange, _passes(self.split.gap - GAP_OF_UNSKILLED * (SKILLED - self.skill), 0.25))
+        far = _passes(self.split.gap - GAP_OF_UNSKILLED * (SKILLED - self.skill), 0.25)
+        if self._is_of_every_kind(settings):  # nor need those lie far apart that are as foreign as any others must be
+            least = min(
+                _passes(settings.conflict - self.relative_agreement, 0.05), _passes(STRANGE - self.resemblance, 0.05)
+            )
+            far = max(far, least)
+        return min(disowned, strange, far)
 
     def _asked_conflict(self, settings: Settings) -> float:
         """The relative agreement up to which the labels of a part are foreign to the purified probe.
