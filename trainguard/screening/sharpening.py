@@ -18,7 +18,7 @@ from trainguard.screening.resemblance import margins
 from trainguard.screening.separation import POSSIBLE, Split, drawn, leaning
 from trainguard.screening.suspicion import Classes
 
-ROUNDS = 3  # times that it is drawn, each time from what was flagged before
+ROUNDS = 3  # times that it is drawn, each time from what the last line makes possible
 WHOLE = 0.95  # share of the known poison from which another part of the class holds it whole
 Opinion = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
