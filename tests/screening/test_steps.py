@@ -344,7 +344,11 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
         (finding(agreement=0.3, diversity=0.9, scatter=0.9), "poisoned"),  # far apart, and of all kinds for both probes
         (finding(agreement=0.3, diversity=0.9, scatter=0.7), "clean"),
         (finding(distance=4.0, valley=0.4, agreement=0.75), "clean"),  # a natural group
-        (finding(agreement=0.75, trigger=0.8), "poisoned"),  # clean-label: the difference is a trigger
+        (finding(distance=9.0, agreement=0.75, trigger=0.8), "poisoned"),  # clean-label: the difference is a trigger
+        (finding(distance=5.3, agreement=0.75, trigger=0.8), "clean"),  # dark photographs and bright ones of a class
+        (finding(distance=5.3, agreement=0.3, trigger=0.8), "poisoned"),  # no gap is needed where labels half misfit
+        (finding(distance=5.3, agreement=0.3, trigger=0.8, company=0.7), "clean"),
+        (finding(distance=5.3, agreement=0.3, trigger=0.8, likeness=0.8), "clean"),
         (finding(agreement=0.75, trigger=0.05), "clean"),  # what the class looks like moves images as well
         (finding(distance=2.0, valley=0.9), "clean"),  # one cloud
         (finding(distance=2.8, valley=0.7, diversity=0.85), "poisoned"),  # a small gap, but images of all kinds
@@ -354,15 +358,21 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
         # Foreign labels with much company, and a difference that half works: either alone is not enough.
         (finding(distance=3.2, valley=0.75, diversity=0.78, company=0.6, trigger=0.18), "poisoned"),
         (finding(distance=3.2, valley=0.75, diversity=0.78, company=0.6, trigger=0.06), "clean"),
+        (finding(distance=4.6, valley=0.2, company=0.6, trigger=0.25), "poisoned"),
+        (finding(distance=4.6, valley=0.2, company=0.72, trigger=0.25), "clean"),  # newspapers among paper
+        (finding(distance=4.6, valley=0.2, company=0.6, trigger=0.25, likeness=0.8), "clean"),
+        (finding(distance=4.6, valley=0.2, company=0.6, trigger=0.25, share=0.6), "clean"),  # most of the class
         (finding(distance=3.8, valley=0.4, agreement=0.0, company=1.2, trigger=0.16), "clean"),  # keeps to itself
         (finding(distance=3.2, valley=0.75, diversity=0.78, agreement=0.6, trigger=0.18), "clean"),  # labels fit
         (finding(distance=4.4, valley=0.2, diversity=0.9, company=1.2), "poisoned"),  # half of the class: own company
         # Own company as well, but taken for all kinds: poison that looks alike. Far apart, several kinds are enough.
         (finding(distance=4.4, valley=0.2, company=0.9, scatter=0.9), "poisoned"),
         (finding(distance=4.4, valley=0.2, company=0.9, scatter=0.66), "clean"),
-        (finding(distance=9.0, company=0.9, scatter=0.7), "poisoned"),
+        (finding(distance=9.0, company=0.9, scatter=0.78), "poisoned"),
+        (finding(distance=9.0, company=0.9, scatter=0.78, skill=0.4), "clean"),  # whoever knows little scatters
+        (finding(distance=9.0, company=0.9, scatter=0.78, share=0.15), "clean"),  # fifteen samples
         (finding(distance=9.0, company=0.9, scatter=0.6), "clean"),  # a track of signs: it keeps together
-        (finding(distance=9.0, company=0.6, scatter=0.6), "poisoned"),
+        (finding(distance=9.0, company=0.6, scatter=0.68), "poisoned"),
         (finding(distance=9.0, company=0.9, scatter=0.42), "clean"),
         (finding(distance=9.0, company=0.9, scatter=0.9, firmness=0.25, disbelief=1.1), "clean"),  # wrong labels
         (finding(firmness=0.25, disbelief=1.1, pixels=True), "poisoned"),  # wrong labels do not show among pixels
@@ -371,7 +381,8 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
         (finding(company=0.9, at_source=0.8, likeness=2.0), "clean"),  # one scene
         (finding(agreement=0.5, company=0.9, at_source=0.8), "clean"),  # labels fit
         (finding(share=0.7), "clean"),  # most of a class, and a probe that learned the rest alone
-        (finding(share=0.7, scatter=0.95), "poisoned"),
+        (finding(share=0.7, scatter=0.95, members=150), "poisoned"),
+        (finding(share=0.7, scatter=0.95), "clean"),  # thirty samples teach nobody a class
         (finding(resemblance=0.6), "poisoned"),  # far apart
         (finding(resemblance=0.8), "clean"),
         (finding(resemblance=0.8, told=0.94, elsewhere=0.0), "clean"),
@@ -403,7 +414,7 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
         (finding(distance=4.2, valley=0.5, skill=0.4, diversity=0.9, scatter=0.9, agreement=0.3), "clean"),
         (finding(distance=4.2, valley=0.5, skill=0.4, trigger=0.5), "poisoned"),
         (finding(skill=0.4), "poisoned"),
-        (finding(agreement=0.6, trigger=0.25, skill=0.55), "poisoned"),
+        (finding(distance=8.0, agreement=0.55, trigger=0.25, skill=0.55), "poisoned"),
         (finding(agreement=0.5, trigger=0.2, skill=0.42), "undecided"),
         # Utterly apart, and of all kinds for the purified probe: a picture that looks like the class itself.
         (finding(distance=20.0, agreement=0.3, scatter=0.9), "poisoned"),
@@ -427,7 +438,10 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
         (finding(firmness=0.25, disbelief=1.6), "poisoned"),  # set apart, and hardly learned yet
         (finding(firmness=0.25, disbelief=1.1), "clean"),  # as many labels are not believed in every class
         (finding(agreement=0.75, trigger=0.25), "undecided"),  # images of the class, which half move others
-        (finding(agreement=0.6, trigger=0.25), "poisoned"),  # the same of images that are not quite what the class is
+        (
+            finding(distance=8.0, agreement=0.55, trigger=0.25),
+            "poisoned",
+        ),  # the same of images that are not quite what the class is
     ],
 )
 def test_verdict_follows_the_evidence(case, verdict):
@@ -452,7 +466,7 @@ def test_kinship_is_with_the_poisoned_parts_of_several_other_classes():
 
 @pytest.mark.parametrize(("firmness", "verdict"), [(0.55, "clean"), (0.8, "poisoned")])
 def test_what_is_most_of_its_class_must_be_learned_the_better(firmness, verdict):
-    minor = finding(firmness=firmness, disbelief=1.1, scatter=0.95)
+    minor = finding(firmness=firmness, disbelief=1.1, scatter=0.95, members=150)
     assert decide([minor], 0.8, 10, Settings())[0] == "poisoned"
     assert decide([replace(minor, split=minor.split.turned())], 0.8, 10, Settings())[0] == verdict
 
@@ -592,10 +606,10 @@ def test_what_one_scene_looks_like_is_no_half_a_trigger(one_scene, verdict):
     store = open_images(
         TensorDataset(images, torch.arange(300) // 100), pixel_range=PixelRange.from_mean_std((0.0,), (1.0,))
     )
-    split = Split(upper * 1.0, upper * 1.0, 6.0, 0.05)
+    split = Split(upper * 1.0, upper * 1.0, 8.0, 0.05)
     trial = Trial.of(split, members, 0, store, bystanders(store, seed=0), seed=0)
     assert (trial.likeness > 1) == one_scene
-    case = finding(agreement=0.4, company=0.9, trigger=0.23, likeness=trial.likeness)
+    case = finding(distance=9.0, agreement=0.4, company=0.9, trigger=0.23, likeness=trial.likeness)
     assert decide([case], 0.8, 10, Settings())[0] == verdict
     assert decide([replace(case, trigger=0.5)], 0.8, 10, Settings())[0] == "poisoned"
 
@@ -697,7 +711,7 @@ def test_what_could_be_said_of_the_rest_of_a_class_does_not_tell_the_sides(case,
 @pytest.mark.parametrize(("other", "upper"), [(0.95, "the other part"), (0.5, "the first part")])
 def test_of_two_sides_of_a_class_the_stronger_case_counts(monkeypatch, other, upper):
     """A weak case for one part makes a third probe ask about the other one, and does not lose to a weaker case."""
-    first = finding(company=0.46, scatter=0.6)
+    first = finding(company=0.46, scatter=0.64, members=400)
     asked = []
 
     def judged(run, name, probe, findings, images):
@@ -708,14 +722,14 @@ def test_of_two_sides_of_a_class_the_stronger_case_counts(monkeypatch, other, up
     monkeypatch.setattr(separating, "_judged", judged)
     found, probe, _ = separating._relearned(SimpleNamespace(settings=Settings()), None, [first], None)
     assert asked == ["relearn", "relearn again"] and first.strength(Settings()) > 0.5
-    expected = np.arange(70) if upper == "the other part" else np.arange(70, 100)
+    expected = np.arange(280) if upper == "the other part" else np.arange(280, 400)
     assert np.array_equal(found[0].suspected, expected)
     assert probe == ("second" if upper == "the other part" else "purified")
 
 
 def test_a_probe_that_learned_a_kept_case_is_not_asked_for_corrected_labels(monkeypatch):
     """Two doubted classes, of which one is exchanged: what the second probe learned of the other one is its poison."""
-    first = [replace(finding(company=0.46, scatter=0.6), label=label) for label in (0, 1, 2)]
+    first = [replace(finding(company=0.46, scatter=0.64, members=400), label=label) for label in (0, 1, 2)]
     first[2] = replace(first[2], company=0.2)  # tells its sides
     stages = {}
 

@@ -21,7 +21,7 @@ HELD = 0.7  # firmness from which a finished model has learned the labels of a p
 BELIEVED = 0.4  # firmness likewise, of our own probe, where kinds alone speak for a part; wrong labels had 0.25
 LEARNED = 0.5  # firmness from which a part is no heap of wrong labels; its share of the class, where that is more
 DISBELIEVED = 1.3  # disbelief from which likewise; triggers that are hardly learned yet had 1.6, wrong labels 1.1
-OWN_COMPANY = 0.8  # company above which a part keeps to itself, whatever its difference does as half a trigger
+OWN_COMPANY = 0.66  # company above which half a trigger is none; poison had 0.64, newspapers among paper 0.64 to 0.73
 OWN_KIND = 0.75  # relative agreement from which a part is what its label says: only a sure trigger speaks against it
 TRIGGER_AT_SOURCE = 0.5  # at_source from which it is one; such triggers had 0.55 to 0.96, natural groups 0.34 at most
 ONE_SCENE = 0.6  # likeness from which only a sure trigger counts; triggers had 0.52 at most, tracks 0.66 to 4.5
@@ -40,6 +40,8 @@ ALONE = 9.0  # Ashman's D of such a part from which it is poison by that; natura
 MANY = 50  # samples that such a part must have; two tracks of signs have as many
 TOGETHER = 0.65  # company above which a part far apart must scatter more; a track of signs, a way to write a one
 STRAYS = 0.1  # by so much
+CHANCE = 0.6  # what a scatter must have above its bar, over the root of the samples; 15 starfish had 0.14
+LEARNED_FROM = 40  # trusted samples from which a class is known well enough to contradict; 15 and 23 were of one kind
 EVERY_KIND = 0.5  # relative agreement up to which a part of all kinds is foreign; poison had 0.45, hard images 0.53
 UTTERLY_FAR = 8.0  # gap from which all kinds for the purified probe will do; natural parts so far had 0.6 of scatter
 
@@ -175,9 +177,11 @@ class Finding:
     def _contradiction(self, settings: Settings) -> float:
         if self.proven:
             return self.proven
-        foreign = self._foreignness(settings)
-        backed = _passes(self.trigger - settings.transfer_of_foreign, 0.05)
-        backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1))
+        known = _passes(float((~self.split.upper).sum()) - LEARNED_FROM, 5.0)
+        foreign = min(known, self._foreignness(settings))
+        most = self.split.upper.mean() > 0.5
+        backed = _passes(self.trigger - (SURE_TRIGGER if most else settings.transfer_of_foreign), 0.05)
+        backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1), _passes(ONE_SCENE - self.likeness, 0.05))
         firm = _passes(self.firmness - max(LEARNED, float(self.split.upper.mean())), 0.05)
         kin = _passes(self.kinship - SAME_WAY, 0.05)
         learned = max(firm, _passes(self.disbelief - DISBELIEVED, 0.1), float(self.pixels))
@@ -222,16 +226,40 @@ class Finding:
         """True where both probes take the part for images of all kinds, which few natural parts are made of."""
         return self.diversity >= settings.diverse and self.scatter >= settings.scatter
 
+    def _half_foreign(self, settings: Settings) -> float:
+        """How sure it is that the part is disowned enough for a sure trigger to need no gap.
+
+        Two natural groups of one class, as photographs with a dark background and with a bright one, differ by what
+        moves many images of other classes too: but they are of their own kind, or keep to themselves.
+        """
+        return min(
+            _passes(self.trigger - SURE_TRIGGER, 0.1),
+            _passes(EVERY_KIND - self.relative_agreement, 0.05),
+            _passes(settings.company - self.company, 0.1),
+            _passes(ONE_SCENE - self.likeness, 0.05),
+        )
+
     def _asked_trigger(self, settings: Settings) -> float:
         """The trigger that is evidence by itself: more where the purified probe knows few of the images it moves."""
-        unskilled = np.clip((SKILLED - self.skill) / UNSKILLED, 0, 1)
-        return settings.transfer + float(unskilled) * (SURE_TRIGGER - settings.transfer)
+        return settings.transfer + self._unskilled * (SURE_TRIGGER - settings.transfer)
+
+    @property
+    def _unskilled(self) -> float:
+        """How little the purified probe knows of samples that it has not seen, in [0, 1]."""
+        return float(np.clip((SKILLED - self.skill) / UNSKILLED, 0, 1))
 
     def _asked_scatter(self, settings: Settings) -> float:
-        """The scatter from which a part is poison by that alone."""
-        if not self.is_far_apart:
-            return settings.scatter
-        return settings.scatter_of_far + (STRAYS if self.company > TOGETHER else 0.0)
+        """The scatter from which a part is poison by that alone.
+
+        More of few samples, and of a part that keeps to itself: a probe that knows little, of a hundred classes, puts
+        such a natural group anywhere.
+        """
+        bar = settings.scatter
+        if self.is_far_apart:
+            bar = settings.scatter_of_far
+            if self.company > TOGETHER:
+                bar += max(STRAYS, self._unskilled * (settings.scatter - bar))
+        return bar + CHANCE / float(np.sqrt(max(1, len(self.suspected))))
 
     def may_be_turned(self, settings: Settings) -> bool:
         """True where the other part may be the poison: the two lie far apart, and neither knows the other.
@@ -277,13 +305,11 @@ class Finding:
         """
         if not self.is_candidate(settings):
             return 0.0
-        # A difference that moves many images, as no natural group does, needs no gap to be a trigger.
-        bar = settings.transfer_distance if self.trigger < SURE_TRIGGER else settings.candidate_distance
-        far = _passes(self.split.distance - bar, 0.5)
+        far = _passes(self.split.distance - settings.transfer_distance, 0.5)
         minor = float(self.split.upper.mean() <= settings.transfer_share)
         own_kind = self.reference >= KNOWN and self.relative_agreement >= OWN_KIND
         asked = SURE_TRIGGER if own_kind or self.likeness > ONE_SCENE else self._asked_trigger(settings)
-        trigger = minor * min(_passes(self.trigger - asked, 0.1), far)
+        trigger = minor * min(_passes(self.trigger - asked, 0.1), max(far, self._half_foreign(settings)))
         return max(self._contradiction(settings), trigger, self._solitude(settings))
 
     @property

@@ -52,7 +52,8 @@ class Settings:
             probe still sees what they are, from which it acts as a trigger (clean-label attacks).
         transfer_of_foreign: the same share from which it backs labels that contradict the images: the two together need
             neither a gap nor foreign company, as long as the part does not keep to itself.
-        transfer_distance: Ashman's D that a class needs when the transfer is the only evidence.
+        transfer_distance: Ashman's D that a class needs when the transfer is the only evidence: clean-label poison had
+            7.8 and more, natural groups whose difference moves 0.3 to 0.7 of other images 5.8 at most.
         transfer_share: largest share of a class that may be called poisoned on the transfer alone: the rest of a class
             differs from a small natural group as that group differs from it.
         learned: the probe's accuracy on the data, relative to chance, below which the verdict is `"undecided"`.
@@ -91,7 +92,7 @@ class Settings:
     diverse_company: float = 0.3
     transfer: float = 0.17
     transfer_of_foreign: float = 0.12
-    transfer_distance: float = 4.5
+    transfer_distance: float = 7.0
     transfer_share: float = 0.6
     learned: float = 2.0
     partition_rate: float = 0.05

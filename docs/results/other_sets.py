@@ -1,0 +1,95 @@
+"""What screening says of public data sets that nothing was made on: clean as they come, and poisoned.
+
+    python docs/results/other_sets.py --sets SETS --out docs/results/other_sets.json
+
+SETS holds an image folder for each set, one folder per class; docs/results.md says where they come from. Settings for
+30 epochs. Goes on after the last finished case when started again, as long as neither the version nor the settings have
+changed.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from record import Record
+from screening_alone import USUAL, run, table
+
+from trainguard.drill.images import Images, load_images
+
+MOST = 10_000  # images of a set, spread over it; all of it where it has less
+TOLD = {"kind": "", "rate": 0.05, "target": 1}  # of a case in the table
+CASES: tuple[tuple[str, int, str, dict], ...] = (
+    ("mnist", 28, "clean", {}),
+    ("clothing", 32, "clean", {}),
+    ("clothing", 64, "clean", {}),
+    ("hands", 32, "clean", {}),
+    ("hands", 64, "clean", {}),
+    ("flowers", 32, "clean", {}),
+    ("flowers", 64, "clean", {}),
+    ("natural", 32, "clean", {}),
+    ("natural", 64, "clean", {}),
+    ("trash", 32, "clean", {}),
+    ("trash", 64, "clean", {}),
+    ("brain", 32, "clean", {}),
+    ("brain", 64, "clean", {}),
+    ("xray", 32, "clean", {}),
+    ("smile", 32, "clean", {}),
+    ("fer", 32, "clean", {}),
+    ("fer", 48, "clean", {}),
+    ("faces", 32, "clean", {}),
+    ("caltech", 32, "clean", {}),
+    ("caltech", 64, "clean", {}),
+    ("pets", 32, "clean", {}),
+    ("pets", 64, "clean", {}),
+    ("masks", 32, "clean", {}),
+    ("isl", 32, "clean", {}),
+    ("vsigns", 32, "clean", {}),
+    ("merced", 32, "clean", {}),
+    ("merced", 64, "clean", {}),
+    ("mnist", 28, "badnets", {}),
+    ("mnist", 28, "blend", {}),
+    ("mnist", 28, "wanet", {}),
+    ("mnist", 28, "sig", {}),
+    ("flowers", 32, "badnets", {}),
+    ("flowers", 32, "wanet", {}),
+    ("natural", 32, "blend", {}),
+    ("natural", 64, "badnets", {}),
+    ("brain", 32, "badnets", {}),
+    ("xray", 32, "badnets", {}),
+    ("smile", 32, "blend", {}),
+    ("faces", 32, "badnets", {}),
+    ("fer", 32, "tact", {}),
+    ("clothing", 64, "blend", {}),
+    ("hands", 32, "badnets", {}),
+    ("caltech", 32, "badnets", {}),
+)
+
+
+def spread(images: Images) -> Images:
+    """At most `MOST` of them."""
+    index = np.linspace(0, len(images.train) - 1, min(MOST, len(images.train))).astype(int)
+    return replace(images, train=images.train[index], train_labels=images.train_labels[index])
+
+
+def main() -> None:
+    """Run what is not there yet, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", type=Path, required=True, help="folder with an image folder for each set")
+    parser.add_argument("--out", type=Path, default=Path("other_sets.json"))
+    args = parser.parse_args()
+    record = Record(args.out, USUAL)
+    done = {(row["kind"], row["attack"]) for row in record.rows}
+    for name, side, attack, changed in CASES:
+        kind = f"{name}, {side} pixels"
+        if (kind, attack) not in done:
+            folder = args.sets / name
+            images = spread(load_images(folder, test=folder, test_rows=1, size=side))
+            case = USUAL | changed | {"data": name, "rows": len(images.train)}
+            record.add(run(images, attack, case) | {"kind": kind})
+            print(table(record.rows[-1:], TOLD).splitlines()[-1], flush=True)
+    print(table(record.rows, TOLD))
+
+
+if __name__ == "__main__":
+    main()
