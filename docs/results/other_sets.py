@@ -45,8 +45,6 @@ CASES: tuple[tuple[str, int, str, dict], ...] = (
     ("masks", 32, "clean", {}),
     ("isl", 32, "clean", {}),
     ("vsigns", 32, "clean", {}),
-    ("merced", 32, "clean", {}),
-    ("merced", 64, "clean", {}),
     ("mnist", 28, "badnets", {}),
     ("mnist", 28, "blend", {}),
     ("mnist", 28, "wanet", {}),

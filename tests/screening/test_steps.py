@@ -366,8 +366,9 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
         (finding(distance=3.2, valley=0.75, diversity=0.78, agreement=0.6, trigger=0.18), "clean"),  # labels fit
         (finding(distance=4.4, valley=0.2, diversity=0.9, company=1.2), "poisoned"),  # half of the class: own company
         # Own company as well, but taken for all kinds: poison that looks alike. Far apart, several kinds are enough.
-        (finding(distance=4.4, valley=0.2, company=0.9, scatter=0.9), "poisoned"),
-        (finding(distance=4.4, valley=0.2, company=0.9, scatter=0.66), "clean"),
+        (finding(distance=4.4, valley=0.2, company=0.9, scatter=0.92, diversity=0.8), "poisoned"),
+        (finding(distance=4.4, valley=0.2, company=0.9, scatter=0.92, diversity=0.4), "clean"),  # some of the skirts
+        (finding(distance=4.4, valley=0.2, company=0.9, scatter=0.66, diversity=0.8), "clean"),
         (finding(distance=9.0, company=0.9, scatter=0.78), "poisoned"),
         (finding(distance=9.0, company=0.9, scatter=0.78, skill=0.4), "clean"),  # whoever knows little scatters
         (finding(distance=9.0, company=0.9, scatter=0.78, share=0.15), "clean"),  # fifteen samples

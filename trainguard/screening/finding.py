@@ -190,6 +190,8 @@ class Finding:
             apart = _passes(settings.company - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
             kinds = _passes(self.diversity - settings.diverse, 0.05)
             scattered = _passes(self.scatter - self._asked_scatter(settings), 0.05)
+            if not self.is_far_apart:  # a hard group of a rare class scatters too, and is of one kind to who knows it
+                scattered = min(scattered, _passes(self.diversity - settings.diverse_candidate, 0.05))
             source = _passes(self.at_source - TRIGGER_AT_SOURCE, 0.1) * float(self.likeness <= ONE_SCENE)
             return min(foreign, max(min(learned, max(apart, kinds, scattered)), backed, source, kin))
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
