@@ -358,6 +358,11 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
         # Foreign labels with much company, and a difference that half works: either alone is not enough.
         (finding(distance=3.2, valley=0.75, diversity=0.78, company=0.6, trigger=0.18), "poisoned"),
         (finding(distance=3.2, valley=0.75, diversity=0.78, company=0.6, trigger=0.06), "clean"),
+        # Among few classes there are no kinds to tell: what does not lie far apart must be half a trigger as well.
+        (finding(distance=3.5, valley=0.5, trigger=0.1), "clean"),
+        (finding(distance=3.5, valley=0.5, trigger=0.27), "poisoned"),
+        (finding(distance=3.5, valley=0.5, diversity=0.4), "poisoned"),
+        (finding(distance=3.5, valley=0.5, scatter=0.4), "poisoned"),
         (finding(distance=4.6, valley=0.2, company=0.6, trigger=0.25), "poisoned"),
         (finding(distance=4.6, valley=0.2, company=0.72, trigger=0.25), "clean"),  # newspapers among paper
         (finding(distance=4.6, valley=0.2, company=0.6, trigger=0.25, likeness=0.8), "clean"),
@@ -390,8 +395,11 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
         (finding(resemblance=0.8, told=0.94, elsewhere=0.0, beside=True), "poisoned"),  # one more of several pictures
         (finding(resemblance=0.8, told=0.85, elsewhere=0.0, beside=True), "clean"),
         (finding(resemblance=0.8, told=0.94, elsewhere=0.1, beside=True), "clean"),
-        (finding(distance=4.2, valley=0.2, resemblance=0.35), "poisoned"),
-        (finding(distance=4.2, valley=0.2, resemblance=0.5), "clean"),  # hard images have something of their label
+        (finding(distance=4.2, valley=0.2, resemblance=0.35, scatter=0.3), "poisoned"),
+        (
+            finding(distance=4.2, valley=0.2, resemblance=0.5, scatter=0.3),
+            "clean",
+        ),  # hard images: something of their label
         (finding(distance=4.2, valley=0.2, resemblance=0.5, diversity=0.9, scatter=0.6), "clean"),
         # Few natural parts are of all kinds for both probes, and those fit their label better.
         (finding(distance=4.2, valley=0.2, agreement=0.3, resemblance=0.5, diversity=0.9, scatter=0.9), "poisoned"),
@@ -408,8 +416,8 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
         (finding(distance=4.2, valley=0.2, agreement=0.6, kinship=0.6), "clean"),  # labels fit
         (finding(distance=4.2, valley=0.2, company=0.7, resemblance=0.6, kinship=0.6), "clean"),
         # A probe that knows little contradicts only what is far apart.
-        (finding(distance=4.2, valley=0.5, skill=0.62), "poisoned"),
-        (finding(distance=4.2, valley=0.5, skill=0.4), "clean"),
+        (finding(distance=4.2, valley=0.5, skill=0.62, scatter=0.3), "poisoned"),
+        (finding(distance=4.2, valley=0.5, skill=0.4, scatter=0.3), "clean"),
         (finding(distance=4.2, valley=0.5, skill=0.4, diversity=0.9, scatter=0.9, resemblance=0.2), "poisoned"),
         (finding(distance=4.2, valley=0.5, skill=0.4, diversity=0.9, scatter=0.9, resemblance=0.5), "clean"),
         (finding(distance=4.2, valley=0.5, skill=0.4, diversity=0.9, scatter=0.9, agreement=0.3), "clean"),

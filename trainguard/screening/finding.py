@@ -188,6 +188,8 @@ class Finding:
         if self.is_apart(settings):
             # What a probe learned from a few of a class need not keep company with most of it.
             apart = _passes(settings.company - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
+            if not (self.diversity or self.scatter or self.is_far_apart):  # few classes tell no kinds: plastic bottles
+                apart = min(apart, _passes(self.trigger - settings.transfer, 0.05))
             kinds = _passes(self.diversity - settings.diverse, 0.05)
             scattered = _passes(self.scatter - self._asked_scatter(settings), 0.05)
             if not self.is_far_apart:  # a hard group of a rare class scatters too, and is of one kind to who knows it
