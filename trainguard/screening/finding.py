@@ -179,8 +179,9 @@ class Finding:
             return self.proven
         known = _passes(float((~self.split.upper).sum()) - LEARNED_FROM, 5.0)
         foreign = min(known, self._foreignness(settings))
-        most = self.split.upper.mean() > 0.5
-        backed = _passes(self.trigger - (SURE_TRIGGER if most else settings.transfer_of_foreign), 0.05)
+        kindless = not (self.diversity or self.scatter or self.is_far_apart)  # too few classes to tell kinds by
+        half = settings.transfer if kindless else settings.transfer_of_foreign
+        backed = _passes(self.trigger - (SURE_TRIGGER if self.split.upper.mean() > 0.5 else half), 0.05)
         backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1), _passes(ONE_SCENE - self.likeness, 0.05))
         firm = _passes(self.firmness - max(LEARNED, float(self.split.upper.mean())), 0.05)
         kin = _passes(self.kinship - SAME_WAY, 0.05)
@@ -188,7 +189,7 @@ class Finding:
         if self.is_apart(settings):
             # What a probe learned from a few of a class need not keep company with most of it.
             apart = _passes(settings.company - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
-            if not (self.diversity or self.scatter or self.is_far_apart):  # few classes tell no kinds: plastic bottles
+            if kindless:  # bottles among what is made of plastic
                 apart = min(apart, _passes(self.trigger - settings.transfer, 0.05))
             kinds = _passes(self.diversity - settings.diverse, 0.05)
             scattered = _passes(self.scatter - self._asked_scatter(settings), 0.05)
