@@ -362,6 +362,7 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
         (finding(distance=3.5, valley=0.5, trigger=0.1), "clean"),
         (finding(distance=3.5, valley=0.5, trigger=0.27), "poisoned"),
         (finding(distance=3.5, valley=0.5, diversity=0.4), "poisoned"),
+        (finding(distance=3.5, valley=0.5, told=0.98, elsewhere=0.0, likeness=0.03), "poisoned"),  # like nothing else
         (finding(distance=3.5, valley=0.5, scatter=0.4), "poisoned"),
         (finding(distance=4.6, valley=0.2, company=0.6, trigger=0.25), "poisoned"),
         (finding(distance=4.6, valley=0.2, company=0.72, trigger=0.25), "clean"),  # newspapers among paper

@@ -179,7 +179,7 @@ class Finding:
             return self.proven
         known = _passes(float((~self.split.upper).sum()) - LEARNED_FROM, 5.0)
         foreign = min(known, self._foreignness(settings))
-        kindless = not (self.diversity or self.scatter or self.is_far_apart)  # too few classes to tell kinds by
+        kindless = not (self.diversity or self.scatter or self.is_far_apart or self.is_odd)  # too few classes for kinds
         half = settings.transfer if kindless else settings.transfer_of_foreign
         backed = _passes(self.trigger - (SURE_TRIGGER if self.split.upper.mean() > 0.5 else half), 0.05)
         backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1), _passes(ONE_SCENE - self.likeness, 0.05))
