@@ -57,6 +57,7 @@ CASES: tuple[tuple[str, int, str, dict], ...] = (
     ("xray", 32, "badnets", {}),
     ("smile", 32, "blend", {}),
     ("faces", 32, "badnets", {}),
+    ("faces", 32, "badnets", {"target": 4}),
     ("fer", 32, "tact", {}),
     ("clothing", 64, "blend", {}),
     ("hands", 32, "badnets", {}),
@@ -77,14 +78,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("other_sets.json"))
     args = parser.parse_args()
     record = Record(args.out, USUAL)
-    done = {(row["kind"], row["attack"]) for row in record.rows}
+    done = {(row["kind"], row["attack"], row["target"]) for row in record.rows}
     for name, side, attack, changed in CASES:
-        kind = f"{name}, {side} pixels"
-        if (kind, attack) not in done:
+        kind, case = f"{name}, {side} pixels", USUAL | changed
+        if (kind, attack, case["target"]) not in done:
             folder = args.sets / name
             images = spread(load_images(folder, test=folder, test_rows=1, size=side))
-            case = USUAL | changed | {"data": name, "rows": len(images.train)}
-            record.add(run(images, attack, case) | {"kind": kind})
+            record.add(run(images, attack, case | {"data": name, "rows": len(images.train)}) | {"kind": kind})
             print(table(record.rows[-1:], TOLD).splitlines()[-1], flush=True)
     print(table(record.rows, TOLD))
 
