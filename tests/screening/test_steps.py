@@ -364,6 +364,11 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
         (finding(distance=3.5, valley=0.5, diversity=0.4), "poisoned"),
         (finding(distance=3.5, valley=0.5, told=0.98, elsewhere=0.0, likeness=0.03), "poisoned"),  # like nothing else
         (finding(distance=3.5, valley=0.5, scatter=0.4), "poisoned"),
+        # One scene: frames of another pose are foreign, and keep no company; frames of the class are of its own kind.
+        (finding(distance=12.0, likeness=0.8, scatter=0.2), "clean"),
+        (finding(distance=12.0, likeness=0.8, scatter=0.9, diversity=0.9), "poisoned"),
+        (finding(distance=140.0, agreement=0.8, likeness=1.6, trigger=0.4), "clean"),
+        (finding(distance=12.0, agreement=0.55, likeness=0.8, trigger=0.45), "poisoned"),  # images shrunk, on black
         (finding(distance=4.6, valley=0.2, company=0.6, trigger=0.25), "poisoned"),
         (finding(distance=4.6, valley=0.2, company=0.72, trigger=0.25), "clean"),  # newspapers among paper
         (finding(distance=4.6, valley=0.2, company=0.6, trigger=0.25, likeness=0.8), "clean"),

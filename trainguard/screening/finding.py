@@ -24,7 +24,8 @@ DISBELIEVED = 1.3  # disbelief from which likewise; triggers that are hardly lea
 OWN_COMPANY = 0.66  # company above which half a trigger is none; poison had 0.64, newspapers among paper 0.64 to 0.73
 OWN_KIND = 0.75  # relative agreement from which a part is what its label says: only a sure trigger speaks against it
 TRIGGER_AT_SOURCE = 0.5  # at_source from which it is one; such triggers had 0.55 to 0.96, natural groups 0.34 at most
-ONE_SCENE = 0.6  # likeness from which only a sure trigger counts; triggers had 0.52 at most, tracks 0.66 to 4.5
+ONE_SCENE = 0.6  # likeness from which a part is one scene, not poison by its company; triggers had 0.52, tracks 0.66 up
+TRIGGER_OF_SCENE = 0.6  # the trigger asked of one scene of its own kind; frames of another vegetable had 0.31 at D 141
 STRANGE = 0.4  # resemblance up to which a part is foreign; poison had 0.39 at most, hard images mostly more
 STRANGE_FAR = 0.7  # likewise where hardly a sample lies between, or of all kinds; poison had 0.69, hard images 0.85
 SKILLED = 0.6  # skill from which a small gap will do; 10,000 photographs gave 0.58 and more, 2,000 gave 0.34 to 0.49
@@ -189,6 +190,7 @@ class Finding:
         if self.is_apart(settings):
             # What a probe learned from a few of a class need not keep company with most of it.
             apart = _passes(settings.company - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
+            apart = min(apart, _passes(ONE_SCENE - self.likeness, 0.05))  # a few frames of another pose
             if kindless:  # bottles among what is made of plastic
                 apart = min(apart, _passes(self.trigger - settings.transfer, 0.05))
             kinds = _passes(self.diversity - settings.diverse, 0.05)
@@ -313,7 +315,10 @@ class Finding:
         far = _passes(self.split.distance - settings.transfer_distance, 0.5)
         minor = float(self.split.upper.mean() <= settings.transfer_share)
         own_kind = self.reference >= KNOWN and self.relative_agreement >= OWN_KIND
-        asked = SURE_TRIGGER if own_kind or self.likeness > ONE_SCENE else self._asked_trigger(settings)
+        scene = self.likeness > ONE_SCENE
+        asked = SURE_TRIGGER if own_kind or scene else self._asked_trigger(settings)
+        if own_kind and scene:
+            asked = TRIGGER_OF_SCENE
         trigger = minor * min(_passes(self.trigger - asked, 0.1), max(far, self._half_foreign(settings)))
         return max(self._contradiction(settings), trigger, self._solitude(settings))
 
