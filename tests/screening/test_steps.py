@@ -345,7 +345,7 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
         (finding(agreement=0.3, diversity=0.9, scatter=0.7), "clean"),
         (finding(distance=4.0, valley=0.4, agreement=0.75), "clean"),  # a natural group
         (finding(distance=9.0, agreement=0.75, trigger=0.8), "poisoned"),  # clean-label: the difference is a trigger
-        (finding(distance=5.3, agreement=0.75, trigger=0.8), "clean"),  # dark photographs and bright ones of a class
+        (finding(distance=5.3, agreement=0.75, trigger=0.8), "clean"),  # two kinds of one class
         (finding(distance=5.3, agreement=0.3, trigger=0.8), "poisoned"),  # no gap is needed where labels half misfit
         (finding(distance=5.3, agreement=0.3, trigger=0.8, company=0.7), "clean"),
         (finding(distance=5.3, agreement=0.3, trigger=0.8, likeness=0.8), "clean"),

@@ -191,7 +191,7 @@ class Finding:
             # What a probe learned from a few of a class need not keep company with most of it.
             apart = _passes(settings.company - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
             apart = min(apart, _passes(ONE_SCENE - self.likeness, 0.05))  # a few frames of another pose
-            if kindless:  # bottles among what is made of plastic
+            if kindless:  # some of what is made of plastic, among other trash
                 apart = min(apart, _passes(self.trigger - settings.transfer, 0.05))
             kinds = _passes(self.diversity - settings.diverse, 0.05)
             scattered = _passes(self.scatter - self._asked_scatter(settings), 0.05)
@@ -236,8 +236,8 @@ class Finding:
     def _half_foreign(self, settings: Settings) -> float:
         """How sure it is that the part is disowned enough for a sure trigger to need no gap.
 
-        Two natural groups of one class, as photographs with a dark background and with a bright one, differ by what
-        moves many images of other classes too: but they are of their own kind, or keep to themselves.
+        Two natural groups of one class, as faces in colour and grey ones, differ by what moves many images of other
+        classes too: but they are of their own kind, or keep to themselves.
         """
         return min(
             _passes(self.trigger - SURE_TRIGGER, 0.1),
