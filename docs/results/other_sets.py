@@ -74,6 +74,7 @@ CASES: tuple[tuple[str, int, str, dict], ...] = (
     ("clothing", 64, "blend", {}),
     ("hands", 32, "badnets", {}),
     ("caltech", 32, "badnets", {}),
+    ("letters", 32, "badnets", {"target": 20}),
 )
 
 
