@@ -316,9 +316,7 @@ class Finding:
         minor = float(self.split.upper.mean() <= settings.transfer_share)
         own_kind = self.reference >= KNOWN and self.relative_agreement >= OWN_KIND
         scene = self.likeness > ONE_SCENE
-        asked = SURE_TRIGGER if own_kind or scene else self._asked_trigger(settings)
-        if own_kind and scene:
-            asked = TRIGGER_OF_SCENE
+        asked = (self._asked_trigger(settings), SURE_TRIGGER, TRIGGER_OF_SCENE)[own_kind + scene]
         trigger = minor * min(_passes(self.trigger - asked, 0.1), max(far, self._half_foreign(settings)))
         return max(self._contradiction(settings), trigger, self._solitude(settings))
 
