@@ -334,11 +334,12 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
     ("case", "verdict"),
     [
         (finding(), "poisoned"),
-        (finding(agreement=0.75, trigger=0.16), "undecided"),  # far apart, nearly a trigger
+        (finding(agreement=0.75, trigger=0.2), "undecided"),  # far apart, nearly a trigger
+        (finding(distance=16.0, agreement=0.23, company=1.0, trigger=0.17), "clean"),  # turned copies of one blood cell
         (finding(agreement=0.75, likeness=0.01), "undecided"),  # as far apart, and no picture that one of them has
         (finding(distance=5.5, agreement=0.75, likeness=0.01), "clean"),
         (finding(agreement=0.75, firmness=0.5, finished=True, likeness=0.01), "clean"),
-        (finding(agreement=0.75, trigger=0.16, likeness=0.66), "clean"),  # likewise, but one scene: a track of signs
+        (finding(agreement=0.75, trigger=0.2, likeness=0.66), "clean"),  # likewise, but one scene: a track of signs
         (finding(distance=12.0, agreement=0.75), "clean"),  # a natural group, however far
         (finding(distance=5.0, company=0.9), "clean"),  # unlike the rest of its class, and among its own
         (finding(agreement=0.3, diversity=0.9, scatter=0.9), "poisoned"),  # far apart, and of all kinds for both probes

@@ -49,7 +49,8 @@ class Settings:
         diverse_company: company under which its labels contradict the images; classes that resemble everything (birds)
             have come down to 0.45, poison up to 0.15.
         transfer: share of other classes' images that the parts' mean difference moves into the class while the purified
-            probe still sees what they are, from which it acts as a trigger (clean-label attacks).
+            probe still sees what they are, from which it acts as a trigger (clean-label attacks had 0.27 and more where
+            nothing else spoke for them, the copies of one blood cell 0.17).
         transfer_of_foreign: the same share from which it backs labels that contradict the images: the two together need
             neither a gap nor foreign company, as long as the part does not keep to itself.
         transfer_distance: Ashman's D that a class needs when the transfer is the only evidence: clean-label poison had
@@ -90,7 +91,7 @@ class Settings:
     diverse_distance: float = 2.6
     diverse_valley: float = 0.85
     diverse_company: float = 0.3
-    transfer: float = 0.17
+    transfer: float = 0.22
     transfer_of_foreign: float = 0.12
     transfer_distance: float = 7.0
     transfer_share: float = 0.6
