@@ -50,6 +50,15 @@ CASES: tuple[tuple[str, int, str, dict], ...] = (
     ("letters", 32, "clean", {}),
     ("bins", 32, "clean", {}),
     ("bins", 64, "clean", {}),
+    ("expressions", 32, "clean", {}),
+    ("expressions", 48, "clean", {}),
+    ("cells", 32, "clean", {}),
+    ("cells", 64, "clean", {}),
+    ("monkeys", 32, "clean", {}),
+    ("textures", 32, "clean", {}),
+    ("fonts", 32, "clean", {}),
+    ("shapes", 32, "clean", {}),
+    ("tiny20", 32, "clean", {}),
     ("trash", 32, "clean", {"seed": 1}),
     ("trash", 64, "clean", {"seed": 1}),
     ("clothing", 32, "clean", {"seed": 1}),
@@ -75,6 +84,10 @@ CASES: tuple[tuple[str, int, str, dict], ...] = (
     ("hands", 32, "badnets", {}),
     ("caltech", 32, "badnets", {}),
     ("letters", 32, "badnets", {"target": 20}),
+    ("cells", 32, "sig", {}),
+    ("cells", 64, "badnets", {}),
+    ("tiny20", 32, "badnets", {}),
+    ("fonts", 32, "wanet", {}),
 )
 
 

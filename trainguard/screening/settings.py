@@ -49,7 +49,7 @@ class Settings:
         diverse_company: company under which its labels contradict the images; classes that resemble everything (birds)
             have come down to 0.45, poison up to 0.15.
         transfer: share of other classes' images that the parts' mean difference moves into the class while the purified
-            probe still sees what they are, from which it acts as a trigger (clean-label attacks had 0.27 and more where
+            probe still sees what they are, from which it acts as a trigger (clean-label attacks had 0.28 and more where
             nothing else spoke for them, the copies of one blood cell 0.17).
         transfer_of_foreign: the same share from which it backs labels that contradict the images: the two together need
             neither a gap nor foreign company, as long as the part does not keep to itself.
