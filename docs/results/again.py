@@ -3,8 +3,8 @@
     python docs/results/again.py
 
 Works out the strength of every part in the records here from its figures, and prints those that counted as poison and
-no longer do, or the other way round. What a record does not hold has its default, and the gap between two parts is in
-none: what is printed is to be screened again, not a result.
+no longer do, or the other way round. What a record does not hold has its default: what is printed is to be screened
+again, not a result.
 """
 
 import json

@@ -51,7 +51,6 @@ CASES: tuple[tuple[str, int, str, dict], ...] = (
     ("bins", 32, "clean", {}),
     ("bins", 64, "clean", {}),
     ("expressions", 32, "clean", {}),
-    ("expressions", 48, "clean", {}),
     ("cells", 32, "clean", {}),
     ("cells", 64, "clean", {}),
     ("monkeys", 32, "clean", {}),
@@ -86,8 +85,6 @@ CASES: tuple[tuple[str, int, str, dict], ...] = (
     ("letters", 32, "badnets", {"target": 20}),
     ("cells", 32, "sig", {}),
     ("cells", 64, "badnets", {}),
-    ("tiny20", 32, "badnets", {}),
-    ("fonts", 32, "wanet", {}),
 )
 
 

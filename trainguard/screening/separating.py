@@ -48,6 +48,7 @@ TRIED = 100  # images of that class that its mean difference is tried on
 BY_CHANCE = 0.02  # probability up to which it is not by chance that the purified probe knows what it has not seen
 STRANGERS = 40  # samples of a class without a suspected part that are held out, to compare suspected ones with
 STILL_LEARNED = 0.1  # share of the flagged samples that a probe may have learned from that gives them other labels
+NO_FIGURES = {"members", "split", "line"}  # of a finding
 HELD_OUT = 0.2  # share of a trusted part that the purified probe does not see, to know what agreement to expect
 
 
@@ -356,31 +357,9 @@ def _weight(finding: Finding, settings: Settings) -> float:
 
 
 def _row(finding: Finding, run: Run) -> dict[str, float | bool]:
-    return {
-        "label": finding.label,
-        "members": len(finding.members),
-        "suspected": len(finding.suspected),
-        "distance": finding.split.distance,
-        "valley": finding.split.valley,
-        "transfer": finding.transfer,
-        "trigger": finding.trigger,
-        "diversity": finding.diversity,
-        "agreement": finding.agreement,
-        "reference": finding.reference,
-        "company": finding.company,
-        "scatter": finding.scatter,
-        "firmness": finding.firmness,
-        "disbelief": finding.disbelief,
-        "likeness": finding.likeness,
-        "kinship": finding.kinship,
-        "resemblance": finding.resemblance,
-        "skill": finding.skill,
-        "told": finding.told,
-        "elsewhere": finding.elsewhere,
-        "at_source": finding.at_source,
-        "beside": finding.beside,
-        "proven": finding.proven,
-        "pixels": finding.pixels,
-        "informed": finding.informed,
-        "strength": finding.strength(run.settings),
-    }
+    """A finding in numbers: the sizes and the gap of its parts, all that is known of them, and its strength."""
+    split, size = finding.split, len(finding.members)
+    parts = {"members": size, "suspected": len(finding.suspected), "distance": split.distance, "valley": split.valley}
+    fields = [field.name for field in dataclasses.fields(finding) if field.name not in NO_FIGURES]
+    known = {name: getattr(finding, name) for name in fields}
+    return {"label": finding.label} | parts | known | {"strength": finding.strength(run.settings)}
