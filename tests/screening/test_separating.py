@@ -1,0 +1,148 @@
+"""What the probes are asked, and which of their answers count."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from findings import NOWHERE_ELSE, finding
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from trainguard.data.pixels import PixelRange
+from trainguard.data.store import open_images
+from trainguard.screening import separating
+from trainguard.screening.finding import Finding
+from trainguard.screening.identification import Witness
+from trainguard.screening.separation import Split
+from trainguard.screening.settings import Settings
+
+
+@pytest.mark.parametrize(("right", "informed"), [(22, False), (28, True)])
+def test_a_probe_is_informed_where_it_beats_chance_on_what_it_has_not_seen(right, informed):
+    """Forty unseen samples of either half of the data, of which chance knows twenty each."""
+    assert separating._informed([(right, 40, 0.5), (right, 40, 0.5)]) == informed
+
+
+def test_strangers_are_a_few_trusted_samples_of_the_classes_that_have_none_held_out():
+    labels = np.repeat([0, 1, 2, 3], [300, 60, 100, 2])
+    labels[5] = -1  # unreadable
+    store, doubtful = SimpleNamespace(labels=labels, readable=np.flatnonzero(labels >= 0)), np.arange(100)
+    found = separating._strangers(store, doubtful, {2: np.arange(360, 380)}, np.random.default_rng(0))
+    assert np.bincount(labels[found], minlength=4).tolist() == [separating.STRANGERS, 12, 0, 0]
+    assert len(np.unique(found)) == len(found) and not np.isin(found, doubtful).any()
+
+
+def test_skill_is_none_by_chance_and_one_where_all_is_right():
+    labels = np.repeat([0, 1, 2, 3], [70, 10, 10, 10])
+    assert separating._skill(np.eye(4)[labels], labels) == 1.0
+    assert separating._skill(np.eye(4)[np.zeros(100, int)], labels) == pytest.approx(0.0)  # the largest class always
+    assert separating._skill(np.eye(4)[3 - labels], labels) < 0
+
+
+@pytest.mark.parametrize(("left_out", "learned_again"), [(95, False), (60, True)])
+def test_labels_are_corrected_by_a_probe_that_has_not_learned_them(monkeypatch, left_out, learned_again):
+    learned = []
+    monkeypatch.setattr(separating, "fresh_probe", lambda run, seed: "another")
+    monkeypatch.setattr(separating, "recipe_for", lambda *_: None)
+    monkeypatch.setattr(separating, "train", lambda run, name, probe, index, recipe: learned.append(index))
+    monkeypatch.setattr(separating, "logits", lambda run, probe, index: np.eye(2)[[int(probe == "another")] * 100])
+    run = SimpleNamespace(store=SimpleNamespace(readable=np.arange(300)), seed=0, settings=Settings())
+    found = separating._corrected(run, "purified", np.arange(100), np.arange(left_out))
+    assert found.tolist() == [int(learned_again)] * 100
+    assert [part.tolist() for part in learned] == [list(range(100, 300))] * learned_again
+
+
+def test_what_a_probe_has_seen_more_of_is_taken_off_its_logits():
+    """Of two classes that look alike it answers the larger one: adjusted, either label fits as well."""
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    store = open_images(
+        TensorDataset(torch.rand(100, 1, 8, 8), labels), pixel_range=PixelRange.from_mean_std((0.0,), (1.0,))
+    )
+
+    class Learned(nn.Module):
+        def maps(self, images):
+            return [images.mean((2, 3), keepdim=True)]
+
+        def answer(self, deepest):
+            return torch.tensor([[0.9, 0.1]]).log().expand(len(deepest), 2)
+
+    run = SimpleNamespace(store=store, seed=0, processes=None)
+    probe = Learned()
+    probe.register_buffer("device", torch.zeros(1))
+    answers, _ = separating._opinion(run, probe, np.log([0.9, 0.1]))(np.arange(20), 0)
+    assert answers == pytest.approx(np.zeros((20, 2)), abs=0.02)
+
+
+@pytest.mark.parametrize(("comes_from", "found"), [(2, 1.0), (0, 0.0), (1, 0.0), (None, 0.0)])
+def test_a_source_specific_trigger_is_tried_on_the_class_it_comes_from(monkeypatch, comes_from, found):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(600) % 3
+    images = torch.rand(600, 1, 8, 8, generator=generator) * 0.2 + labels[:, None, None, None] * 0.25
+    upper = np.arange(200) < 60
+    members = np.flatnonzero(labels.numpy() == 1)
+    images[members[upper]] += 0.25  # images of class 2, labelled 1
+    images[members[upper], :, :2, :2] = 1.0
+    store = open_images(TensorDataset(images, labels), pixel_range=PixelRange.from_mean_std((0.0,), (1.0,)))
+
+    def purified(pixels):
+        return np.digitize(pixels[:, 0, 4:, 4:].mean((1, 2)), [0.225, 0.475])
+
+    def first(pixels):
+        seen = purified(pixels)
+        return np.where((pixels[:, 0, :2, :2].mean((1, 2)) > 0.8) & (seen == 2), 1, seen)
+
+    monkeypatch.setattr(separating, "witness_of", lambda run, probe, pixels: Witness(probe, pixels))
+    split = Split(upper * 1.0, upper * 1.0, 6.0, 0.05)
+    taken = np.arange(60) % 3 if comes_from is None else np.full(60, comes_from)
+    part = Finding(1, members, split)
+    share = separating._at_source(SimpleNamespace(store=store, seed=0), part, taken, first, purified)
+    assert share == pytest.approx(found, abs=0.05)
+
+
+def test_what_is_like_nothing_else_is_not_turned_and_wins_over_the_other_part():
+    alone = finding(**NOWHERE_ELSE | {"agreement": 0.05, "company": 0.9})
+    assert not alone.may_be_turned(Settings()) and replace(alone, told=0.5).may_be_turned(Settings())
+    assert separating._wins(alone, 1.0, Settings()) and not separating._wins(finding(), 1.0, Settings())
+    assert separating._wins(finding(), 0.6, Settings())
+
+
+@pytest.mark.parametrize(("other", "upper"), [(0.95, "the other part"), (0.5, "the first part")])
+def test_of_two_sides_of_a_class_the_stronger_case_counts(monkeypatch, other, upper):
+    """A weak case for one part makes a third probe ask about the other one, and does not lose to a weaker case."""
+    first = finding(company=0.46, scatter=0.64, members=400)
+    asked = []
+
+    def judged(run, name, probe, findings, images):
+        asked.append(name)
+        turned = [replace(f, scatter=other, agreement=0.05, reference=0.8) for f in findings]
+        return ([first], "purified", "opinion") if name == "relearn" else (turned, "second", "its opinion")
+
+    monkeypatch.setattr(separating, "_judged", judged)
+    found, probe, _ = separating._relearned(SimpleNamespace(settings=Settings()), None, [first], None)
+    assert asked == ["relearn", "relearn again"] and first.strength(Settings()) > 0.5
+    expected = np.arange(280) if upper == "the other part" else np.arange(280, 400)
+    assert np.array_equal(found[0].suspected, expected)
+    assert probe == ("second" if upper == "the other part" else "purified")
+
+
+def test_a_probe_that_learned_a_kept_case_is_not_asked_for_corrected_labels(monkeypatch):
+    """Two doubted classes, of which one is exchanged: what the second probe learned of the other one is its poison."""
+    first = [replace(finding(company=0.46, scatter=0.64, members=400), label=label) for label in (0, 1, 2)]
+    first[2] = replace(first[2], company=0.2)  # tells its sides
+    stages = {}
+
+    def judged(run, name, probe, findings, images):
+        stages[name] = {(f.label, f.suspected.min()) for f in findings}
+        if name == "relearn":
+            return first, "purified", "opinion"
+        other = [replace(f, scatter=0.95 if f.label == 0 else 0.3, agreement=0.05, reference=0.8) for f in findings]
+        return other, name, "its opinion"
+
+    monkeypatch.setattr(separating, "_judged", judged)
+    found, probe, _ = separating._relearned(SimpleNamespace(settings=Settings()), None, first, None)
+    low, high = first[0].turned().suspected.min(), first[0].suspected.min()
+    assert stages["relearn again"] == {(0, low), (1, low), (2, high)}
+    assert stages["relearn at last"] == {(0, low), (1, high), (2, high)} and probe == "relearn at last"
+    assert [f.suspected.min() for f in found] == [low, high, high]
