@@ -1,5 +1,7 @@
 """Classes in two parts: what a line finds, and what it must not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -93,6 +95,19 @@ def test_suspicion_reaches_beyond_the_upper_part_but_not_into_the_lower():
     assert flagged[second].mean() >= split.upper[second].mean() and flagged[~second].mean() < 0.1
     order = np.argsort(split.position)
     assert (np.diff(split.suspicion[order]) >= 0).all()
+
+
+def test_where_all_poison_is_known_the_tail_of_the_lower_part_is_its_own():
+    rng = np.random.default_rng(0)
+    low = np.concatenate([rng.normal(0, 0.1, 900), rng.uniform(0, 2, 100)])  # most are sure, some are hard
+    position = np.concatenate([low, rng.normal(8, 0.5, 500)])
+    upper = np.arange(1500) >= 1000
+    apart = Split(position, upper.astype(float), 9.0, 0.0)
+    whole = replace(apart, whole=True)
+    before, now = ((split.suspicion > 0.5) for split in (apart, whole))
+    assert before[upper].all() and now[upper].all()
+    assert now[~upper].sum() < 0.4 * before[~upper].sum()
+    assert not whole.turned().whole and whole.subset(upper).whole
 
 
 def test_split_probability_never_falls_along_the_line():

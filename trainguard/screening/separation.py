@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,12 +54,14 @@ class Split:
         probability: (n,) float64 in [0, 1], of belonging to the upper part.
         distance: Ashman's D of the two parts: their means' distance in units of their widths.
         valley: density between the two means over the lower of the densities at them, in [0, 1].
+        whole: the upper part holds all poison of the class that is known, so that the lower one's tail is its own.
     """
 
     position: Array
     probability: Array
     distance: float
     valley: float
+    whole: bool = False
 
     @property
     def gap(self) -> float:
@@ -76,11 +78,13 @@ class Split:
         """(n,) in [0, 1], above 0.5 for whatever does not clearly belong to the lower part.
 
         Poison that stays in costs more than a clean sample that is relabelled. So the line is drawn at the place that
-        is far out for the lower part, or where the upper part becomes possible, whichever comes first.
+        is far out for the lower part, or where the upper part becomes possible, whichever comes first. How wide the
+        lower part is, its middle says, for there may be more poison in its tail; where there is none, its tail as well.
         """
         low = self.position[~self.upper]
         middle = float(np.median(low))
         width = 1.4826 * float(np.median(np.abs(low - middle))) + 1e-9
+        width = max(width, float(low.std())) if self.whole else width
         possible = self.position[self.probability > POSSIBLE]
         line = min(middle + FAR_OUT * width, float(possible.min()) - 1e-9 * width)
         return 1 / (1 + np.exp(-np.clip((self.position - line) / width, -30, 30)))
@@ -96,7 +100,7 @@ class Split:
 
     def subset(self, chosen: NDArray[np.bool_]) -> Split:
         """The same split of the samples `chosen`, (n,)."""
-        return Split(self.position[chosen], self.probability[chosen], self.distance, self.valley)
+        return replace(self, position=self.position[chosen], probability=self.probability[chosen])
 
     def direction(self, whitened: Array) -> Array:
         """(D,) from the larger part's mean to the smaller one's, of length 1, in (n, D) whitened features."""
@@ -105,7 +109,7 @@ class Split:
 
     def turned(self) -> Split:
         """The same split with the parts' names exchanged."""
-        return Split(-self.position, 1 - self.probability, self.distance, self.valley)
+        return replace(self, position=-self.position, probability=1 - self.probability, whole=False)
 
 
 def shared_direction(directions: Sequence[tuple[int, Array]]) -> tuple[Array | None, frozenset[int]]:

@@ -19,6 +19,7 @@ from trainguard.screening.separation import POSSIBLE, Split, drawn, leaning
 from trainguard.screening.suspicion import Classes
 
 ROUNDS = 3  # times that it is drawn, each time from what the last line makes possible
+FALLEN = 0.7  # share of the last line's gap under which the next one has found something else (0.6; else 0.8 or more)
 WHOLE = 0.95  # share of the known poison from which another part of the class holds it whole
 Opinion = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
@@ -61,7 +62,7 @@ def _drawn_as_one(classes: Classes, label: int, parts: list[Finding], opinion: O
     views = classes.views_of(members)
     for _ in range(ROUNDS):
         again = drawn(part, np.column_stack([told, *(leaning(view, part, seed) for view in views)]), seed)
-        if again is None:
+        if again is None or (split is not None and again.gap < FALLEN * split.gap):
             break
         split, part = again, again.probability > POSSIBLE
-    return split
+    return None if split is None else dataclasses.replace(split, whole=True)
