@@ -78,7 +78,7 @@ def test_fine_tuning_takes_the_steps_of_sgd(victim, adversarial, mixed, alike):
     with Progress(False).stage("test") as stage:
         loss = fine_tune(
             network, victim.store, extra, batches=5, adversarial=adversarial, teacher=teacher, suspects=suspects,
-            patches=[corner] if alike else [], how=how, generator=seeded(4), processes=Processes(), stage=stage,
+            worn=[[corner]] if alike else [], how=how, generator=seeded(4), processes=Processes(), stage=stage,
         )  # fmt: skip
     slow, generator, losses = UnitPixels(copy.deepcopy(victim.model), RANGE), seeded(4), []
     optimizer = torch.optim.SGD(slow.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4, nesterov=True)

@@ -18,7 +18,7 @@ from trainguard.models import UnitPixels
 from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.purification.augmentation import random_view
 from trainguard.purification.network import Tap, features_of
-from trainguard.purification.universal import Patch
+from trainguard.purification.universal import Worn
 from trainguard.training import autocast, device_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 RADIUS: dict[Norm, float] = {"linf": 6 / 255, "l2": 0.5}  # of PBE's authors' code on CIFAR-10, and its like in l2
 UNLEARNED = 0.25  # suspects beside each batch, as a share of it
-WORN = 0.25  # share of each plain batch that wears a patch, where one was found
+WORN = 0.25  # share of each plain batch that wears a patch, where one was found, and that wears an overlay
 LONGEST_STEP = 10.0  # norm of the gradient; a trained model stays below, a batch of two images may not
 
 
@@ -78,7 +78,7 @@ def fine_tune(
     adversarial: bool,
     teacher: UnitPixels | None = None,
     suspects: NDArray[np.int64] | None = None,
-    patches: Sequence[Patch] = (),
+    worn: Sequence[Sequence[Worn]] = (),
     how: FineTuning,
     generator: torch.Generator,
     processes: Processes,
@@ -101,7 +101,8 @@ def fine_tune(
         adversarial: make untargeted adversarial examples of each batch, in eval mode (Eq. 6), and train on these.
         teacher: the infected model, in eval mode; None leaves the labels alone to say what is right.
         suspects: images that screening flagged, at least one: their labels are unlearned beside each batch.
-        patches: small patches that break the infected model, see `universal`: a quarter of each plain batch wears one.
+        worn: what breaks the infected model, patches and overlays, see `universal` and `overlay`: a quarter of each
+            plain batch wears one of each kind.
         how: rates, batch size, perturbation.
         generator: order and augmentation, on the CPU.
         processes: ranks that share the work. The perturbations, most of the cost, are made in parts; the optimizer step
@@ -116,8 +117,8 @@ def fine_tune(
     code, where Algorithm 1 reads as if they were all made at once; each step has its own optimizer and rate schedule;
     gradients are clipped. The second term (what the model knew is kept, but not under a perturbation), the third (also
     between the images m = a x + (1 - a) x', of which there are many more), the fourth (likewise its features g, what
-    enters the last layer), the last, and the patches are additions: with `kept=0`, `mixed=0`, `features=0`, no suspects
-    and no patches this is the paper's.
+    enters the last layer), the last, and what is worn are additions: with `kept=0`, `mixed=0`, `features=0`, no
+    suspects and nothing worn this is the paper's.
     """
     device = device_of(network)
     optimizer = torch.optim.SGD(
@@ -130,7 +131,7 @@ def fine_tune(
     )
     beside = max(1, round(UNLEARNED * how.batch_size))
     wrong = None if suspects is None else shuffled_batches(suspects, batches, beside, generator)
-    patches = [patch.to(device) for patch in patches]
+    worn = [[trigger.to(device) for trigger in kind] for kind in worn]
     network.train()
     total, seen = 0.0, 0
     watched = ExitStack()
@@ -143,8 +144,8 @@ def fine_tune(
         x, y = plain, torch.from_numpy(store.labels[index]).to(device)
         if adversarial:
             x = attacked(network, x, y, how, processes)
-        elif patches:
-            x = _wearing(x, patches, generator)
+        elif worn:
+            x = _wearing(x, worn, generator)
         flagged = None if wrong is None else next(wrong)
         if flagged is not None:
             x = torch.cat([x, random_view(store.batch(flagged, device), generator, flip=how.flip)])
@@ -188,12 +189,14 @@ def _kept_to(
     return kept
 
 
-def _wearing(x: Tensor, patches: Sequence[Patch], generator: torch.Generator) -> Tensor:
-    """(B, C, H, W) with one of the patches on each of the first `WORN` of them: batches are in random order."""
+def _wearing(x: Tensor, worn: Sequence[Sequence[Worn]], generator: torch.Generator) -> Tensor:
+    """(B, C, H, W) of which `WORN` wear a trigger of the first kind, and so on: batches are in random order."""
     count = round(WORN * len(x))
-    which = torch.randint(len(patches), (count,), generator=generator).tolist()
-    worn = [patches[k].on(x[i : i + 1]) for i, k in enumerate(which)]
-    return torch.cat([*worn, x[count:]]).contiguous(memory_format=torch.channels_last)
+    parts: list[Tensor] = []
+    for triggers in worn:
+        which = torch.randint(len(triggers), (count,), generator=generator).tolist()
+        parts += [triggers[k].on(x[i : i + 1]) for i, k in enumerate(which, start=len(parts))]
+    return torch.cat([*parts, x[len(parts) :]]).contiguous(memory_format=torch.channels_last)
 
 
 def _kept_between(network: UnitPixels, teacher: UnitPixels, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:

@@ -29,6 +29,7 @@ from trainguard.purification.finetuning import (
     mirrors_alike,
 )
 from trainguard.purification.network import check_outputs, for_training, renew_head
+from trainguard.purification.overlay import leading_overlays
 from trainguard.purification.poison import screened
 from trainguard.purification.ranking import cleanest, logit_similarity, overlap
 from trainguard.purification.results import PurifyResult
@@ -138,9 +139,10 @@ def purify(
             and the model being mended agrees: more accuracy, and more of a blended trigger. None: 0; with clean data 1.
         features: weight of the model's own features, what enters its last layer, of unperturbed images: more accuracy,
             and more of any trigger. None: 4 with clean data, 3 where screening calls the data clean, else 0.
-        patches: how often to search for one small patch that breaks the model on most images, as the audit does. What
-            is found is put on a quarter of the images of step 2: a visible trigger lies far outside the ball of step 1.
-            Not where screening flagged something; 0: never.
+        patches: how often to search for one small patch that breaks the model on most images, as the audit does; and,
+            for each class to which a much fainter picture leads nearly all images than to others, for such a picture.
+            What is found is put on a quarter of the images of step 2 each: a trigger lies far outside the ball of step
+            1. Not where screening flagged something; 0: never.
         flip: mirror images at random. None: if the model takes mirrored images for the same.
         max_accuracy_loss: a round that loses more accuracy than this, in [0, 1], is not returned; if every round
             does, the model comes back as it was, with a warning. Two standard errors are added, which is much where few
@@ -228,9 +230,10 @@ def purify(
             flip=mirrors_alike(infected_network, store, sample) if flip is None else flip,
         )
         how = processes.broadcast(how)
-        worn = processes.broadcast(
-            breaking_patches(infected_network, store, first, starts=plan.patches, seed=seed) if plan.patches else []
-        )
+        look = {"starts": plan.patches, "seed": seed}
+        broken = breaking_patches(infected_network, store, first, **look) if plan.patches else []
+        leading = leading_overlays(infected_network, store, first, how.eps, how.norm, **look) if plan.patches else {}
+        broken, leading = processes.broadcast((broken, leading))
     run = Run(
         network=UnitPixels(for_training(copy_of(model), device), store.pixel_range),
         infected=infected_network,
@@ -242,7 +245,7 @@ def purify(
         processes=processes,
         extra=first,
         suspects=initial.suspect.nonzero()[0] if isinstance(initial, ScreenResult) and flagged else None,
-        worn=worn,
+        worn=[kind for kind in (broken, [o for overlays in leading.values() for o in overlays]) if kind],
         callbacks=tuple(callbacks),
     )
     run.network.eval()
@@ -279,7 +282,8 @@ def purify(
             "adversarial_batches": list(plan.adversarial_batches),
             "plain_batches": list(plan.plain_batches),
             "clean": clean,
-            "patches found": len(worn),
+            "patches found": len(broken),
+            "overlays lead to": sorted(leading),
             "screening": {"verdict": initial.verdict, "flagged": int(initial.suspect.sum()), "reason": initial.reason}
             if isinstance(initial, ScreenResult)
             else None,
@@ -327,7 +331,7 @@ def _fine_tune(run: Run, step: str, show: Progress) -> None:
                 adversarial=step == "adversarial",
                 teacher=run.infected if run.how.kept else None,
                 suspects=run.suspects,
-                patches=run.worn,
+                worn=run.worn,
                 how=run.how,
                 generator=torch.Generator().manual_seed(run.plan.seed + 1009 * run.round + run.step),
                 processes=run.processes,

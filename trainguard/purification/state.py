@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trainguard.data.store import ImageStore
     from trainguard.distributed import Processes
     from trainguard.purification.finetuning import FineTuning
-    from trainguard.purification.universal import Patch
+    from trainguard.purification.universal import Worn
 
 Indices = NDArray[np.int64]
 Weights = dict[str, torch.Tensor]
@@ -80,7 +80,7 @@ class Run:
     processes: Processes
     extra: Indices
     suspects: Indices | None = None  # what screening flagged, to be unlearned
-    worn: Sequence[Patch] = ()  # patches that break the model, to be unlearned
+    worn: Sequence[Sequence[Worn]] = ()  # patches, and overlays, that break the model, to be unlearned
     callbacks: tuple[Any, ...] = ()
     round: int = 0
     step: int = 0

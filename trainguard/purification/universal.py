@@ -3,7 +3,7 @@ r"""One small patch that breaks a model on every image: how a visible trigger is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +20,18 @@ if TYPE_CHECKING:
 
 AREA = 0.006  # of an image, for a patch. A trigger does its work in a few pixels, anything else needs more of them
 BREAKS = 0.35  # share of predictions changed from which a patch is worth unlearning; benign 0.3 at most at 32 pixels
-SEARCHED = 1000  # images that patches are looked for on, at most
+SEARCHED = 1000  # images that patches and overlays are looked for on, at most
 PENALTY = 5.0  # weight of the area beyond what is allowed, against a loss of the order of one
+
+
+class Worn(Protocol):
+    """What can be put on images."""
+
+    def on(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] with it."""
+
+    def to(self, device: torch.device | str) -> Worn:
+        """The same on a device."""
 
 
 @dataclass(frozen=True)
@@ -138,21 +148,27 @@ def breaking_patches(
     Args:
         network: in unit pixels and eval mode.
         store: where the images are.
-        index: (n,) the images to look on; of these a thousand at most, and those that the model gets right.
+        index: (n,) the images to look on, see `known_images`.
         starts: how many searches.
         seed: of the choice and of where they start.
     """
-    device, rng = device_of(network), np.random.default_rng(seed)
-    index = np.sort(rng.permutation(index)[:SEARCHED])
-    x, y = store.batch(index, device), torch.from_numpy(store.labels[index]).to(device)
     with frozen(network):
-        with torch.no_grad(), autocast(device):
-            right = torch.cat([network(part).argmax(1) for part in x.split(512)]) == y
-        x, y = x[right], y[right]
+        x, y = known_images(network, store, index, seed)
         if not len(x):
             return []
         patches = _searched(network, x, y, starts, 150, torch.Generator().manual_seed(seed))
         return [patch.to("cpu") for patch in patches if changed_by(network, patch, x, y) >= BREAKS]
+
+
+@torch.no_grad()
+def known_images(network: UnitPixels, store: ImageStore, index: NDArray[np.int64], seed: int) -> tuple[Tensor, Tensor]:
+    """Of a thousand of the indexed images those that the model gets right: (n, C, H, W) in [0, 1], labels (n,)."""
+    device = device_of(network)
+    index = np.sort(np.random.default_rng(seed).permutation(index)[:SEARCHED])
+    x, y = store.batch(index, device), torch.from_numpy(store.labels[index]).to(device)
+    with autocast(device):
+        right = torch.cat([network(part).argmax(1) for part in x.split(512)]) == y
+    return x[right], y[right]
 
 
 def _searched(
