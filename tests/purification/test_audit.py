@@ -13,11 +13,15 @@ from torch.utils.data import TensorDataset
 from trainguard.data.store import open_images
 from trainguard.errors import DataError
 from trainguard.purification import AuditResult, audit
-from trainguard.purification.audit import balanced, judge, movement_of, one_way, pull_of, transition_counts
+from trainguard.purification.audit import balanced, movement_of, one_way, pull_of, transition_counts
 from trainguard.purification.network import features_of
 
 audits = importlib.import_module("trainguard.purification.audit")  # the package gives that name to the function
 SAFE = np.eye(10, dtype=int) * 20  # a patch that changes nothing
+
+
+def judge(counts, patched, reached=None):
+    return audits.judge(counts, patched, reached or {})
 
 
 def uniform(classes: int = 10, moved: int = 90) -> np.ndarray:
@@ -92,6 +96,21 @@ def test_judge_believes_a_patch_that_breaks_the_model():
     assert judge(np.array([[0, 90], [90, 0]]), np.array([[0, 20], [20, 0]]))[0] == "backdoored"
 
 
+@pytest.mark.parametrize(("near", "verdict"), [(0.5, "backdoored"), (0.65, "undecided"), (0.8, "clean")])
+def test_judge_believes_a_faint_picture_that_leads_to_one_class_far_sooner(near, verdict):
+    reached = {k: 0.05 for k in range(10)} | {3: near * 0.05}
+    found = judge(uniform(), SAFE, reached)
+    assert found[0] == verdict and found[3] == ((3,) if verdict == "backdoored" else ())
+    assert verdict != "backdoored" or "class 3" in found[2]
+
+
+def test_judge_names_what_any_of_its_findings_names():
+    patched = np.zeros((10, 10), dtype=int)
+    patched[:, 4] = 20
+    reached = {k: 0.05 for k in range(10)} | {7: 0.02, 4: 0.025}
+    assert judge(uniform(), patched, reached)[::3] == ("backdoored", (4, 7))
+
+
 def test_movement_is_the_relative_approach_to_a_class():
     labels = np.array([0, 0, 1, 1])
     before = np.array([[0.0, 1.0], [0.0, -1.0], [4.0, 0.0], [8.0, 0.0]])
@@ -129,6 +148,7 @@ def test_a_blended_backdoor_is_found_with_its_target(found):
     np.testing.assert_allclose(found.transitions.sum(axis=1), 1, atol=1e-5)
     assert found.patch_success < 0.5 and found.patch.shape == (4, 3)
     assert found.transitions.shape == (10, 10) and found.images > 280
+    assert found.reach.argmin() == TARGET and found.reach[TARGET] < 0.6 * np.median(found.reach)
 
 
 def test_audit_changes_nothing_and_repeats_itself(victim, found):
@@ -147,6 +167,10 @@ def test_audit_survives_saving_and_shows_itself(found, tmp_path):
     assert "backdoored" in repr(loaded) and "<table>" in loaded._repr_html_()
     assert dict(loaded.rows())["target classes"] == str(TARGET)
     json.dumps(found.to_dict())
+    older = found.to_dict()
+    del older["reach"]
+    (tmp_path / "audit" / "audit.json").write_text(json.dumps(older))
+    assert AuditResult.load(tmp_path / "audit").reach.shape == (0,)
     with pytest.raises(ValueError, match="does not exist"):
         AuditResult.load(tmp_path)
     (tmp_path / "audit.json").write_text('{"kind": "purify", "format": 1}')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.progress import Progress
 from trainguard.purification.finetuning import RADIUS, FineTuning, accuracy, fitting_radius
 from trainguard.purification.network import check_outputs, features_of, for_training
+from trainguard.purification.overlay import NEAR, reaches
 from trainguard.purification.poison import screened
 from trainguard.purification.results import AuditResult
 from trainguard.purification.state import Indices, open_store
@@ -42,6 +43,8 @@ TO_ALL, TO_ALL_BAND = 0.5, 0.2  # median one-sidedness of the moves: benign 0.35
 # and GTSRB, 6 benign (ResNet-9, ResNet-10-T, ConvNeXt):
 PATCH, PATCH_BAND = 0.68, 0.2  # benign 0.54 at most; BadNets 0.76 to 0.94 on most, all-to-all 0.86
 INTO, INTO_BAND = 0.5, 0.2  # benign 0.35 at most; BadNets 0.73 to 1.00 on most, CIFAR-10's Blend 0.76
+# One faint overlay: its radius for the nearest class over that for the median class.
+NEAR_BAND = 0.1
 TARGET = 0.4  # share that makes a class a suspected target; the paper's figure
 LEARNED = 0.5  # share of the flagged samples that get their label from a model that has learned the poison
 LEAST_MOVED = 50  # adversarial examples; the standard error of a share is then at most 0.07
@@ -67,11 +70,12 @@ def audit(
     An untargeted adversarial example of a benign model may become anything; one of an infected model is more likely
     than not to become the target class, because the trigger's neurons are the shortest way out (Figs. 1 and 4).
 
-    A visible trigger lies far outside that ball. It is looked for as one small patch that changes most predictions.
+    A trigger lies far outside that ball. It is looked for as one small patch that changes most predictions, and as
+    one faint picture for all images that leads to one class far sooner than others do to theirs.
 
-    A faint trigger all over the image shows in neither. Where `data` are what the model was trained on, the poison is
-    among them: they are screened (AdvrBD) with the model as the first probe, and what is found counts if the model has
-    learned its labels.
+    A trigger that differs from image to image shows in neither. Where `data` are what the model was trained on, the
+    poison is among them: they are screened (AdvrBD) with the model as the first probe, and what is found counts if the
+    model has learned its labels.
 
     Args:
         model: the trained model, on any device; never changed. Or a function that returns a copy of it.
@@ -121,8 +125,10 @@ def audit(
     counts = transition_counts(labels[right], seen["after"][right], classes)
     with isolated_rng(seed), frozen(network):
         patch, patched = _break_by_patch(network, store, index[right], classes, batch_size, seed)
+        known = store.batch(index[right], device), torch.from_numpy(labels[right]).to(device)
+        reached = reaches(network, *known, eps, norm, torch.Generator().manual_seed(seed))
     pull = pull_of(counts)
-    verdict, confidence, reason, targets = judge(counts, patched)
+    verdict, confidence, reason, targets = judge(counts, patched, reached)
     poison = None
     if screening and verdict != "backdoored":
         with isolated_rng(seed):
@@ -145,6 +151,7 @@ def audit(
         movement=movement_of(labels[right], seen["features"][right], seen["features after"][right], classes),
         patch_success=float(1 - np.trace(patched) / patched.sum()),
         patch=pixels_of(patch),
+        reach=np.array([reached.get(k, 0.0) for k in range(classes)], dtype=np.float32),
         images=int(right.sum()),
         class_names=tuple(store.class_names),
         fingerprint=store.fingerprint,
@@ -228,12 +235,15 @@ def movement_of(labels: Indices, before: NDArray, after: NDArray, classes: int) 
     return result
 
 
-def judge(counts: NDArray[np.int64], patched: NDArray[np.int64]) -> tuple[Verdict, float, str, tuple[int, ...]]:
-    """The verdict that two matrices of transitions support.
+def judge(
+    counts: NDArray[np.int64], patched: NDArray[np.int64], reached: Mapping[int, float]
+) -> tuple[Verdict, float, str, tuple[int, ...]]:
+    """The verdict that two matrices of transitions and the reach of faint overlays support.
 
     Args:
         counts: (K, K) from `transition_counts`, under each image's own adversarial perturbation.
         patched: (K, K) likewise, under one small patch for all images.
+        reached: by class, see `overlay.reaches`; classes that were not tried are missing.
 
     Returns:
         Verdict, confidence in [0, 1], the reason in one sentence, and the suspected target classes.
@@ -246,6 +256,8 @@ def judge(counts: NDArray[np.int64], patched: NDArray[np.int64]) -> tuple[Verdic
     to_all = float(np.median(one_way(counts)))
     target, into = int(pull.argmax()), into_of(patched)
     magnet = float(into.max()) if classes > 2 else 0.0
+    usual = float(np.median(list(reached.values()))) if reached else 1.0
+    near = np.array([reached.get(k, usual) / usual for k in range(classes)])
     if classes < 3 or moved < LEAST_MOVED:  # with two classes, every adversarial example falls to the other one
         to_one = to_all = 0.0
     findings = [
@@ -255,12 +267,17 @@ def judge(counts: NDArray[np.int64], patched: NDArray[np.int64]) -> tuple[Verdic
             into,
         ),
         ((broken - PATCH) / PATCH_BAND, f"one small patch changes {broken:.0%} of all predictions", into),
+        (
+            (NEAR - near.min()) / NEAR_BAND,
+            f"the faintest picture that leads to class {near.argmin()} has {near.min():.0%} of the usual strength",
+            1 - near,
+        ),
         ((to_one - TO_ONE) / TO_ONE_BAND, f"{pull[target]:.0%} of adversarial examples fall to class {target}", pull),
         ((to_all - TO_ALL) / TO_ALL_BAND, f"adversarial examples move one way between classes ({to_all:.0%})", None),
     ]
     # A single target also makes moves one-way: what names it goes first.
     firm = [finding for finding in findings if finding[0] >= 0.5]
-    evidence, words, where = firm[0] if firm else max(findings, key=lambda finding: finding[0])
+    evidence, words, _ = firm[0] if firm else max(findings, key=lambda finding: finding[0])
     chance = float(1 / (1 + np.exp(-4 * evidence)))  # 0.98 one band above the threshold
     if classes < 3 and evidence < 0.5:
         return "undecided", 0.0, f"{words}; single adversarial examples tell nothing with two classes", ()
@@ -270,7 +287,8 @@ def judge(counts: NDArray[np.int64], patched: NDArray[np.int64]) -> tuple[Verdic
         return "undecided", chance, words, ()
     if evidence < 0:
         return "clean", 1 - chance, words, ()
-    strong = () if where is None else tuple(int(k) for k in np.argsort(-where) if where[k] >= TARGET)
+    named = [where for _, _, where in firm if where is not None]
+    strong = tuple(dict.fromkeys(int(k) for where in named for k in np.argsort(-where) if where[k] >= TARGET))
     if not strong:
         return "backdoored", chance, f"{words}, as under an all-to-all backdoor", tuple(range(classes))
     return "backdoored", chance, words, strong

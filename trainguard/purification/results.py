@@ -17,7 +17,7 @@ from trainguard.checkpoints import load_weights, read_checkpoint, write_weights
 from trainguard.files import write_atomically
 
 _FORMAT = 1
-_AUDIT_ARRAYS = ("transitions", "pull", "movement", "patch")
+_AUDIT_ARRAYS = ("transitions", "pull", "movement", "patch", "reach")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -135,6 +135,8 @@ class AuditResult:
         patch_success: share of held-out images whose prediction one small patch changes, the same for all; in [0, 1].
         patch: (n, 2 + C) float32, that patch: row, column, and values in [0, 1] of each pixel.
         images: how many images were attacked.
+        reach: (K,) float32, the root mean square, of values in [0, 1], of the faintest picture that leads nearly all
+            other images to each class; 0 for classes that were not tried. Empty in older results.
         class_names: K names.
         fingerprint: of the data set.
         settings: everything that made this result, with seed and versions; plain JSON values.
@@ -151,6 +153,7 @@ class AuditResult:
     patch_success: float
     patch: NDArray[np.float32]
     images: int
+    reach: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -180,7 +183,7 @@ class AuditResult:
         record = _read_record(Path(folder) / "audit.json", "audit")
         values = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
         for name in _AUDIT_ARRAYS:
-            values[name] = np.asarray(values[name], dtype=np.float32)
+            values[name] = np.asarray(values.get(name, []), dtype=np.float32)
         for name in ("target_classes", "class_names"):
             values[name] = tuple(values[name])
         return cls(**values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,10 +59,20 @@ def context(result: AuditResult) -> dict[str, Any]:
 
 def _classes(result: AuditResult, names: list[str]) -> Table:
     order = np.argsort(-result.pull, kind="stable").tolist()
+    tried = result.reach > 0
+    usual = float(np.median(result.reach[tried])) if tried.any() else math.nan
+    near = [float(result.reach[i]) / usual if i < len(tried) and tried[i] else math.nan for i in range(len(names))]
     rows = [
-        (names[i], Share(float(result.pull[i])), float(result.movement[i]), i in result.target_classes) for i in order
+        (names[i], Share(float(result.pull[i])), float(result.movement[i]), near[i], i in result.target_classes)
+        for i in order
     ]
-    columns = ("class", "share of other classes' images that become it", "movement of features", "suspected target")
+    columns = (
+        "class",
+        "share of other classes' images that become it",
+        "movement of features",
+        "faintest picture that leads there, over the usual",
+        "suspected target",
+    )
     return Table("classes", "Where adversarial examples end, by class", columns, rows)
 
 
