@@ -64,7 +64,6 @@ CASES: tuple[tuple[str, int, str, dict], ...] = (
     ("clothing", 64, "clean", {"seed": 1}),
     ("natural", 64, "clean", {"seed": 1}),
     ("brain", 32, "clean", {"seed": 1}),
-    ("caltech", 32, "clean", {"seed": 1}),
     ("mnist", 28, "badnets", {}),
     ("mnist", 28, "blend", {}),
     ("mnist", 28, "wanet", {}),

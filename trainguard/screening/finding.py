@@ -47,6 +47,11 @@ EVERY_KIND = 0.5  # relative agreement up to which a part of all kinds is foreig
 UTTERLY_FAR = 8.0  # gap from which all kinds for the purified probe will do; natural parts so far had 0.6 of scatter
 
 
+def like_nothing_else(told: float, elsewhere: float) -> bool:
+    """Whether fine detail sets a further part of a class apart, and finds nothing like it; see `Finding`."""
+    return told >= TOLD_BESIDE and elsewhere <= NOWHERE
+
+
 @dataclass(frozen=True, eq=False)
 class Finding:
     """What is known of one class and its suspected part.
@@ -208,7 +213,7 @@ class Finding:
         disowned = _passes(self._asked_conflict(settings) - self.relative_agreement, 0.05)
         asked = STRANGE_FAR if self.is_far_apart or self._is_of_every_kind(settings) else STRANGE
         strange = _passes(asked - self.resemblance, 0.05)
-        if self.beside and self.told >= TOLD_BESIDE and self.elsewhere <= NOWHERE:
+        if self.beside and like_nothing_else(self.told, self.elsewhere):
             strange = 1.0  # images that are hard for their class are in no such part
         if self.skill >= SKILLED:
             return min(disowned, strange)

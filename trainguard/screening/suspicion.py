@@ -13,7 +13,7 @@ from functools import cache, cached_property
 import numpy as np
 import torch
 
-from trainguard.screening.finding import LEAST_TRUSTED, LEFT, NOWHERE, TOLD_BESIDE, Finding
+from trainguard.screening.finding import LEAST_TRUSTED, LEFT, Finding, like_nothing_else
 from trainguard.screening.identification import Images, Trial, Witness, kinds_of, orient, transfers
 from trainguard.screening.pipeline import Run
 from trainguard.screening.pixelview import Look, PixelView, looks_for
@@ -174,7 +174,7 @@ class Classes:
             part = finding.split.smaller
             if (part & ~held).sum() >= max(NEW, NEW_SHARE * len(part)):
                 told, elsewhere = bearings()(part)
-                if told >= TOLD_BESIDE and elsewhere <= NOWHERE:
+                if like_nothing_else(told, elsewhere):
                     more.append(finding)
                     held = held | part
         return more
