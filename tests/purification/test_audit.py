@@ -148,7 +148,7 @@ def test_a_blended_backdoor_is_found_with_its_target(found):
     np.testing.assert_allclose(found.transitions.sum(axis=1), 1, atol=1e-5)
     assert found.patch_success < 0.5 and found.patch.shape == (4, 3)
     assert found.transitions.shape == (10, 10) and found.images > 280
-    assert found.reach.argmin() == TARGET and found.reach[TARGET] < 0.6 * np.median(found.reach)
+    assert found.nearness.argmin() == TARGET and found.nearness[TARGET] < 0.6
 
 
 def test_audit_changes_nothing_and_repeats_itself(victim, found):
@@ -166,11 +166,13 @@ def test_audit_survives_saving_and_shows_itself(found, tmp_path):
     assert loaded.to_dict() == found.to_dict() and loaded.transitions.dtype == np.float32
     assert "backdoored" in repr(loaded) and "<table>" in loaded._repr_html_()
     assert dict(loaded.rows())["target classes"] == str(TARGET)
+    assert f"to class {TARGET}" in dict(loaded.rows())["one faint picture"]
     json.dumps(found.to_dict())
     older = found.to_dict()
     del older["reach"]
     (tmp_path / "audit" / "audit.json").write_text(json.dumps(older))
-    assert AuditResult.load(tmp_path / "audit").reach.shape == (0,)
+    old = AuditResult.load(tmp_path / "audit")
+    assert np.isnan(old.nearness).all() and dict(old.rows())["one faint picture"] == "not looked for"
     with pytest.raises(ValueError, match="does not exist"):
         AuditResult.load(tmp_path)
     (tmp_path / "audit.json").write_text('{"kind": "purify", "format": 1}')

@@ -199,15 +199,29 @@ class AuditResult:
         named = k < len(self.class_names) and self.class_names[k] != str(k)
         return f"{k} ({self.class_names[k]})" if named else str(k)
 
+    @property
+    def nearness(self) -> NDArray[np.float32]:
+        """(K,) each class's `reach` over that of the median class; NaN for classes that were not tried."""
+        near = np.full(len(self.pull), np.nan, dtype=np.float32)
+        if (tried := self.reach > 0).any():
+            near[tried] = self.reach[tried] / np.median(self.reach[tried])
+        return near
+
     def rows(self) -> list[tuple[str, str]]:
         """The short table behind `repr`: (what, value)."""
         strongest = int(np.argmax(self.pull)) if len(self.pull) else 0
+        near = self.nearness
+        faint = "not looked for"
+        if np.isfinite(near).any():
+            k = int(np.nanargmin(near))
+            faint = f"leads to class {self.name_of(k)} at {near[k]:.0%} of the usual strength"
         return [
             ("verdict", f"{self.verdict} (confidence {self.confidence:.2f})"),
             ("because", self.reason),
             ("target classes", ", ".join(self.name_of(k) for k in self.target_classes) or "none"),
             ("strongest pull", f"{self.pull[strongest]:.3f}, class {self.name_of(strongest)}"),
             ("one small patch", f"changes {self.patch_success:.0%} of the predictions"),
+            ("one faint picture", faint),
             ("images", str(self.images)),
             ("seconds", f"{self.timing.get('total', float('nan')):.1f}"),
         ]

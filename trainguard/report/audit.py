@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,12 +57,9 @@ def context(result: AuditResult) -> dict[str, Any]:
 
 
 def _classes(result: AuditResult, names: list[str]) -> Table:
-    order = np.argsort(-result.pull, kind="stable").tolist()
-    tried = result.reach > 0
-    usual = float(np.median(result.reach[tried])) if tried.any() else math.nan
-    near = [float(result.reach[i]) / usual if i < len(tried) and tried[i] else math.nan for i in range(len(names))]
+    order, near = np.argsort(-result.pull, kind="stable").tolist(), result.nearness
     rows = [
-        (names[i], Share(float(result.pull[i])), float(result.movement[i]), near[i], i in result.target_classes)
+        (names[i], Share(float(result.pull[i])), float(result.movement[i]), float(near[i]), i in result.target_classes)
         for i in order
     ]
     columns = (
