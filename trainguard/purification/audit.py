@@ -44,7 +44,7 @@ TO_ALL, TO_ALL_BAND = 0.5, 0.2  # median one-sidedness of the moves: benign 0.35
 PATCH, PATCH_BAND = 0.68, 0.2  # benign 0.54 at most; BadNets 0.76 to 0.94 on most, all-to-all 0.86
 INTO, INTO_BAND = 0.5, 0.2  # benign 0.35 at most; BadNets 0.73 to 1.00 on most, CIFAR-10's Blend 0.76
 # One faint overlay: its radius for the nearest class over that for the median class.
-NEAR_BAND = 0.1
+NEAR_BAND = 0.08
 TARGET = 0.4  # share that makes a class a suspected target; the paper's figure
 LEARNED = 0.5  # share of the flagged samples that get their label from a model that has learned the poison
 LEAST_MOVED = 50  # adversarial examples; the standard error of a share is then at most 0.07
