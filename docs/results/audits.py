@@ -11,6 +11,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from trainguard.drill.machine import machine, versions
 from trainguard.drill.runner import run_drill
 from trainguard.files import write_atomically
@@ -25,7 +27,7 @@ DRILLS = {
     "convnext_atto": {"model": "convnext_atto", "epochs": 20, "attacks": ["clean", "blend"]},
     "gtsrb": {"data": "gtsrb", "epochs": 15, "attacks": ["clean", "badnets"]},
 }
-COLUMNS = ("data", "model", "epochs", "attack", "seed", "ACC", "ASR", "verdict", "targets", "because", "s")
+COLUMNS = ("data", "model", "epochs", "attack", "seed", "ACC", "ASR", "verdict", "targets", "because", "nearest", "s")
 
 
 def table(rows: list[dict]) -> str:
@@ -39,7 +41,7 @@ def table(rows: list[dict]) -> str:
         targets += f", {wrong} wrong" if wrong else ""
         attack = row["attack"] + (f" {row['rate']:.0%}" if row["rate"] != 0.05 else "")
         cells = [row["data"], row["model"], row["epochs"], attack, row["seed"], f"{100 * row['acc']:.1f}", asr]
-        cells += [row["verdict"], targets, row["reason"], f"{row['screen_seconds']:.0f}"]
+        cells += [row["verdict"], targets, row["reason"], f"{row['nearest']:.2f}", f"{row['screen_seconds']:.0f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
@@ -64,6 +66,8 @@ def main() -> None:
                 seen = {
                     "patch_success": found.patch_success,
                     "pull": float(found.pull.max()),
+                    "reach": found.reach.tolist(),
+                    "nearest": float(np.nanmin(found.nearness)),
                     "settings": found.settings,
                 }
                 rows.append(about | asdict(cell) | seen)

@@ -96,7 +96,7 @@ def test_judge_believes_a_patch_that_breaks_the_model():
     assert judge(np.array([[0, 90], [90, 0]]), np.array([[0, 20], [20, 0]]))[0] == "backdoored"
 
 
-@pytest.mark.parametrize(("near", "verdict"), [(0.5, "backdoored"), (0.62, "undecided"), (0.8, "clean")])
+@pytest.mark.parametrize(("near", "verdict"), [(0.5, "backdoored"), (0.61, "undecided"), (0.8, "clean")])
 def test_judge_believes_a_faint_picture_that_leads_to_one_class_far_sooner(near, verdict):
     reached = {k: 0.05 for k in range(10)} | {3: near * 0.05}
     found = judge(uniform(), SAFE, reached)
