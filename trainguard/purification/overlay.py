@@ -124,7 +124,7 @@ def reaches(
 def near_of(reached: dict[int, float]) -> list[int]:
     """The classes, nearest first, that a far fainter overlay reaches than the median class, as a trigger's target is.
 
-    Measured on 25 models, 6 benign: the target of a patch, of a picture or of stripes, and each of two targets lie at
+    Measured on 25 models, 6 benign: the target of a patch, a picture, a smooth pattern, and each of two targets lie at
     0.19 to 0.59 of the median radius; any other class, and all of a benign model, at 0.66 or more. What works on one
     source class or differs from image to image (TaCT, WaNet, input-aware), and SIG, is not seen.
     """
