@@ -25,6 +25,7 @@ USUAL: dict[str, Any] = {"data": "cifar10", "rate": 0.05, "rows": 10_000, "epoch
 USUAL |= {"source": 0, "target": 1, "block": 0}
 CASES = (
     ("clean", {"data": "gtsrb"}),
+    ("clean", {"data": "gtsrb", "rows": 21_748}),
     ("clean", {}),
     ("all_to_all", {"rate": 0.1}),
     ("wanet", {}),
