@@ -91,6 +91,12 @@ class Processes:
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    def align(self, model: nn.Module) -> None:
+        """Rank 0's weights and buffers for all, against drift between devices whose sums differ in the last bit."""
+        if self.world > 1:
+            for value in model.state_dict().values():
+                torch.distributed.broadcast(value, src=0)
+
     def average_buffers(self, model: nn.Module) -> None:
         """Replace each floating-point buffer (BatchNorm's running statistics) by its mean over the ranks."""
         if self.world == 1:

@@ -18,7 +18,7 @@ from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.progress import Progress
 from trainguard.purification.finetuning import RADIUS, FineTuning, accuracy, fitting_radius
 from trainguard.purification.network import check_outputs, features_of, for_training
-from trainguard.purification.overlay import NEAR, reaches
+from trainguard.purification.overlay import NEAR, reaches, usual_of
 from trainguard.purification.poison import screened
 from trainguard.purification.results import AuditResult
 from trainguard.purification.state import Indices, open_store
@@ -43,8 +43,7 @@ TO_ALL, TO_ALL_BAND = 0.5, 0.2  # median one-sidedness of the moves: benign 0.35
 # and GTSRB, 6 benign (ResNet-9, ResNet-10-T, ConvNeXt):
 PATCH, PATCH_BAND = 0.68, 0.2  # benign 0.54 at most; BadNets 0.76 to 0.94 on most, all-to-all 0.86
 INTO, INTO_BAND = 0.5, 0.2  # benign 0.35 at most; BadNets 0.73 to 1.00 on most, CIFAR-10's Blend 0.76
-# One faint overlay: its radius for the nearest class over that for the median class.
-NEAR_BAND = 0.08
+NEAR_BAND = 0.08  # of `overlay.NEAR`: one faint picture, its radius for the nearest class over the median class's
 TARGET = 0.4  # share that makes a class a suspected target; the paper's figure
 LEARNED = 0.5  # share of the flagged samples that get their label from a model that has learned the poison
 LEAST_MOVED = 50  # adversarial examples; the standard error of a share is then at most 0.07
@@ -256,7 +255,7 @@ def judge(
     to_all = float(np.median(one_way(counts)))
     target, into = int(pull.argmax()), into_of(patched)
     magnet = float(into.max()) if classes > 2 else 0.0
-    usual = float(np.median(list(reached.values()))) if reached else 1.0
+    usual = usual_of(reached)
     near = np.array([reached.get(k, usual) / usual for k in range(classes)])
     if classes < 3 or moved < LEAST_MOVED:  # with two classes, every adversarial example falls to the other one
         to_one = to_all = 0.0

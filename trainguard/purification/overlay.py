@@ -2,6 +2,7 @@ r"""One faint picture for all images that leads to one class: how a blended trig
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -121,14 +122,19 @@ def reaches(
     return {t: reach_of(network, x[y != t], target=t, generator=generator) for t in likely if (y != t).any()}
 
 
-def near_of(reached: dict[int, float]) -> list[int]:
+def usual_of(reached: Mapping[int, float]) -> float:
+    """The median class's radius; 1 where none was tried."""
+    return float(np.median(list(reached.values()))) if reached else 1.0
+
+
+def near_of(reached: Mapping[int, float]) -> list[int]:
     """The classes, nearest first, that a far fainter overlay reaches than the median class, as a trigger's target is.
 
     Measured on 25 models, 6 benign: the target of a patch, a picture, a smooth pattern, and each of two targets lie at
     0.19 to 0.59 of the median radius; any other class, and all of a benign model, at 0.66 or more. What works on one
     source class or differs from image to image (TaCT, WaNet, input-aware), and SIG, is not seen.
     """
-    usual = float(np.median(list(reached.values()) or [0.0]))
+    usual = usual_of(reached)
     return sorted((t for t, radius in reached.items() if radius < NEAR * usual), key=lambda t: reached[t])
 
 
@@ -157,7 +163,7 @@ def leading_overlays(
         x, y = known_images(network, store, index, seed)
         generator = torch.Generator().manual_seed(seed)
         reached = reaches(network, x, y, eps, norm, generator)
-        usual = float(np.median(list(reached.values()) or [0.0]))
+        usual = usual_of(reached)
         return {
             target: [
                 universal_overlay(network, x[y != target], target=target, radius=usual, generator=generator).to("cpu")

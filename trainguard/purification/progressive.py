@@ -337,7 +337,7 @@ def _fine_tune(run: Run, step: str, show: Progress) -> None:
                 processes=run.processes,
                 stage=stage,
             )
-        _same_weights(run)
+        run.processes.align(run.network.net)
     reached = run.processes.broadcast(accuracy(run.network, *run.judge) if np.isfinite(loss) else 0.0)
     row = {"round": run.round, "step": step, "images": len(run.extra), "batches": batches, "loss": loss}
     run.history.append({**row, "accuracy": reached})
@@ -395,10 +395,3 @@ def _similarity(run: Run, show: Progress) -> NDArray[np.float32]:
             stage.advance(len(infected))
     values = np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
     return np.asarray(run.processes.merge(positions, values, len(run.pool)), dtype=np.float32)
-
-
-def _same_weights(run: Run) -> None:
-    """Rank 0's weights for all, against drift between devices whose sums differ in the last bit."""
-    if run.processes.world > 1:
-        for value in run.network.net.state_dict().values():
-            torch.distributed.broadcast(value, src=0)
