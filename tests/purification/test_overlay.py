@@ -44,8 +44,30 @@ def leading(images, model, index=80, eps=6 / 255):
 
 def test_an_overlay_is_added_and_stays_in_range():
     x, picture = torch.rand(5, 3, 6, 7), torch.randn(3, 6, 7)
-    assert torch.equal(Overlay(torch.zeros(3, 6, 7)).on(x), x)
-    assert torch.equal(Overlay(picture).on(x), (x + picture).clamp(0, 1))
+    assert torch.equal(Overlay(torch.zeros(3, 6, 7), 0, 1.0).on(x), x)
+    assert torch.equal(Overlay(picture, 0, 1.0).on(x), (x + picture).clamp(0, 1))
+
+
+def test_an_overlay_follows_the_model(images):
+    x, y = images
+    network, generator = UnitPixels(WithPicture(), UNIT), torch.Generator().manual_seed(0)
+    with frozen(network):
+        first = universal_overlay(network, x, target=2, radius=0.03, generator=generator)
+    network.train().net.strength = -1500.0  # now the picture's negative is what leads to the class
+    followed = first
+    for _ in range(20):
+        followed = followed.followed(network, x, y, generator)
+    leads = [float((network(o.on(x)).argmax(1) == 2).float().mean()) for o in (first, followed)]
+    assert leads == [0, 1]
+    assert followed.picture.square().mean().sqrt() <= 0.03 * 1.001
+    assert network.training and network.net.weight.requires_grad
+
+
+def test_images_of_the_target_alone_move_no_overlay(images):
+    x, _ = images
+    start = Overlay(torch.zeros(1, 8, 8), 2, 0.03)
+    same = start.followed(UnitPixels(WithPicture(), UNIT), x, torch.full((len(x),), 2), torch.Generator())
+    assert same is start
 
 
 def test_the_search_stays_in_its_ball_repeats_itself_and_leaves_the_model_alone(images):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 RADIUS: dict[Norm, float] = {"linf": 6 / 255, "l2": 0.5}  # of PBE's authors' code on CIFAR-10, and its like in l2
 UNLEARNED = 0.25  # suspects beside each batch, as a share of it
-WORN = 0.25  # share of each plain batch that wears a patch, where one was found, and that wears an overlay
+WORN = 0.15  # share of each plain batch that wears a patch, where one was found, and that wears an overlay
 LONGEST_STEP = 10.0  # norm of the gradient; a trained model stays below, a batch of two images may not
 
 
@@ -101,8 +101,9 @@ def fine_tune(
         adversarial: make untargeted adversarial examples of each batch, in eval mode (Eq. 6), and train on these.
         teacher: the infected model, in eval mode; None leaves the labels alone to say what is right.
         suspects: images that screening flagged, at least one: their labels are unlearned beside each batch.
-        worn: what breaks the infected model, patches and overlays, see `universal` and `overlay`: a quarter of each
-            plain batch wears one of each kind.
+        worn: what breaks the infected model, patches and overlays, see `universal` and `overlay`: `WORN` of each plain
+            batch wear one of each kind. One overlay at a time follows the model as it changes: what the first search
+            has not seen of a trigger is seen once the rest is unlearned.
         how: rates, batch size, perturbation.
         generator: order and augmentation, on the CPU.
         processes: ranks that share the work. The perturbations, most of the cost, are made in parts; the optimizer step
@@ -131,7 +132,7 @@ def fine_tune(
     )
     beside = max(1, round(UNLEARNED * how.batch_size))
     wrong = None if suspects is None else shuffled_batches(suspects, batches, beside, generator)
-    worn = [[trigger.to(device) for trigger in kind] for kind in worn]
+    wearable = [[trigger.to(device) for trigger in kind] for kind in worn]
     network.train()
     total, seen = 0.0, 0
     watched = ExitStack()
@@ -144,8 +145,11 @@ def fine_tune(
         x, y = plain, torch.from_numpy(store.labels[index]).to(device)
         if adversarial:
             x = attacked(network, x, y, how, processes)
-        elif worn:
-            x = _wearing(x, worn, generator)
+        elif wearable:
+            for kind in wearable:
+                turn = step % len(kind)
+                kind[turn] = kind[turn].followed(network, plain, y, generator)
+            x = _wearing(x, wearable, generator)
         flagged = None if wrong is None else next(wrong)
         if flagged is not None:
             x = torch.cat([x, random_view(store.batch(flagged, device), generator, flip=how.flip)])

@@ -3,7 +3,7 @@ r"""One faint picture for all images that leads to one class: how a blended trig
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,9 +35,13 @@ class Overlay:
 
     Attributes:
         picture: (C, H, W) float32.
+        target: the class that it leads to.
+        radius: the most that the root mean square of its values may be.
     """
 
     picture: Tensor
+    target: int
+    radius: float
 
     def on(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] under the overlay."""
@@ -45,7 +49,23 @@ class Overlay:
 
     def to(self, device: torch.device | str) -> Overlay:
         """The same overlay on a device."""
-        return Overlay(self.picture.to(device))
+        return replace(self, picture=self.picture.to(device))
+
+    def followed(self, network: UnitPixels, x: Tensor, y: Tensor, generator: torch.Generator) -> Overlay:
+        """The overlay one step of its search later, for the network as it is now: what is left of a trigger, it finds.
+
+        Args:
+            network: in unit pixels, in any mode, and as before when the call returns.
+            x: (B, C, H, W) in [0, 1].
+            y: (B,) labels; images of the target say nothing.
+            generator: which of the images count, on the CPU.
+        """
+        others = x[y != self.target]
+        if not len(others):
+            return self
+        with frozen(network):
+            picture, _ = _step(network, others, self.picture, self.target, self.radius, generator)
+        return replace(self, picture=picture)
 
 
 def universal_overlay(
@@ -70,7 +90,7 @@ def universal_overlay(
     delta = START * torch.randn(x.shape[1:], generator=generator).to(x.device)
     for _ in range(steps):
         delta, _ = _step(network, x, delta, target, radius, generator)
-    return Overlay(delta)
+    return Overlay(delta, target, radius)
 
 
 def reach_of(network: UnitPixels, x: Tensor, *, target: int, generator: torch.Generator) -> float:

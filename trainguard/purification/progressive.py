@@ -50,6 +50,7 @@ RATE, RATE_WITH_CLEAN = 0.02, 0.03
 KEPT, KEPT_WITH_CLEAN = 0.5, 0.85
 MIXED_WITH_CLEAN = 1.0
 FEATURES_WITH_CLEAN, FEATURES_WITH_SOUND = 4.0, 3.0  # sound: screening calls the data clean
+FEATURES_WITH_TARGET = 12.0  # clean data, and an overlay that shows where the backdoor leads
 STEPS = ("adversarial", "plain", "rank")  # 1, 2 and 3 of Algorithm 1
 
 
@@ -138,11 +139,12 @@ def purify(
         mixed: weight of the model's own answers to mixtures of two images, as far as they name one of the two labels
             and the model being mended agrees: more accuracy, and more of a blended trigger. None: 0; with clean data 1.
         features: weight of the model's own features, what enters its last layer, of unperturbed images: more accuracy,
-            and more of any trigger. None: 4 with clean data, 3 where screening calls the data clean, else 0.
+            and more of any trigger. None: 4 with clean data, or 12 where a faint picture (below) shows which class the
+            backdoor leads to; 3 where screening calls the data clean, else 0.
         patches: how often to search for one small patch that breaks the model on most images, as the audit does; and,
             for each class to which a much fainter picture leads nearly all images than to others, for such a picture.
-            What is found is put on a quarter of the images of step 2 each: a trigger lies far outside the ball of step
-            1. Not where screening flagged something; 0: never.
+            What is found is put on 15% of the images of step 2 each, and the pictures follow the model as it changes: a
+            trigger lies far outside the ball of step 1. Not where screening flagged something; 0: never.
         flip: mirror images at random. None: if the model takes mirrored images for the same.
         max_accuracy_loss: a round that loses more accuracy than this, in [0, 1], is not returned; if every round
             does, the model comes back as it was, with a warning. Two standard errors are added, which is much where few
@@ -221,7 +223,6 @@ def purify(
             attack_steps=attack_steps,
             kept=(KEPT_WITH_CLEAN if clean else KEPT) if kept is None else kept,
             mixed=(MIXED_WITH_CLEAN if clean else 0.0) if mixed is None else mixed,
-            features=_features(clean, sound) if features is None else features,
         )
         sample = np.random.default_rng(seed).permutation(pool)[:128]
         how = replace(
@@ -234,6 +235,7 @@ def purify(
         broken = breaking_patches(infected_network, store, first, **look) if plan.patches else []
         leading = leading_overlays(infected_network, store, first, how.eps, how.norm, **look) if plan.patches else {}
         broken, leading = processes.broadcast((broken, leading))
+        how = replace(how, features=_features(clean, sound, bool(leading)) if features is None else features)
     run = Run(
         network=UnitPixels(for_training(copy_of(model), device), store.pixel_range),
         infected=infected_network,
@@ -295,8 +297,10 @@ def purify(
     )
 
 
-def _features(clean: bool, sound: bool) -> float:
-    return FEATURES_WITH_CLEAN if clean else FEATURES_WITH_SOUND if sound else 0.0
+def _features(clean: bool, sound: bool, shown: bool) -> float:
+    if clean:
+        return FEATURES_WITH_TARGET if shown else FEATURES_WITH_CLEAN
+    return FEATURES_WITH_SOUND if sound else 0.0
 
 
 def _alternate(run: Run, show: Progress, keeper: Keeper) -> None:

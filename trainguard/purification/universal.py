@@ -33,6 +33,9 @@ class Worn(Protocol):
     def to(self, device: torch.device | str) -> Worn:
         """The same on a device."""
 
+    def followed(self, network: UnitPixels, x: Tensor, y: Tensor, generator: torch.Generator) -> Worn:
+        """What has become of it on a network that is being fine-tuned, seen on one batch."""
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -53,6 +56,10 @@ class Patch:
     def to(self, device: torch.device | str) -> Patch:
         """The same patch on a device."""
         return Patch(self.mask.to(device), self.pattern.to(device))
+
+    def followed(self, network: UnitPixels, x: Tensor, y: Tensor, generator: torch.Generator) -> Patch:
+        """The same patch: its pixels are chosen once."""
+        return self
 
 
 def universal_patch(
