@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 RADIUS: dict[Norm, float] = {"linf": 6 / 255, "l2": 0.5}  # of PBE's authors' code on CIFAR-10, and its like in l2
 UNLEARNED = 0.25  # suspects beside each batch, as a share of it
-WORN = 0.15  # share of each plain batch that wears a patch, where one was found, and that wears an overlay
 LONGEST_STEP = 10.0  # norm of the gradient; a trained model stays below, a batch of two images may not
 
 
@@ -101,8 +100,8 @@ def fine_tune(
         adversarial: make untargeted adversarial examples of each batch, in eval mode (Eq. 6), and train on these.
         teacher: the infected model, in eval mode; None leaves the labels alone to say what is right.
         suspects: images that screening flagged, at least one: their labels are unlearned beside each batch.
-        worn: what breaks the infected model, patches and overlays, see `universal` and `overlay`: `WORN` of each plain
-            batch wear one of each kind. One overlay at a time follows the model as it changes: what the first search
+        worn: what breaks the infected model, patches and overlays, see `universal` and `overlay`: a share of each plain
+            batch wears one of each kind. One overlay at a time follows the model as it changes: what the first search
             has not seen of a trigger is seen once the rest is unlearned.
         how: rates, batch size, perturbation.
         generator: order and augmentation, on the CPU.
@@ -194,10 +193,10 @@ def _kept_to(
 
 
 def _wearing(x: Tensor, worn: Sequence[Sequence[Worn]], generator: torch.Generator) -> Tensor:
-    """(B, C, H, W) of which `WORN` wear a trigger of the first kind, and so on: batches are in random order."""
-    count = round(WORN * len(x))
+    """(B, C, H, W) of which the first wear a trigger of the first kind, and so on: batches are in random order."""
     parts: list[Tensor] = []
     for triggers in worn:
+        count = round(triggers[0].share * len(x))
         which = torch.randint(len(triggers), (count,), generator=generator).tolist()
         parts += [triggers[k].on(x[i : i + 1]) for i, k in enumerate(which, start=len(parts))]
     return torch.cat([*parts, x[len(parts) :]]).contiguous(memory_format=torch.channels_last)
