@@ -1,5 +1,4 @@
-"""What purification makes of other models than the small tier's: a convolutional one of another kind, a transformer,
-models with LayerNorm alone, and of traffic signs.
+"""What purification makes of models that its settings were not chosen on: another ResNet, one without BatchNorm, signs.
 
     python docs/results/repairs_elsewhere.py --data $TRAINGUARD_DATA --runs runs/audits --out repairs_elsewhere.json
 
@@ -21,7 +20,6 @@ DRILLS = {
     "resnet10t": {"model": "resnet10t", "attacks": ["clean", "badnets"]},
     "convnext_atto": {"model": "convnext_atto", "attacks": ["clean", "blend"]},
     "gtsrb": {"data": "gtsrb", "epochs": 15, "attacks": ["clean", "badnets"]},
-    "vit": {"model": "vit", "attacks": ["badnets"]},
 }
 
 
