@@ -12,6 +12,7 @@ from trainguard.models import UnitPixels, classifier_layer, copy_of
 from trainguard.progress import Progress
 from trainguard.purification.augmentation import random_view
 from trainguard.purification.finetuning import (
+    WORN,
     FineTuning,
     accuracy,
     attacked,
@@ -91,7 +92,7 @@ def test_fine_tuning_takes_the_steps_of_sgd(victim, adversarial, mixed, alike):
             slow.eval()
             x = attacked(slow, x, y, how, Processes())
         elif alike:
-            some = round(corner.share * len(x))
+            some = round(WORN * len(x))
             torch.randint(1, (some,), generator=generator)
             x = torch.cat([corner.on(x[:some]), x[some:]])
         flagged = next(wrong)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 RADIUS: dict[Norm, float] = {"linf": 6 / 255, "l2": 0.5}  # of PBE's authors' code on CIFAR-10, and its like in l2
 UNLEARNED = 0.25  # suspects beside each batch, as a share of it
+WORN, WORN_EACH = 0.25, 0.15  # share of each plain batch that wears patches or overlays; each where both were found
 LONGEST_STEP = 10.0  # norm of the gradient; a trained model stays below, a batch of two images may not
 
 
@@ -194,9 +195,9 @@ def _kept_to(
 
 def _wearing(x: Tensor, worn: Sequence[Sequence[Worn]], generator: torch.Generator) -> Tensor:
     """(B, C, H, W) of which the first wear a trigger of the first kind, and so on: batches are in random order."""
+    count = round((WORN if len(worn) == 1 else WORN_EACH) * len(x))
     parts: list[Tensor] = []
     for triggers in worn:
-        count = round(triggers[0].share * len(x))
         which = torch.randint(len(triggers), (count,), generator=generator).tolist()
         parts += [triggers[k].on(x[i : i + 1]) for i, k in enumerate(which, start=len(parts))]
     return torch.cat([*parts, x[len(parts) :]]).contiguous(memory_format=torch.channels_last)

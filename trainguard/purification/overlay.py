@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -39,7 +39,6 @@ class Overlay:
         radius: the most that the root mean square of its values may be.
     """
 
-    share: ClassVar[float] = 0.1  # of each batch; it is a strong one everywhere, and costs accuracy
     picture: Tensor
     target: int
     radius: float

@@ -50,7 +50,7 @@ RATE, RATE_WITH_CLEAN = 0.02, 0.03
 KEPT, KEPT_WITH_CLEAN = 0.5, 0.85
 MIXED_WITH_CLEAN = 1.0
 FEATURES_WITH_CLEAN, FEATURES_WITH_SOUND = 4.0, 3.0  # sound: screening calls the data clean
-FEATURES_WITH_TARGET = 8.0  # clean data, and an overlay that shows where the backdoor leads
+FEATURES_WITH_TARGET = 12.0  # clean data, and an overlay that shows where the backdoor leads
 STEPS = ("adversarial", "plain", "rank")  # 1, 2 and 3 of Algorithm 1
 
 
@@ -139,13 +139,13 @@ def purify(
         mixed: weight of the model's own answers to mixtures of two images, as far as they name one of the two labels
             and the model being mended agrees: more accuracy, and more of a blended trigger. None: 0; with clean data 1.
         features: weight of the model's own features, what enters its last layer, of unperturbed images: more accuracy,
-            and more of any trigger. None: 4 with clean data, or 8 where a faint picture (below) shows which class the
+            and more of any trigger. None: 4 with clean data, or 12 where a faint picture (below) shows which class the
             backdoor leads to; 3 where screening calls the data clean, else 0.
         patches: how often to search for one small patch that breaks the model on most images, as the audit does; and,
             for each class to which a much fainter picture leads nearly all images than to others, for such a picture.
-            What is found is put on a quarter of the images of step 2, pictures on a tenth, and the pictures follow the
-            model as it changes: a trigger lies far outside the ball of step 1. Not where screening flagged something;
-            0: never.
+            What is found is put on a quarter of the images of step 2 (15% each if both are), and the pictures follow
+            the model as it changes: a trigger lies far outside the ball of step 1. Not where screening flagged
+            something; 0: never.
         flip: mirror images at random. None: if the model takes mirrored images for the same.
         max_accuracy_loss: a round that loses more accuracy than this, in [0, 1], is not returned; if every round
             does, the model comes back as it was, with a warning. Two standard errors are added, which is much where few

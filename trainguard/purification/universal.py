@@ -3,7 +3,7 @@ r"""One small patch that breaks a model on every image: how a visible trigger is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -25,9 +25,7 @@ PENALTY = 5.0  # weight of the area beyond what is allowed, against a loss of th
 
 
 class Worn(Protocol):
-    """What can be put on images, and on which share of each batch it is."""
-
-    share: ClassVar[float]
+    """What can be put on images."""
 
     def on(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] with it."""
@@ -48,7 +46,6 @@ class Patch:
         pattern: (C, H, W) float32 in [0, 1]; what it says outside the mask has no meaning.
     """
 
-    share: ClassVar[float] = 0.25
     mask: Tensor
     pattern: Tensor
 
