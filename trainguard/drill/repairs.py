@@ -27,7 +27,7 @@ from trainguard.results import ScreenResult
 REPAIRS = ("fine-tune", "purify", "purify-clean", "guard+purify", "audit")
 NEEDED = {"guard+purify": "guard"}  # beside "none", whose model they all start from
 CLEAN_SHARE = 0.05  # of the training set: what PBE calls the clean extra set
-STEPS = sum(WITH_CLEAN)  # of the baseline: as many as purification takes
+STEPS = sum(WITH_CLEAN)  # of the baseline: as many as purification takes at most
 
 
 def repair(scene: Scene, defense: str, folders: dict[str, Path]) -> Outcome:
@@ -35,7 +35,7 @@ def repair(scene: Scene, defense: str, folders: dict[str, Path]) -> Outcome:
 
     Args:
         scene: the poisoned data that the model was trained on.
-        defense: `"fine-tune"`, the baseline: on 5% clean data, with as many steps as purification there takes;
+        defense: `"fine-tune"`, the baseline: on 5% clean data, with as many steps as purification takes at most;
             `"purify"`: with nothing but the poisoned set; `"purify-clean"`: with 5% clean data; `"guard+purify"`: with
             the poisoned set and what screening says of it; `"audit"`: the model stays as it is.
         folders: where the outcomes of `"none"` and of what `NEEDED` names were saved.
