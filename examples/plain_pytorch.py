@@ -18,7 +18,8 @@ from torchvision.transforms import v2
 from trainguard.drill.models import build
 from trainguard.drill.poison import fitted, poison_arrays, triggered_test
 from trainguard.drill.recipes import RECIPES, Setting, attack
-from trainguard.drill.train import autocast, triangle
+from trainguard.drill.train import triangle
+from trainguard.training import autocast
 
 
 class Images(Dataset):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,13 +52,20 @@ class Recipe:
         )
 
 
-def autocast(device: torch.device) -> AbstractContextManager:
+def autocast(device: torch.device | str) -> AbstractContextManager:
     """bf16 where the device gains from it (a GPU, a CPU with bf16 instructions); otherwise fp32."""
+    device = torch.device(device)
     if device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
     if device.type == "cpu":
         return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
-    return torch.autocast(device.type, enabled=False)
+    return full_precision(device)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """fp32 inside whatever autocast there is around it; not every kind of device knows autocast."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def device_of(model: nn.Module) -> torch.device:

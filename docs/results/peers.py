@@ -38,8 +38,9 @@ from trainguard.drill.machine import machine, versions
 from trainguard.drill.poison import Role
 from trainguard.drill.recipes import Setting, attack
 from trainguard.drill.scene import Scene, Victim
-from trainguard.drill.train import Recipe, autocast
+from trainguard.drill.train import Recipe
 from trainguard.files import write_atomically
+from trainguard.training import autocast
 
 BATCH = 128
 ABL = {"isolation epochs": 10, "fine-tuning epochs": 60, "unlearning epochs": 5, "isolated": 0.01, "lr": 0.1}

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from trainguard.draws import draws
 from trainguard.drill.models import ResNet9, Standardised
-from trainguard.drill.train import Recipe, augment, autocast, train_classifier, triangle
+from trainguard.drill.train import Recipe, augment, train_classifier, triangle
+from trainguard.training import autocast
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,13 +3,14 @@ r"""The user's side of the drill: one plain training loop over images in memory,
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from trainguard.training import autocast
 
 
 @dataclass(frozen=True)
@@ -148,11 +149,3 @@ def predict(model: nn.Module, images: Tensor, *, device: torch.device | str = "c
         with autocast(device):
             out.append(model(batch).argmax(1).cpu())
     return torch.cat(out)
-
-
-def autocast(device: torch.device | str) -> AbstractContextManager:
-    r"""bfloat16 where the processor multiplies it in hardware, else nothing."""
-    kind = torch.device(device).type
-    if kind == "cpu" and not getattr(torch.cpu, "_is_amx_tile_supported", bool)():
-        return nullcontext()
-    return torch.autocast(kind, torch.bfloat16)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from trainguard.screening.separation import DIRECTIONS
 from trainguard.screening.whitening import pooled, standardised
+from trainguard.training import full_precision
 
 SIDE = 32  # pixels that larger images are averaged down to
 SAMPLES_EACH = 3  # samples that the spread is learned from, for each number that a look may give
@@ -97,7 +98,7 @@ def texture(images: Tensor, cells: int) -> Tensor:
     For each opponent colour (each channel, where they are not three), each cosine of the discrete cosine transform of
     `DETAIL` pixels but the constant, and each of `cells` x `cells` cells.
     """
-    with torch.autocast(images.device.type, enabled=False):  # of half a precision nothing fine would be left
+    with full_precision(images.device):  # of half a precision nothing fine would be left
         return torch.cat([_texture(part.float().contiguous(), cells) for part in images.split(PORTION)])
 
 
