@@ -19,6 +19,7 @@ DEFENSES = ["none", "fine-tune", "purify", "purify-clean"]
 DRILLS = {
     "resnet10t": {"model": "resnet10t", "attacks": ["clean", "badnets"]},
     "convnext_atto": {"model": "convnext_atto", "attacks": ["clean", "blend"]},
+    "cnn": {"model": "cnn", "attacks": ["clean", "blend"]},
     "gtsrb": {"data": "gtsrb", "epochs": 15, "attacks": ["clean"]},
 }
 
@@ -42,11 +43,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/ and gtsrb/")
     parser.add_argument("--runs", type=Path, default=Path("runs/audits"))
     parser.add_argument("--out", type=Path, default=Path("repairs_elsewhere.json"))
+    parser.add_argument("--only", default=",".join(DRILLS), help="some of " + ", ".join(DRILLS))
     args = parser.parse_args()
     record = Record(args.out, USUAL)
     record.rows = []
-    for name, changed in DRILLS.items():
-        how = USUAL | changed
+    for name in args.only.split(","):
+        how = USUAL | DRILLS[name]
         data = how.pop("data", "cifar10")
         drill = run_drill(args.data / data, defenses=DEFENSES, out=args.runs / name, progress=False, table=False, **how)
         about = {"data": data, "model": how["model"], "epochs": how["epochs"]}

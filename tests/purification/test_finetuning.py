@@ -20,6 +20,7 @@ from trainguard.purification.finetuning import (
     fitting_radius,
     mirrors_alike,
     shuffled_batches,
+    usual_rate,
 )
 from trainguard.purification.network import check_outputs
 from trainguard.purification.universal import Patch
@@ -219,3 +220,10 @@ def test_models_that_do_not_fit_are_named(victim, net, words):
 def test_classifier_layer_is_the_last_of_that_width(victim):
     assert classifier_layer(victim.model, 10) is victim.model[-1]
     assert classifier_layer(victim.model, 11) is None
+
+
+def test_the_usual_rate_is_a_third_without_batch_norm():
+    plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.LayerNorm(6))
+    for clean, rate in ((False, 0.02), (True, 0.03)):
+        assert usual_rate(nn.Sequential(plain, nn.BatchNorm2d(2)), clean=clean) == rate
+        assert usual_rate(plain, clean=clean) == pytest.approx(rate / 3)

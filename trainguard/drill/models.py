@@ -76,6 +76,31 @@ class PreActResNet18(nn.Module):
         return self.head(self.body(images))
 
 
+class PlainCNN(nn.Module):
+    r"""Six convolutions and two linear layers, without any normalisation, shortcut or average: 32 pixels or fewer."""
+
+    def __init__(self, num_classes: int, in_channels: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = in_channels
+        for stage in (32, 64, 96):
+            layers += [
+                nn.Conv2d(width, stage, 3, 1, 1),
+                nn.ReLU(),
+                nn.Conv2d(stage, stage, 3, 1, 1),
+                nn.ReLU(),
+                _Halve(),
+            ]
+            width = stage
+        self.body = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(4), nn.Flatten(), nn.Dropout(0.3))
+        self.hidden = nn.Linear(16 * width, 128)
+        self.head = nn.Linear(128, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        r"""(B, C, H, W) to (B, K) logits."""
+        return self.head(F.relu(self.hidden(self.body(images))))
+
+
 class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -163,6 +188,7 @@ MODELS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "preact_resnet18": lambda k, c, s: PreActResNet18(k, c),
     "mobilenetv2": _mobilenetv2,
     "vit": _vit,
+    "cnn": lambda k, c, s: PlainCNN(k, c),
 }
 
 
@@ -171,7 +197,8 @@ def build(name: str, num_classes: int, in_channels: int = 3, image_size: int = 3
 
     Args:
         name: a key of `MODELS`, or any timm model. ResNets and MobileNetV2 take their CIFAR form (3x3 stem, fewer
-            halvings) up to 64 pixels; the ViT has 8 x 8 patches (patch size 4 at 32 pixels), width 192, depth 6.
+            halvings) up to 64 pixels; the ViT has 8 x 8 patches (patch size 4 at 32 pixels), width 192, depth 6;
+            `"cnn"` has no normalisation at all.
         num_classes: width of the output.
         in_channels: channels of the images.
         image_size: shorter side of the images in pixels.

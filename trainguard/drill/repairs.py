@@ -19,7 +19,7 @@ from trainguard.drill.scene import Scene, UnitImages
 from trainguard.models import UnitPixels
 from trainguard.progress import Progress
 from trainguard.purification import audit, purify
-from trainguard.purification.finetuning import FineTuning, fine_tune
+from trainguard.purification.finetuning import FineTuning, fine_tune, usual_rate
 from trainguard.purification.progressive import WITH_CLEAN
 from trainguard.purification.results import PurifyResult
 from trainguard.results import ScreenResult
@@ -81,7 +81,7 @@ def _purified(model: nn.Module, data: UnitImages, scene: Scene, unit: PixelRange
 
 
 def _fine_tuned(model: nn.Module, data: UnitImages, unit: PixelRange, seed: int) -> nn.Module:
-    how, store = FineTuning(), open_images(data, pixel_range=unit)
+    how, store = FineTuning(lr=usual_rate(model)), open_images(data, pixel_range=unit)
     with Progress(False).stage("fine-tune", STEPS * how.batch_size) as stage:
         fine_tune(
             UnitPixels(model, unit),

@@ -20,7 +20,7 @@ class Recipe:
     Args:
         epochs: passes over the data.
         lr: peak learning rate.
-        optimizer: `"sgd"` for networks with BatchNorm, `"adamw"` for those with LayerNorm.
+        optimizer: `"sgd"` for networks with BatchNorm, `"adamw"` for those without.
         batch_size: images per step.
         weight_decay: of all weights.
         flip: mirror half of the images (not for digits and traffic signs).
@@ -39,8 +39,8 @@ class Recipe:
 
     @classmethod
     def for_model(cls, name: str, epochs: int, *, flip: bool = True) -> Recipe:
-        r"""The drill's recipe for a model: AdamW where there is LayerNorm, a higher peak for ResNet-9."""
-        if any(family in name for family in ("vit", "deit", "swin", "convnext")):
+        r"""The drill's recipe for a model: AdamW where there is no BatchNorm, a higher peak for ResNet-9."""
+        if name == "cnn" or any(family in name for family in ("vit", "deit", "swin", "convnext")):
             return cls(epochs, lr=1e-3, optimizer="adamw", weight_decay=0.05, flip=flip)
         return cls(epochs, lr=0.2 if name.startswith("resnet9") else 0.1, flip=flip)
 

@@ -27,6 +27,7 @@ from trainguard.purification.finetuning import (
     fitting_radius,
     logits_of,
     mirrors_alike,
+    usual_rate,
 )
 from trainguard.purification.network import check_outputs, for_training, renew_head
 from trainguard.purification.overlay import leading_overlays
@@ -46,7 +47,6 @@ SCREENED_SHARE = 0.9  # of the kept images, for the one round that follows a scr
 GROWING_SHARES = (0.05, 0.5)
 ADVERSARIAL, PLAIN = 40, 150  # batches of a round
 WITH_CLEAN = 40, 300  # of the only round where data are clean
-RATE, RATE_WITH_CLEAN = 0.02, 0.03
 KEPT, KEPT_WITH_CLEAN = 0.5, 0.85
 MIXED_WITH_CLEAN = 1.0
 FEATURES_WITH_CLEAN, FEATURES_WITH_SOUND = 4.0, 3.0  # sound: screening calls the data clean
@@ -132,7 +132,8 @@ def purify(
             border.
         norm: `"linf"` or `"l2"`.
         attack_steps: gradient steps per adversarial example, each of `eps / 5`.
-        lr: learning rate of step 1, and the one that step 2 starts from. None: 0.02; with clean data 0.03.
+        lr: learning rate of step 1, and the one that step 2 starts from. None: 0.02; with clean data 0.03; a third of
+            that where the model has no BatchNorm.
         batch_size: images per batch.
         kept: weight of the model's own answers to unperturbed images against the labels, in [0, 1]. None: 0.5; with
             clean data 0.85.
@@ -217,7 +218,7 @@ def purify(
         judge = trusted_store, np.asarray(trusted_store.readable, dtype=np.int64)
     with isolated_rng(seed):
         how = FineTuning(
-            lr=(RATE_WITH_CLEAN if clean else RATE) if lr is None else lr,
+            lr=usual_rate(infected, clean=clean) if lr is None else lr,
             batch_size=batch_size,
             norm=norm,
             eps=eps or RADIUS[norm],
