@@ -225,7 +225,7 @@ def test_cifar_forms_end_in_four_by_four(name):
 
 
 def test_an_unknown_model_is_named():
-    with pytest.raises(ValueError, match="model 'resnet10000' is neither one of mobilenetv2"):
+    with pytest.raises(ValueError, match="model 'resnet10000' is neither one of cnn, mobilenetv2"):
         build("resnet10000", 10)
 
 
