@@ -45,6 +45,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("repairs_elsewhere.json"))
     parser.add_argument("--only", default=",".join(DRILLS), help="some of " + ", ".join(DRILLS))
     args = parser.parse_args()
+    if unknown := set(args.only.split(",")) - DRILLS.keys():
+        parser.error(f"--only names {', '.join(sorted(unknown))}: choose from {', '.join(DRILLS)}")
     record = Record(args.out, USUAL)
     record.rows = []
     for name in args.only.split(","):

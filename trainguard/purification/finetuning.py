@@ -72,7 +72,7 @@ class FineTuning:
 
 
 def usual_rate(net: nn.Module, *, clean: bool = False) -> float:
-    """The learning rate for a model that is to be mended: lower where no BatchNorm makes up for a step too long.
+    """The learning rate for a model that is to be mended: lower without BatchNorm (docs/experiments.md).
 
     Args:
         net: the model.
