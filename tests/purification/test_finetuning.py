@@ -5,7 +5,10 @@ import pytest
 import torch
 from digits_victim import RANGE
 from torch import nn
+from torch.utils.data import TensorDataset
 
+from trainguard.data.pixels import PixelRange
+from trainguard.data.store import open_images
 from trainguard.distributed import Processes
 from trainguard.errors import ModelError
 from trainguard.models import UnitPixels, classifier_layer, copy_of
@@ -24,6 +27,8 @@ from trainguard.purification.finetuning import (
 )
 from trainguard.purification.network import check_outputs
 from trainguard.purification.universal import Patch
+
+UNIT = PixelRange((0.0,), (1.0,), "given")
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -170,6 +175,24 @@ def test_digits_are_not_mirrored_and_symmetric_models_are(victim):
 
     assert not mirrors_alike(UnitPixels(victim.model, RANGE), victim.store, np.arange(200, 300))
     assert mirrors_alike(UnitPixels(Sum(), RANGE), victim.store, np.arange(200, 300))
+
+
+def test_a_model_that_errs_otherwise_in_a_mirror_is_symmetric_all_the_same():
+    class Corners(nn.Module):  # right on nine of ten, and in the mirror on nine others
+        def forward(self, x):
+            return torch.stack([1 - x[:, 0, 0, 0], x[:, 0, 0, 0]], 1) * self.weight
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+    x, y = torch.ones(100, 1, 4, 4), (torch.arange(100) >= 20).long()
+    x[:20], x[20:30, 0, 0, 0], x[30:40, 0, 0, 3] = 0, 0, 0
+    index, network = np.arange(100), UnitPixels(Corners(), UNIT)
+    assert mirrors_alike(network, open_images(TensorDataset(x, y), pixel_range=UNIT), index)
+    x[:, 0, 0, 3] = 0
+    assert not mirrors_alike(network, open_images(TensorDataset(x, y), pixel_range=UNIT), index)
+    assert not mirrors_alike(network, open_images(TensorDataset(x, 1 - y), pixel_range=UNIT), np.arange(20))
 
 
 def test_accuracy_is_the_share_of_labels_met(victim):

@@ -19,15 +19,15 @@ from trainguard.drill.scene import Scene, UnitImages
 from trainguard.models import UnitPixels
 from trainguard.progress import Progress
 from trainguard.purification import audit, purify
+from trainguard.purification.defaults import CLEAN
 from trainguard.purification.finetuning import FineTuning, fine_tune, usual_rate
-from trainguard.purification.progressive import WITH_CLEAN
 from trainguard.purification.results import PurifyResult
 from trainguard.results import ScreenResult
 
 REPAIRS = ("fine-tune", "purify", "purify-clean", "guard+purify", "audit")
 NEEDED = {"guard+purify": "guard"}  # beside "none", whose model they all start from
 CLEAN_SHARE = 0.05  # of the training set: what PBE calls the clean extra set
-STEPS = sum(WITH_CLEAN)  # of the baseline: as many as purification takes at most
+STEPS = CLEAN.adversarial + CLEAN.plain  # of the baseline: as many as purification takes at most
 
 
 def repair(scene: Scene, defense: str, folders: dict[str, Path]) -> Outcome:

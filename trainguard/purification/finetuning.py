@@ -18,6 +18,7 @@ from trainguard.models import UnitPixels
 from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.purification.augmentation import random_view
 from trainguard.purification.network import Tap, features_of
+from trainguard.purification.shared import PART, agreed_wrong, shared_adversarial, unlearned
 from trainguard.purification.universal import Worn
 from trainguard.training import autocast, device_of
 
@@ -50,6 +51,9 @@ class FineTuning:
         mixed: weight of the infected model's answers to mixtures of two images, as far as they are believed.
         features: weight of the infected model's features of the unperturbed images.
         unlearn: weight of unlearning the suspects.
+        shared: weight of unlearning, beside plain batches, what misleads the infected model and this one alike; all
+            layers then stay in eval mode, because BatchNorm's statistics of few images, some of them perturbed, cost
+            more accuracy than anything else.
         flip: mirror images at random.
     """
 
@@ -64,6 +68,7 @@ class FineTuning:
     mixed: float = 0.0
     features: float = 0.0
     unlearn: float = 0.3
+    shared: float = 0.0
     flip: bool = True
 
     def rate_at(self, part: float, adversarial: bool) -> float:
@@ -105,6 +110,8 @@ def fine_tune(
         KL(f(m; \theta_0) \,\|\, f(m; \theta))\bigr]
         + \nu \, \mathbb{E}_x \bigl[1 - \cos(g(x; \theta_0), g(\tilde x; \theta))\bigr]
         - \lambda \, \mathbb{E}_{(x, y) \in D_p} \log(1 - f_y(x; \theta))
+        - \sigma \, \mathbb{E}_{r} \bigl[[\hat y(x + r; \theta) = \hat y(x + r; \theta_0) = k \ne y]
+        \log(1 - f_k(x + r; \theta))\bigr]
 
     Args:
         network: in unit pixels; trained in place, and in eval mode when the call returns.
@@ -116,7 +123,8 @@ def fine_tune(
         suspects: images that screening flagged, at least one: their labels are unlearned beside each batch.
         worn: what breaks the infected model, patches and overlays, see `universal` and `overlay`: a share of each plain
             batch wears one of each kind. One overlay at a time follows the model as it changes: what the first search
-            has not seen of a trigger is seen once the rest is unlearned.
+            has not seen of a trigger is seen once the rest is unlearned. With `how.shared` they stay as they are and
+            mark images to be unlearned, as far as both models give these one wrong class.
         how: rates, batch size, perturbation.
         generator: order and augmentation, on the CPU.
         processes: ranks that share the work. The perturbations, most of the cost, are made in parts; the optimizer step
@@ -131,8 +139,8 @@ def fine_tune(
     code, where Algorithm 1 reads as if they were all made at once; each step has its own optimizer and rate schedule;
     gradients are clipped. The second term (what the model knew is kept, but not under a perturbation), the third (also
     between the images m = a x + (1 - a) x', of which there are many more), the fourth (likewise its features g, what
-    enters the last layer), the last, and what is worn are additions: with `kept=0`, `mixed=0`, `features=0`, no
-    suspects and nothing worn this is the paper's.
+    enters the last layer), the last two (see `shared`), and what is worn are additions: with `kept=0`, `mixed=0`,
+    `features=0`, `shared=0`, no suspects and nothing worn this is the paper's.
     """
     device = device_of(network)
     optimizer = torch.optim.SGD(
@@ -146,7 +154,7 @@ def fine_tune(
     beside = max(1, round(UNLEARNED * how.batch_size))
     wrong = None if suspects is None else shuffled_batches(suspects, batches, beside, generator)
     wearable = [[trigger.to(device) for trigger in kind] for kind in worn]
-    network.train()
+    network.train(not how.shared)
     total, seen = 0.0, 0
     watched = ExitStack()
     now = watched.enter_context(features_of(network.net, store.num_classes))
@@ -158,7 +166,7 @@ def fine_tune(
         x, y = plain, torch.from_numpy(store.labels[index]).to(device)
         if adversarial:
             x = attacked(network, x, y, how, processes)
-        elif wearable:
+        elif wearable and not how.shared:
             for kind in wearable:
                 turn = step % len(kind)
                 kind[turn] = kind[turn].followed(network, plain, y, generator)
@@ -174,6 +182,14 @@ def fine_tune(
             loss = (1 - how.kept) * loss + _kept_to(logits[: len(y)], features, teacher, before, plain, how)
             if how.mixed:
                 loss = loss + how.mixed * _kept_between(network, teacher, plain, y, generator)
+            if how.shared and not adversarial:
+                part, far = math.ceil(PART * len(y)), step % 2 == 1
+                found = shared_adversarial(network, teacher, plain[:part], y[:part], far=far, generator=generator)
+                loss = loss + how.shared * unlearned(network, *found)
+                for kind in wearable:
+                    moved, right = kind[step % len(kind)].on(plain[-part:]), y[-part:]
+                    found = moved, agreed_wrong(network, teacher, moved, right)
+                    loss = loss + how.shared * unlearned(network, *found)
         if flagged is not None:
             given = torch.from_numpy(store.labels[flagged]).to(device)
             believed = logits[len(y) :].softmax(1).gather(1, given[:, None])
@@ -316,20 +332,26 @@ def fitting_radius(
     return eps
 
 
-def mirrors_alike(network: UnitPixels, store: ImageStore, index: NDArray[np.int64], *, least: float = 0.9) -> bool:
-    """Whether the model gives at least `least` of the images the same class in a mirror; digits and signs fail this.
+def mirrors_alike(network: UnitPixels, store: ImageStore, index: NDArray[np.int64], *, least: float = 0.85) -> bool:
+    """Whether the model is right nearly as often in a mirror; on digits and signs it is not.
+
+    Not whether it says the same of both: a model that is right on nine of ten images and makes other mistakes in the
+    mirror was trained on mirrored images all the same.
 
     Args:
         network: the model as it came.
         store: where the images are.
-        index: (n,) the images to try it on; a hundred do.
-        least: share of the images, in [0, 1].
+        index: (n,) the images to try it on; some hundreds do.
+        least: the accuracy in the mirror, as a share of that without.
     """
     device = device_of(network)
-    x = store.batch(index, device)
+    right = [0, 0]
     with frozen(network), torch.no_grad(), autocast(device):
-        same = network(x).argmax(1) == network(x.flip(3)).argmax(1)
-    return bool(same.float().mean() >= least)
+        for part in np.array_split(index, -(-len(index) // 512)):
+            x, y = store.batch(part, device), torch.from_numpy(store.labels[part]).to(device)
+            for which, images in enumerate((x, x.flip(3))):
+                right[which] += int((network(images).argmax(1) == y).sum())
+    return right[1] >= max(1, least * right[0])
 
 
 def accuracy(network: UnitPixels, store: ImageStore, index: NDArray[np.int64]) -> float:

@@ -167,6 +167,7 @@ def leading_overlays(
     *,
     starts: int,
     seed: int,
+    faint: bool = False,
 ) -> dict[int, list[Overlay]]:
     """Overlays, on the CPU, for each class that is far nearer than others: as strong as others need them.
 
@@ -178,15 +179,16 @@ def leading_overlays(
         norm: likewise.
         starts: how many overlays per class.
         seed: of the choice and of where the searches start.
+        faint: only as strong as makes the class a near one.
     """
     with frozen(network):
         x, y = known_images(network, store, index, seed)
         generator = torch.Generator().manual_seed(seed)
         reached = reaches(network, x, y, eps, norm, generator)
-        usual = usual_of(reached)
+        radius = usual_of(reached) * (NEAR if faint else 1.0)
         return {
             target: [
-                universal_overlay(network, x[y != target], target=target, radius=usual, generator=generator).to("cpu")
+                universal_overlay(network, x[y != target], target=target, radius=radius, generator=generator).to("cpu")
                 for _ in range(starts)
             ]
             for target in near_of(reached)

@@ -19,6 +19,7 @@ from trainguard.distributed import Processes
 from trainguard.models import UnitPixels, copy_of
 from trainguard.perturbation import Norm
 from trainguard.progress import Progress
+from trainguard.purification.defaults import PASSES, defaults_for
 from trainguard.purification.finetuning import (
     RADIUS,
     FineTuning,
@@ -30,12 +31,12 @@ from trainguard.purification.finetuning import (
     usual_rate,
 )
 from trainguard.purification.network import check_outputs, for_training, renew_head
-from trainguard.purification.overlay import leading_overlays
+from trainguard.purification.overlay import Overlay, leading_overlays
 from trainguard.purification.poison import screened
 from trainguard.purification.ranking import cleanest, logit_similarity, overlap
 from trainguard.purification.results import PurifyResult
 from trainguard.purification.state import Keeper, Plan, Run, open_store, round_shares, split
-from trainguard.purification.universal import breaking_patches
+from trainguard.purification.universal import Patch, breaking_patches
 from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng
 from trainguard.training import device_of
@@ -43,14 +44,7 @@ from trainguard.training import device_of
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange
 
-SCREENED_SHARE = 0.9  # of the kept images, for the one round that follows a screening with a verdict
-GROWING_SHARES = (0.05, 0.5)
-ADVERSARIAL, PLAIN = 40, 150  # batches of a round
-WITH_CLEAN = 40, 300  # of the only round where data are clean
-KEPT, KEPT_WITH_CLEAN = 0.5, 0.85
-MIXED_WITH_CLEAN = 1.0
-FEATURES_WITH_CLEAN, FEATURES_WITH_SOUND = 4.0, 3.0  # sound: screening calls the data clean
-FEATURES_WITH_TARGET = 12.0  # clean data, and an overlay that shows where the backdoor leads
+SAMPLE = 512  # images on which the model is tried
 STEPS = ("adversarial", "plain", "rank")  # 1, 2 and 3 of Algorithm 1
 
 
@@ -79,6 +73,7 @@ def purify(
     kept: float | None = None,
     mixed: float | None = None,
     features: float | None = None,
+    shared: float | None = None,
     patches: int = 4,
     flip: bool | None = None,
     max_accuracy_loss: float = 0.15,
@@ -91,7 +86,9 @@ def purify(
     8), then on the set itself (step 2), then ranks all images by how little purification changed their logits (step
     3, Eq. 9) and takes the top of that ranking as the next, larger extra set. With clean data, steps 1 and 2 run once,
     from a new last layer (after Min et al. 2023, feature shift tuning), which has to learn its answers again from
-    clean images.
+    clean images. Where a faint picture shows which class the backdoor leads to, step 2 alone runs with the old one, and
+    unlearns what misleads the model and the one being mended alike (after Wei et al. 2023, shared adversarial
+    unlearning): it keeps more accuracy, but does not find every trigger that shows no picture.
 
     A round is worth another one while it still changes something. When the accuracy on images that were held out no
     longer rises and the ranking would choose the same set again, the alternation has reached its fixed point and
@@ -124,9 +121,10 @@ def purify(
         shares: size of each round's extra set as a share of the data; the last one holds for further rounds. None: 0.9
             where screening flagged something or calls the data clean, else 0.05 and 0.5.
         adversarial_batches: optimizer steps on adversarial examples in each round; the last one holds for further
-            rounds, and the extra set is gone through 40 times at most. None: 40; none at all where
-            screening flagged something, because unlearning that is both surer and cheaper.
-        plain_batches: likewise of step 2, by the same bound. None: 150; with clean data 300 (160 over 450 images).
+            rounds, and the extra set is gone through 40 times at most. None: 40; none at all where screening flagged
+            something, because unlearning that is both surer and cheaper, or where `shared` takes its place.
+        plain_batches: likewise of step 2, by the same bound. None: 150; with clean data 300 (160 over 450 images), or
+            240 where a faint picture shows the target; but at least two passes over the extra set.
         eps: radius of the adversarial perturbation in unit pixel space. None: 6/255 (for `"l2"` 0.5), as in the
             authors' code, doubled up to three times where it moves less than a quarter of the images across a class
             border.
@@ -142,11 +140,15 @@ def purify(
         features: weight of the model's own features, what enters its last layer, of unperturbed images: more accuracy,
             and more of any trigger. None: 4 with clean data, or 12 where a faint picture (below) shows which class the
             backdoor leads to; 3 where screening calls the data clean, else 0.
+        shared: weight of unlearning, in step 2, adversarial images that mislead the model and the one being mended
+            alike. None: 0.5 with clean data where a faint picture (below) shows which class the backdoor leads to, in
+            the place of the new last layer and of step 1; else 0.
         patches: how often to search for one small patch that breaks the model on most images, as the audit does; and,
             for each class to which a much fainter picture leads nearly all images than to others, for such a picture.
             What is found is put on a quarter of the images of step 2 (15% each if both are), and the pictures follow
-            the model as it changes: a trigger lies far outside the ball of step 1. Not where screening flagged
-            something; 0: never.
+            the model as it changes: a trigger lies far outside the ball of step 1. With clean data, where there is a
+            picture, no patch is looked for, and fainter pictures mark images to be unlearned instead. Not where
+            screening flagged something; 0: never.
         flip: mirror images at random. None: if the model takes mirrored images for the same.
         max_accuracy_loss: a round that loses more accuracy than this, in [0, 1], is not returned; if every round
             does, the model comes back as it was, with a warning. Two standard errors are added, which is much where few
@@ -198,19 +200,9 @@ def purify(
             )
     flagged = isinstance(initial, ScreenResult) and bool(initial.suspect.any())
     sound = isinstance(initial, ScreenResult) and initial.verdict == "clean" and not flagged
-    sizes = round_shares(shares or ((SCREENED_SHARE,) if flagged or sound else GROWING_SHARES), rounds, clean)
-    trusted = clean or validation is not None or flagged or sound
-    steps = WITH_CLEAN if clean else (ADVERSARIAL, PLAIN)
-    plan = Plan(
-        shares=sizes,
-        adversarial_batches=tuple(adversarial_batches or (0 if flagged else steps[0],)),
-        plain_batches=tuple(plain_batches or steps[1:]),
-        max_accuracy_loss=max_accuracy_loss,
-        forgiven=0.0 if trusted else poison_share,
-        seed=seed,
-        patches=0 if flagged else patches,
-    )
-    pool, held_out, first = split(store, plan.shares[0], seed, initial=initial, hold_out=validation is None)
+    case = {"clean": clean, "flagged": flagged, "sound": sound}
+    sizes = round_shares(shares or defaults_for(**case, shown=False).shares, rounds, clean)
+    pool, held_out, first = split(store, sizes[0], seed, initial=initial, hold_out=validation is None)
     if validation is None:
         judge = store, held_out
     else:
@@ -223,21 +215,41 @@ def purify(
             norm=norm,
             eps=eps or RADIUS[norm],
             attack_steps=attack_steps,
-            kept=(KEPT_WITH_CLEAN if clean else KEPT) if kept is None else kept,
-            mixed=(MIXED_WITH_CLEAN if clean else 0.0) if mixed is None else mixed,
         )
-        sample = np.random.default_rng(seed).permutation(pool)[:128]
+        sample = np.random.default_rng(seed).permutation(pool)[:SAMPLE]
         how = replace(
             how,
-            eps=fitting_radius(infected_network, store, sample, how) if eps is None else eps,
+            eps=fitting_radius(infected_network, store, sample[:128], how) if eps is None else eps,
             flip=mirrors_alike(infected_network, store, sample) if flip is None else flip,
         )
         how = processes.broadcast(how)
-        look = {"starts": plan.patches, "seed": seed}
-        broken = breaking_patches(infected_network, store, first, **look) if plan.patches else []
-        leading = leading_overlays(infected_network, store, first, how.eps, how.norm, **look) if plan.patches else {}
+        look = {"starts": 0 if flagged else patches, "seed": seed}
+        broken: list[Patch] = []
+        leading: dict[int, list[Overlay]] = {}
+        if look["starts"]:
+            leading = leading_overlays(infected_network, store, first, how.eps, how.norm, faint=clean, **look)
+            if not (clean and leading):
+                broken = breaking_patches(infected_network, store, first, **look)
         broken, leading = processes.broadcast((broken, leading))
-        how = replace(how, features=_features(clean, sound, bool(leading)) if features is None else features)
+    pictures = [picture for overlays in leading.values() for picture in overlays]
+    usual = defaults_for(**case, shown=bool(pictures))
+    how = replace(
+        how,
+        kept=usual.kept if kept is None else kept,
+        mixed=usual.mixed if mixed is None else mixed,
+        features=usual.features if features is None else features,
+        shared=usual.shared if shared is None else shared,
+    )
+    plan = Plan(
+        shares=sizes,
+        adversarial_batches=tuple(adversarial_batches or (usual.adversarial,)),
+        plain_batches=tuple(plain_batches or (usual.plain,)),
+        passes=0 if plain_batches else PASSES,
+        max_accuracy_loss=max_accuracy_loss,
+        forgiven=0.0 if clean or validation is not None or flagged or sound else poison_share,
+        seed=seed,
+        patches=look["starts"],
+    )
     run = Run(
         network=UnitPixels(for_training(copy_of(model), device), store.pixel_range),
         infected=infected_network,
@@ -249,12 +261,12 @@ def purify(
         processes=processes,
         extra=first,
         suspects=initial.suspect.nonzero()[0] if isinstance(initial, ScreenResult) and flagged else None,
-        worn=[kind for kind in (broken, [o for overlays in leading.values() for o in overlays]) if kind],
+        worn=[kind for kind in (broken, pictures) if kind],
         callbacks=tuple(callbacks),
     )
     run.network.eval()
     with isolated_rng(seed):
-        if clean:
+        if usual.renewed:
             renew_head(run.network.net, store.num_classes)
         run.before = accuracy(run.infected, *judge)
         keeper = Keeper(state_dir, run)
@@ -299,12 +311,6 @@ def purify(
     )
 
 
-def _features(clean: bool, sound: bool, shown: bool) -> float:
-    if clean:
-        return FEATURES_WITH_TARGET if shown else FEATURES_WITH_CLEAN
-    return FEATURES_WITH_SOUND if sound else 0.0
-
-
 def _alternate(run: Run, show: Progress, keeper: Keeper) -> None:
     """The loop of Algorithm 1, from wherever the run is."""
     while not run.stopped:
@@ -335,7 +341,7 @@ def _fine_tune(run: Run, step: str, show: Progress) -> None:
                 run.extra,
                 batches=batches,
                 adversarial=step == "adversarial",
-                teacher=run.infected if run.how.kept else None,
+                teacher=run.infected if run.how.kept or run.how.shared else None,
                 suspects=run.suspects,
                 worn=run.worn,
                 how=run.how,

@@ -57,13 +57,16 @@ class Plan:
     forgiven: float
     seed: int
     patches: int = 0
+    passes: int = 0  # over the extra set in step 2, at least
     least_gain: float = 0.002  # of held-out accuracy: one image in 500
     same_set: float = 0.98  # overlap from which two extra sets count as one
 
     def batches(self, round: int, step: str, images: int, batch_size: int) -> int:
         """Optimizer steps of one step of one round."""
-        wanted = self.adversarial_batches if step == "adversarial" else self.plain_batches
-        return min(wanted[min(round, len(wanted) - 1)], MOST_PASSES * -(-images // batch_size))
+        adversarial, a_pass = step == "adversarial", -(-images // batch_size)
+        wanted = self.adversarial_batches if adversarial else self.plain_batches
+        least = 0 if adversarial else self.passes * a_pass
+        return min(max(wanted[min(round, len(wanted) - 1)], least), MOST_PASSES * a_pass)
 
 
 @dataclass
