@@ -10,7 +10,15 @@ from trainguard.data.pixels import PixelRange
 from trainguard.distributed import Processes
 from trainguard.models import UnitPixels
 from trainguard.progress import Progress
-from trainguard.purification.defaults import CLEAN, CLEAN_WITH_TARGET, FLAGGED, PROGRESSIVE, SOUND, defaults_for
+from trainguard.purification.defaults import (
+    CLEAN,
+    CLEAN_SHARED,
+    CLEAN_WITH_TARGET,
+    FLAGGED,
+    PROGRESSIVE,
+    SOUND,
+    defaults_for,
+)
 from trainguard.purification.finetuning import FineTuning, fine_tune
 from trainguard.purification.shared import RADIUS, shared_adversarial, unlearned
 from trainguard.purification.state import Plan
@@ -106,12 +114,14 @@ def test_fine_tuning_with_it_holds_batch_norm_and_unlearns(victim):
 
 
 def test_every_case_has_its_defaults():
-    def case(clean=False, flagged=False, sound=False, shown=False):
-        return defaults_for(clean=clean, flagged=flagged, sound=sound, shown=shown)
+    def case(clean=False, flagged=False, sound=False, **seen):
+        return defaults_for(clean=clean, flagged=flagged, sound=sound, **seen)
 
-    assert case() is case(shown=True) is PROGRESSIVE
-    assert case(flagged=True) is FLAGGED and case(sound=True, shown=True) is SOUND
-    assert case(clean=True) is CLEAN and case(clean=True, shown=True) is CLEAN_WITH_TARGET
+    assert case() is case(shown=True, batch_norm=True) is PROGRESSIVE
+    assert case(flagged=True) is FLAGGED and case(sound=True, shown=True, batch_norm=True) is SOUND
+    assert case(clean=True) is case(clean=True, batch_norm=True) is CLEAN
+    assert case(clean=True, shown=True) is CLEAN_WITH_TARGET
+    assert case(clean=True, shown=True, batch_norm=True) is CLEAN_SHARED
 
 
 def test_step_two_goes_twice_through_a_large_extra_set():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 PASSES = 2  # over the extra set in step 2, at least: 150 batches are less than half a pass over 50,000 images
 
@@ -36,12 +36,13 @@ PROGRESSIVE = Defaults()
 FLAGGED = Defaults(shares=(0.9,), adversarial=0)  # unlearning what was flagged is both surer and cheaper
 SOUND = Defaults(shares=(0.9,), features=3.0)  # screening calls the data clean
 CLEAN = Defaults(shares=(1.0,), plain=300, kept=0.85, mixed=1.0, features=4.0, renewed=True)
-CLEAN_WITH_TARGET = Defaults(  # an overlay shows where the backdoor leads
+CLEAN_WITH_TARGET = replace(CLEAN, features=12.0)  # an overlay shows where the backdoor leads
+CLEAN_SHARED = Defaults(  # likewise, in a model with BatchNorm; others keep more of the trigger so
     shares=(1.0,), adversarial=0, plain=240, kept=0.85, mixed=1.0, features=12.0, shared=0.5
 )
 
 
-def defaults_for(*, clean: bool, flagged: bool, sound: bool, shown: bool) -> Defaults:
+def defaults_for(*, clean: bool, flagged: bool, sound: bool, shown: bool = False, batch_norm: bool = False) -> Defaults:
     """The case at hand.
 
     Args:
@@ -49,7 +50,8 @@ def defaults_for(*, clean: bool, flagged: bool, sound: bool, shown: bool) -> Def
         flagged: screening flagged something.
         sound: screening flagged nothing and calls the data clean.
         shown: an overlay shows which class the backdoor leads to.
+        batch_norm: the model has BatchNorm.
     """
     if clean:
-        return CLEAN_WITH_TARGET if shown else CLEAN
+        return CLEAN if not shown else CLEAN_SHARED if batch_norm else CLEAN_WITH_TARGET
     return FLAGGED if flagged else SOUND if sound else PROGRESSIVE

@@ -83,8 +83,12 @@ def usual_rate(net: nn.Module, *, clean: bool = False) -> float:
         net: the model.
         clean: whether the data are known to be clean; the rate is higher then, for the new last layer.
     """
-    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())
-    return (RATE_WITH_CLEAN if clean else RATE) * (1.0 if normalised else WITHOUT_BATCH_NORM)
+    return (RATE_WITH_CLEAN if clean else RATE) * (1.0 if has_batch_norm(net) else WITHOUT_BATCH_NORM)
+
+
+def has_batch_norm(net: nn.Module) -> bool:
+    """Whether a model has BatchNorm: without, it is mended otherwise."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())
 
 
 def fine_tune(

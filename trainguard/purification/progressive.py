@@ -26,6 +26,7 @@ from trainguard.purification.finetuning import (
     accuracy,
     fine_tune,
     fitting_radius,
+    has_batch_norm,
     logits_of,
     mirrors_alike,
     usual_rate,
@@ -86,9 +87,9 @@ def purify(
     8), then on the set itself (step 2), then ranks all images by how little purification changed their logits (step
     3, Eq. 9) and takes the top of that ranking as the next, larger extra set. With clean data, steps 1 and 2 run once,
     from a new last layer (after Min et al. 2023, feature shift tuning), which has to learn its answers again from
-    clean images. Where a faint picture shows which class the backdoor leads to, step 2 alone runs with the old one, and
-    unlearns what misleads the model and the one being mended alike (after Wei et al. 2023, shared adversarial
-    unlearning): it keeps more accuracy, but does not find every trigger that shows no picture.
+    clean images. Where a faint picture shows which class the backdoor leads to and the model has BatchNorm, step 2
+    alone runs with the old one, and unlearns what misleads the model and the one being mended alike (after Wei et al.
+    2023, shared adversarial unlearning): it keeps more accuracy, but does not find every trigger that shows no picture.
 
     A round is worth another one while it still changes something. When the accuracy on images that were held out no
     longer rises and the ranking would choose the same set again, the alternation has reached its fixed point and
@@ -141,14 +142,14 @@ def purify(
             and more of any trigger. None: 4 with clean data, or 12 where a faint picture (below) shows which class the
             backdoor leads to; 3 where screening calls the data clean, else 0.
         shared: weight of unlearning, in step 2, adversarial images that mislead the model and the one being mended
-            alike. None: 0.5 with clean data where a faint picture (below) shows which class the backdoor leads to, in
-            the place of the new last layer and of step 1; else 0.
+            alike. None: 0.5 with clean data where a faint picture (below) shows which class the backdoor leads to and
+            the model has BatchNorm, in the place of the new last layer and of step 1; else 0.
         patches: how often to search for one small patch that breaks the model on most images, as the audit does; and,
             for each class to which a much fainter picture leads nearly all images than to others, for such a picture.
             What is found is put on a quarter of the images of step 2 (15% each if both are), and the pictures follow
-            the model as it changes: a trigger lies far outside the ball of step 1. With clean data, where there is a
-            picture, no patch is looked for, and fainter pictures mark images to be unlearned instead. Not where
-            screening flagged something; 0: never.
+            the model as it changes: a trigger lies far outside the ball of step 1. With clean data, where a model with
+            BatchNorm has a picture, no patch is looked for, and fainter pictures mark images to be unlearned instead.
+            Not where screening flagged something; 0: never.
         flip: mirror images at random. None: if the model takes mirrored images for the same.
         max_accuracy_loss: a round that loses more accuracy than this, in [0, 1], is not returned; if every round
             does, the model comes back as it was, with a warning. Two standard errors are added, which is much where few
@@ -201,7 +202,7 @@ def purify(
     flagged = isinstance(initial, ScreenResult) and bool(initial.suspect.any())
     sound = isinstance(initial, ScreenResult) and initial.verdict == "clean" and not flagged
     case = {"clean": clean, "flagged": flagged, "sound": sound}
-    sizes = round_shares(shares or defaults_for(**case, shown=False).shares, rounds, clean)
+    sizes = round_shares(shares or defaults_for(**case).shares, rounds, clean)
     pool, held_out, first = split(store, sizes[0], seed, initial=initial, hold_out=validation is None)
     if validation is None:
         judge = store, held_out
@@ -227,12 +228,13 @@ def purify(
         broken: list[Patch] = []
         leading: dict[int, list[Overlay]] = {}
         if look["starts"]:
-            leading = leading_overlays(infected_network, store, first, how.eps, how.norm, faint=clean, **look)
-            if not (clean and leading):
+            faint = clean and has_batch_norm(infected)
+            leading = leading_overlays(infected_network, store, first, how.eps, how.norm, faint=faint, **look)
+            if not (faint and leading):
                 broken = breaking_patches(infected_network, store, first, **look)
         broken, leading = processes.broadcast((broken, leading))
     pictures = [picture for overlays in leading.values() for picture in overlays]
-    usual = defaults_for(**case, shown=bool(pictures))
+    usual = defaults_for(**case, shown=bool(pictures), batch_norm=has_batch_norm(infected))
     how = replace(
         how,
         kept=usual.kept if kept is None else kept,
