@@ -104,11 +104,11 @@ def test_clean_data_need_one_round_and_lose_nothing_to_forgive(victim):
     data = open_images(
         TensorDataset(RANGE.to_model(images), torch.from_numpy(victim.store.labels[clean])), pixel_range=RANGE
     )
-    result = purify(victim.model, data, clean=True, **QUICK | {"kept": 0.3, "lr": 0.04})
+    result = purify(victim.model, data, clean=True, **QUICK)
     assert {row["round"] for row in result.history} == {0} and len(result.keep) == 135
-    assert result.settings["forgiven"] == 0 and victim.success(result.model) < 0.1 < 0.9 < victim.success(victim.model)
+    assert result.settings["forgiven"] == 0 and victim.success(result.model) < 0.15 < 0.9 < victim.success(victim.model)
     assert result.settings["overlays lead to"] == [TARGET]
-    assert victim.accuracy(result.model) > 0.9
+    assert victim.accuracy(result.model) > 0.95
 
 
 def test_clean_data_start_from_a_new_last_layer_of_the_same_size():
