@@ -117,11 +117,11 @@ def test_every_case_has_its_defaults():
     def case(clean=False, flagged=False, sound=False, **seen):
         return defaults_for(clean=clean, flagged=flagged, sound=sound, **seen)
 
-    assert case() is case(shown=True, batch_norm=True) is PROGRESSIVE
-    assert case(flagged=True) is FLAGGED and case(sound=True, shown=True, batch_norm=True) is SOUND
-    assert case(clean=True) is case(clean=True, batch_norm=True) is CLEAN
+    assert case() is case(shown=True, sharing=True) is PROGRESSIVE
+    assert case(flagged=True) is FLAGGED and case(sound=True, shown=True, sharing=True) is SOUND
+    assert case(clean=True) is case(clean=True, sharing=True) is CLEAN
     assert case(clean=True, shown=True) is CLEAN_WITH_TARGET
-    assert case(clean=True, shown=True, batch_norm=True) is CLEAN_SHARED
+    assert case(clean=True, shown=True, sharing=True) is CLEAN_SHARED
 
 
 def test_step_two_goes_twice_through_a_large_extra_set():

@@ -37,12 +37,10 @@ FLAGGED = Defaults(shares=(0.9,), adversarial=0)  # unlearning what was flagged 
 SOUND = Defaults(shares=(0.9,), features=3.0)  # screening calls the data clean
 CLEAN = Defaults(shares=(1.0,), plain=300, kept=0.85, mixed=1.0, features=4.0, renewed=True)
 CLEAN_WITH_TARGET = replace(CLEAN, features=12.0)  # an overlay shows where the backdoor leads
-CLEAN_SHARED = Defaults(  # likewise, in a model with BatchNorm; others keep more of the trigger so
-    shares=(1.0,), adversarial=0, plain=240, kept=0.85, mixed=1.0, features=12.0, shared=0.5
-)
+CLEAN_SHARED = replace(CLEAN_WITH_TARGET, adversarial=0, plain=240, shared=0.5, renewed=False)
 
 
-def defaults_for(*, clean: bool, flagged: bool, sound: bool, shown: bool = False, batch_norm: bool = False) -> Defaults:
+def defaults_for(*, clean: bool, flagged: bool, sound: bool, shown: bool = False, sharing: bool = False) -> Defaults:
     """The case at hand.
 
     Args:
@@ -50,8 +48,10 @@ def defaults_for(*, clean: bool, flagged: bool, sound: bool, shown: bool = False
         flagged: screening flagged something.
         sound: screening flagged nothing and calls the data clean.
         shown: an overlay shows which class the backdoor leads to.
-        batch_norm: the model has BatchNorm.
+        sharing: what both models share may be unlearned: the model has BatchNorm; others keep more of the trigger so.
     """
     if clean:
-        return CLEAN if not shown else CLEAN_SHARED if batch_norm else CLEAN_WITH_TARGET
+        if not shown:
+            return CLEAN
+        return CLEAN_SHARED if sharing else CLEAN_WITH_TARGET
     return FLAGGED if flagged else SOUND if sound else PROGRESSIVE

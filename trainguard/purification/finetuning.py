@@ -18,7 +18,7 @@ from trainguard.models import UnitPixels
 from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.purification.augmentation import random_view
 from trainguard.purification.network import Tap, features_of
-from trainguard.purification.shared import PART, agreed_wrong, shared_adversarial, unlearned
+from trainguard.purification.shared import PART, agreed_wrong, disbelief, shared_adversarial, unlearned
 from trainguard.purification.universal import Worn
 from trainguard.training import autocast, device_of
 
@@ -196,8 +196,7 @@ def fine_tune(
                     loss = loss + how.shared * unlearned(network, *found)
         if flagged is not None:
             given = torch.from_numpy(store.labels[flagged]).to(device)
-            believed = logits[len(y) :].softmax(1).gather(1, given[:, None])
-            loss = loss - how.unlearn * (1 - believed + 1e-4).log().mean()
+            loss = loss + how.unlearn * disbelief(logits[len(y) :], given).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), LONGEST_STEP)
@@ -349,13 +348,10 @@ def mirrors_alike(network: UnitPixels, store: ImageStore, index: NDArray[np.int6
         least: the accuracy in the mirror, as a share of that without.
     """
     device = device_of(network)
-    right = [0, 0]
+    x, y = store.batch(index, device), torch.from_numpy(store.labels[index]).to(device)
     with frozen(network), torch.no_grad(), autocast(device):
-        for part in np.array_split(index, -(-len(index) // 512)):
-            x, y = store.batch(part, device), torch.from_numpy(store.labels[part]).to(device)
-            for which, images in enumerate((x, x.flip(3))):
-                right[which] += int((network(images).argmax(1) == y).sum())
-    return right[1] >= max(1, least * right[0])
+        right, mirrored = (int((network(images).argmax(1) == y).sum()) for images in (x, x.flip(3)))
+    return mirrored >= max(1, least * right)
 
 
 def accuracy(network: UnitPixels, store: ImageStore, index: NDArray[np.int64]) -> float:

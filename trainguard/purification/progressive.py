@@ -143,7 +143,7 @@ def purify(
             backdoor leads to; 3 where screening calls the data clean, else 0.
         shared: weight of unlearning, in step 2, adversarial images that mislead the model and the one being mended
             alike. None: 0.5 with clean data where a faint picture (below) shows which class the backdoor leads to and
-            the model has BatchNorm, in the place of the new last layer and of step 1; else 0.
+            the model has BatchNorm, in the place of the new last layer and of step 1, which 0 brings back; else 0.
         patches: how often to search for one small patch that breaks the model on most images, as the audit does; and,
             for each class to which a much fainter picture leads nearly all images than to others, for such a picture.
             What is found is put on a quarter of the images of step 2 (15% each if both are), and the pictures follow
@@ -225,16 +225,16 @@ def purify(
         )
         how = processes.broadcast(how)
         look = {"starts": 0 if flagged else patches, "seed": seed}
+        sharing = clean and shared != 0 and has_batch_norm(infected)
         broken: list[Patch] = []
         leading: dict[int, list[Overlay]] = {}
         if look["starts"]:
-            faint = clean and has_batch_norm(infected)
-            leading = leading_overlays(infected_network, store, first, how.eps, how.norm, faint=faint, **look)
-            if not (faint and leading):
+            leading = leading_overlays(infected_network, store, first, how.eps, how.norm, faint=sharing, **look)
+            if not (sharing and leading):
                 broken = breaking_patches(infected_network, store, first, **look)
         broken, leading = processes.broadcast((broken, leading))
     pictures = [picture for overlays in leading.values() for picture in overlays]
-    usual = defaults_for(**case, shown=bool(pictures), batch_norm=has_batch_norm(infected))
+    usual = defaults_for(**case, shown=bool(pictures), sharing=sharing)
     how = replace(
         how,
         kept=usual.kept if kept is None else kept,

@@ -35,7 +35,8 @@ def shared_adversarial(
         classes: (B,), see `agreed_wrong`.
 
     Deviation from the paper: the sum of products in place of a sum of two losses; and half of the images share one
-    perturbation, moved by their mean slope, because a trigger is what all images have in common.
+    perturbation, moved by their mean slope, because a trigger is what all images have in common. So the steps are not
+    those of `perturbation.ascend`, which moves each image by itself and back to what is valid for that image.
     """
     half = len(x) // 2
     delta = RADIUS * (2 * torch.rand(x.shape, generator=generator) - 1).to(x.device)
@@ -77,5 +78,10 @@ def unlearned(network: UnitPixels, images: Tensor, classes: Tensor) -> Tensor:
         return images.new_zeros(())
     with autocast(images.device):
         logits = network(images[agreed].contiguous(memory_format=torch.channels_last)).float()
-    believed = logits.softmax(1).gather(1, classes[agreed, None])
-    return -(1 - believed + 1e-4).log().sum() / len(images)
+    return disbelief(logits, classes[agreed]).sum() / len(images)
+
+
+def disbelief(logits: Tensor, classes: Tensor) -> Tensor:
+    r"""(B,) the bounded loss :math:`-\log(1 - f_k)` that unlearns a class, of logits (B, K) and classes (B,)."""
+    believed = logits.softmax(1).gather(1, classes[:, None])[:, 0]
+    return -(1 - believed + 1e-4).log()
