@@ -111,6 +111,13 @@ def test_clean_data_need_one_round_and_lose_nothing_to_forgive(victim):
     assert victim.accuracy(result.model) > 0.95
 
 
+def test_without_shared_images_clean_data_have_an_adversarial_step(victim):
+    options = QUICK | {"seed": 3, "max_accuracy_loss": 1.0}
+    runs = [purify(victim.model, victim.store, clean=True, shared=shared, **options) for shared in (None, 0.0)]
+    assert [run.settings["shared"] for run in runs] == [0.5, 0.0]
+    assert [run.history[0]["batches"] for run in runs] == [0, 40] and not same(runs[0].model, runs[1].model)
+
+
 def test_clean_data_start_from_a_new_last_layer_of_the_same_size():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
