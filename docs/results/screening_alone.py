@@ -23,6 +23,8 @@ from trainguard.drill.scene import UnitImages
 
 USUAL: dict[str, Any] = {"data": "cifar10", "rate": 0.05, "rows": 10_000, "epochs": 30, "seed": 0}
 USUAL |= {"source": 0, "target": 1, "block": 0}
+WHOLE = ("wanet", "clean", "blend", "badnets", "sig", "physicalba", "tact", "adaptive_blend", "adaptive_patch")
+WHOLE += ("input_aware", "label_consistent", "low_frequency", "two_backdoors", "fragile", "spread")
 CASES = (
     ("clean", {"data": "gtsrb"}),
     ("clean", {"data": "gtsrb", "rows": 21_748}),
@@ -66,11 +68,10 @@ CASES = (
     ("clean", {"rows": 3000}),
     ("clean", {"seed": 1}),
     ("clean", {"seed": 2}),
-    ("wanet", {"rows": 50_000}),
-    ("clean", {"rows": 50_000}),
-    ("blend", {"rows": 50_000}),
-    ("badnets", {"rows": 50_000}),
+    *((name, {"rows": 50_000}) for name in WHOLE),
     ("all_to_all", {"rows": 50_000, "rate": 0.1}),
+    ("badnets", {"rows": 50_000, "rate": 0.01}),
+    ("badnets", {"rows": 50_000, "rate": 0.2}),
 )
 COLUMNS = ("attack", "case", "verdict", "confidence", "targets", "TPR", "FPR", "seconds")
 
