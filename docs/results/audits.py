@@ -26,6 +26,7 @@ DRILLS = {
     "resnet10t": {"model": "resnet10t", "epochs": 20, "attacks": ["clean", "badnets"]},
     "convnext_atto": {"model": "convnext_atto", "epochs": 20, "attacks": ["clean", "blend"]},
     "gtsrb": {"data": "gtsrb", "epochs": 15, "attacks": ["clean", "badnets"]},
+    "vit": {"model": "vit", "epochs": 20, "attacks": ["blend"]},
 }
 COLUMNS = ("data", "model", "epochs", "attack", "seed", "ACC", "ASR", "verdict", "targets", "because", "nearest", "s")
 
@@ -52,10 +53,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/ and gtsrb/")
     parser.add_argument("--runs", type=Path, default=Path("runs/audits"))
     parser.add_argument("--out", type=Path, default=Path("audits.json"))
+    parser.add_argument("--only", default=",".join(DRILLS), help="some of " + ", ".join(DRILLS))
     args = parser.parse_args()
+    if unknown := set(args.only.split(",")) - DRILLS.keys():
+        parser.error(f"--only names {', '.join(sorted(unknown))}: choose from {', '.join(DRILLS)}")
     rows = []
-    for name, changed in DRILLS.items():
-        how = {"model": "resnet9", "rate": 0.05, "rows": 10_000, "test_rows": 2000} | changed
+    for name in args.only.split(","):
+        how = {"model": "resnet9", "rate": 0.05, "rows": 10_000, "test_rows": 2000} | DRILLS[name]
         data = how.pop("data", "cifar10")
         folder = args.runs / name
         drill = run_drill(args.data / data, defenses=["none", "audit"], out=folder, progress=False, table=False, **how)

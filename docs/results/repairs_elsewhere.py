@@ -1,4 +1,4 @@
-"""What purification makes of models that its settings were not chosen on: another ResNet, one without BatchNorm, signs.
+"""What purification makes of models that its settings were not chosen on: other architectures, and signs.
 
     python docs/results/repairs_elsewhere.py --data $TRAINGUARD_DATA --runs runs/audits --out repairs_elsewhere.json
 
@@ -20,7 +20,8 @@ DRILLS = {
     "resnet10t": {"model": "resnet10t", "attacks": ["clean", "badnets"]},
     "convnext_atto": {"model": "convnext_atto", "attacks": ["clean", "blend"]},
     "cnn": {"model": "cnn", "attacks": ["clean", "blend"]},
-    "gtsrb": {"data": "gtsrb", "epochs": 15, "attacks": ["clean"]},
+    "vit": {"model": "vit", "attacks": ["blend"]},
+    "gtsrb": {"data": "gtsrb", "epochs": 15, "attacks": ["clean", "badnets"]},
 }
 
 
