@@ -116,3 +116,24 @@ def test_a_line_that_tells_nothing_leaves_the_parts_as_they_were(monkeypatch):
     monkeypatch.setattr(sharpening, "drawn", lambda *_: None)
     some = [finding(np.arange(SIZE) < 50), finding(np.isin(np.arange(SIZE), range(50, 90)), np.arange(50, SIZE))]
     assert sharpening.sharpened(classes(faint()), some, some, unsure) == (some, some)
+
+
+@pytest.mark.parametrize("blur", [sharpening.BLUR, 0.0])
+def test_the_few_values_of_company_lead_no_line_away(monkeypatch, blur):
+    """As on all of CIFAR-10: of the clean images one in ten keeps company of other labels."""
+    monkeypatch.setattr(sharpening, "BLUR", blur)
+    rng, size = np.random.default_rng(0), 6000
+    poison = np.arange(size) < 2000
+    unsure = ~poison & (rng.random(size) < 0.12)
+    margin = np.where(poison, -7.0, np.where(unsure, -1.0, 6.0)) + 2.5 * rng.normal(size=size)
+    company = np.where(poison | unsure, rng.binomial(3, 0.08, size), 3 - rng.binomial(3, 0.05, size)) / 3
+    answers = np.column_stack([margin, np.zeros(size)])
+    view = rng.normal(size=(size, 40)) + np.where(poison[:, None], 0.9, 0.0)
+    run = SimpleNamespace(settings=Settings(), seed=0)
+    whole = SimpleNamespace(run=run, members=lambda label: np.arange(size), views_of=lambda members: [view])
+    part = finding(poison, np.arange(size))
+    _, (drawn_again,) = sharpening.sharpened(whole, [part], [part], lambda *_: (answers, company))
+    caught = drawn_again.split.suspicion > 0.5
+    wrong = (caught & ~poison).sum()
+    assert caught[poison].mean() > 0.99
+    assert wrong < 50 if blur else wrong > 200
