@@ -97,16 +97,6 @@ def test_a_line_drawn_again_is_kept_only_while_it_is_evidence(monkeypatch, dista
         assert poisoned.split is part.split
 
 
-def test_a_line_that_falls_back_to_something_else_is_not_followed(monkeypatch):
-    """On all of CIFAR-10 a second line set the hard images of a class apart, with BadNets' poison among them."""
-    part = finding(POISON)
-    lines = [Split(part.split.position, part.split.probability, gap, 0.0) for gap in (8.0, 6.0, 4.0)]
-    drawing = iter(lines[:1] + lines)  # the first one is of what the purified probe alone tells
-    monkeypatch.setattr(sharpening, "drawn", lambda *_: next(drawing))
-    _, (poisoned,) = sharpening.sharpened(classes([]), [part], [part], unsure)
-    assert poisoned.split.distance == 6.0
-
-
 def test_a_class_whose_labels_are_right_keeps_its_line():
     part = finding(POISON, agreement=0.8, company=0.9, trigger=0.9)
     assert sharpening.sharpened(classes(faint()), [part], [part], sure) == ([part], [part])

@@ -19,7 +19,6 @@ from trainguard.screening.separation import POSSIBLE, Split, drawn, leaning
 from trainguard.screening.suspicion import Classes
 
 ROUNDS = 3  # times that it is drawn, each time from what the last line makes possible
-FALLEN = 0.7  # share of the last line's gap under which the next one has found something else (0.6; else 0.8 or more)
 BLUR = 1.0  # of company, see `_drawn_as_one`; 0.25 is too little on 50,000 images
 WHOLE = 0.95  # share of the known poison from which another part of the class holds it whole
 Opinion = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -56,10 +55,10 @@ def _drawn_as_one(classes: Classes, label: int, parts: list[Finding], opinion: O
     Company is counted among three, so it has four values, and a line that leans on it reads four needles with any gap
     between them: in a large class it then parts sure images from unsure ones. Blurred, it is one figure among others.
     """
-    rng, seed, members = np.random.default_rng(classes.run.seed), classes.run.seed, classes.members(label)
+    seed, members = classes.run.seed, classes.members(label)
     part = np.isin(members, np.concatenate([f.members[f.split.suspicion > 0.5] for f in parts]))
     answers, company = opinion(members, label)
-    company = company + BLUR * rng.uniform(-0.5, 0.5, len(company))
+    company = company + BLUR * np.random.default_rng(seed).uniform(-0.5, 0.5, len(company))
     told = -np.column_stack([margins(answers, label)[0], company])
     off = [((told - told[side].mean(0)) ** 2 / (told.var(0) + 1e-9)).sum(1) for side in (part, ~part)]
     more, split = drawn(off[0] < off[1], told, seed), None
@@ -68,7 +67,7 @@ def _drawn_as_one(classes: Classes, label: int, parts: list[Finding], opinion: O
     views = classes.views_of(members)
     for _ in range(ROUNDS):
         again = drawn(part, np.column_stack([told, *(leaning(view, part, seed) for view in views)]), seed)
-        if again is None or (split is not None and again.gap < FALLEN * split.gap):
+        if again is None:
             break
         split, part = again, again.probability > POSSIBLE
     return None if split is None else dataclasses.replace(split, whole=True)
