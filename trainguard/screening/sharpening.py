@@ -52,7 +52,7 @@ def sharpened(
 def _drawn_as_one(classes: Classes, label: int, parts: list[Finding], opinion: Opinion) -> Split | None:
     """The class in two, its upper part the one that holds the suspected `parts`; None where no line tells them.
 
-    Company is counted among three, so it has four values, and a line that leans on it reads four needles with any gap
+    Company is counted among three or four, so it has few values, and a line that leans on it reads needles with any gap
     between them: in a large class it then parts sure images from unsure ones. Blurred, it is one figure among others.
     """
     seed, members = classes.run.seed, classes.members(label)
