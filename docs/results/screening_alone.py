@@ -149,8 +149,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/ and gtsrb/")
     parser.add_argument("--out", type=Path, default=Path("screening_alone.json"))
     parser.add_argument("--only", nargs="*", help="attacks; default: all")
+    parser.add_argument("--rows", type=int, help="only cases of so many rows; default: all")
     args = parser.parse_args()
-    go_through([case for case in CASES if not args.only or case[0] in args.only], args.data, args.out)
+    cases = [case for case in CASES if not args.only or case[0] in args.only]
+    cases = [case for case in cases if not args.rows or (USUAL | case[1])["rows"] == args.rows]
+    go_through(cases, args.data, args.out)
 
 
 if __name__ == "__main__":
