@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from record import add_only
 
 from trainguard.drill.machine import machine, versions
 from trainguard.drill.runner import run_drill
@@ -53,12 +54,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/ and gtsrb/")
     parser.add_argument("--runs", type=Path, default=Path("runs/audits"))
     parser.add_argument("--out", type=Path, default=Path("audits.json"))
-    parser.add_argument("--only", default=",".join(DRILLS), help="some of " + ", ".join(DRILLS))
+    add_only(parser, DRILLS)
     args = parser.parse_args()
-    if unknown := set(args.only.split(",")) - DRILLS.keys():
-        parser.error(f"--only names {', '.join(sorted(unknown))}: choose from {', '.join(DRILLS)}")
     rows = []
-    for name in args.only.split(","):
+    for name in args.only:
         how = {"model": "resnet9", "rate": 0.05, "rows": 10_000, "test_rows": 2000} | DRILLS[name]
         data = how.pop("data", "cifar10")
         folder = args.runs / name

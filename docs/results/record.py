@@ -1,7 +1,9 @@
 """The committed record of a script here: rows that are added one by one, and what they were made with."""
 
+import argparse
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +51,15 @@ def readable(record: dict[str, Any]) -> str:
 def rounded(figures: dict[str, Any]) -> dict[str, Any]:
     """Floats with a few digits only."""
     return {key: round(value, DIGITS) if isinstance(value, float) else value for key, value in figures.items()}
+
+
+def add_only(parser: argparse.ArgumentParser, known: Collection[str]) -> None:
+    """The option `--only`: some of the known names, separated by commas; all of them where it is not given."""
+
+    def names(text: str) -> list[str]:
+        chosen = text.split(",")
+        if unknown := set(chosen) - set(known):
+            raise argparse.ArgumentTypeError(f"no {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
+        return chosen
+
+    parser.add_argument("--only", type=names, default=list(known), help="some of " + ", ".join(known))

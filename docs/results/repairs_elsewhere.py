@@ -9,7 +9,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from record import Record, rounded
+from record import Record, add_only, rounded
 
 from trainguard.drill.cells import Cell
 from trainguard.drill.runner import run_drill
@@ -44,13 +44,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/ and gtsrb/")
     parser.add_argument("--runs", type=Path, default=Path("runs/audits"))
     parser.add_argument("--out", type=Path, default=Path("repairs_elsewhere.json"))
-    parser.add_argument("--only", default=",".join(DRILLS), help="some of " + ", ".join(DRILLS))
+    add_only(parser, DRILLS)
     args = parser.parse_args()
-    if unknown := set(args.only.split(",")) - DRILLS.keys():
-        parser.error(f"--only names {', '.join(sorted(unknown))}: choose from {', '.join(DRILLS)}")
     record = Record(args.out, USUAL)
     record.rows = []
-    for name in args.only.split(","):
+    for name in args.only:
         how = USUAL | DRILLS[name]
         data = how.pop("data", "cifar10")
         drill = run_drill(args.data / data, defenses=DEFENSES, out=args.runs / name, progress=False, table=False, **how)
