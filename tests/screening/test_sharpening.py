@@ -114,9 +114,9 @@ def test_the_few_values_of_company_lead_no_line_away(monkeypatch, blur):
     monkeypatch.setattr(sharpening, "BLUR", blur)
     rng, size = np.random.default_rng(0), 6000
     poison = np.arange(size) < 2000
-    unsure = ~poison & (rng.random(size) < 0.12)
-    margin = np.where(poison, -7.0, np.where(unsure, -1.0, 6.0)) + 2.5 * rng.normal(size=size)
-    company = np.where(poison | unsure, rng.binomial(3, 0.08, size), 3 - rng.binomial(3, 0.05, size)) / 3
+    lonely = ~poison & (rng.random(size) < 0.12)
+    margin = np.where(poison, -7.0, np.where(lonely, -1.0, 6.0)) + 2.5 * rng.normal(size=size)
+    company = np.where(poison | lonely, rng.binomial(3, 0.08, size), 3 - rng.binomial(3, 0.05, size)) / 3
     answers = np.column_stack([margin, np.zeros(size)])
     view = rng.normal(size=(size, 40)) + np.where(poison[:, None], 0.9, 0.0)
     run = SimpleNamespace(settings=Settings(), seed=0)
