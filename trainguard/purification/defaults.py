@@ -37,7 +37,7 @@ FLAGGED = Defaults(shares=(0.9,), adversarial=0)  # unlearning what was flagged 
 SOUND = Defaults(shares=(0.9,), features=3.0)  # screening calls the data clean
 CLEAN = Defaults(shares=(1.0,), plain=300, kept=0.85, mixed=1.0, features=4.0, renewed=True)
 CLEAN_WITH_TARGET = replace(CLEAN, features=12.0)  # an overlay shows where the backdoor leads
-CLEAN_SHARED = replace(CLEAN_WITH_TARGET, adversarial=0, plain=240, shared=0.5, renewed=False)
+CLEAN_SHARED = replace(CLEAN_WITH_TARGET, adversarial=0, plain=240, shared=0.5, renewed=False)  # shown or not
 
 
 def defaults_for(*, clean: bool, flagged: bool, sound: bool, shown: bool = False, sharing: bool = False) -> Defaults:
@@ -51,7 +51,5 @@ def defaults_for(*, clean: bool, flagged: bool, sound: bool, shown: bool = False
         sharing: what both models share may be unlearned: the model has BatchNorm; others keep more of the trigger so.
     """
     if clean:
-        if not shown:
-            return CLEAN
-        return CLEAN_SHARED if sharing else CLEAN_WITH_TARGET
+        return CLEAN_SHARED if sharing else CLEAN_WITH_TARGET if shown else CLEAN
     return FLAGGED if flagged else SOUND if sound else PROGRESSIVE

@@ -114,8 +114,8 @@ def fine_tune(
         KL(f(m; \theta_0) \,\|\, f(m; \theta))\bigr]
         + \nu \, \mathbb{E}_x \bigl[1 - \cos(g(x; \theta_0), g(\tilde x; \theta))\bigr]
         - \lambda \, \mathbb{E}_{(x, y) \in D_p} \log(1 - f_y(x; \theta))
-        - \sigma \, \mathbb{E}_{r} \bigl[[\hat y(x + r; \theta) = \hat y(x + r; \theta_0) = k \ne y]
-        \log(1 - f_k(x + r; \theta))\bigr]
+        - \sigma \, \mathbb{E}_{r} \bigl[[\hat y(x \circ r; \theta) = \hat y(x \circ r; \theta_0) = k \ne y]
+        \log(1 - f_k(x \circ r; \theta))\bigr]
 
     Args:
         network: in unit pixels; trained in place, and in eval mode when the call returns.

@@ -81,11 +81,12 @@ def purify(
 
     Each round fine-tunes the model on untargeted adversarial examples of an extra set (steps 1a and 1b, Eq. 6 and
     8), then on the set itself (step 2), then ranks all images by how little purification changed their logits (step
-    3, Eq. 9) and takes the top of that ranking as the next, larger extra set. With clean data, steps 1 and 2 run once,
-    from a new last layer (after Min et al. 2023, feature shift tuning), which has to learn its answers again from
-    clean images. Where a faint picture shows which class the backdoor leads to and the model has BatchNorm, step 2
-    alone runs with the old one, and unlearns what misleads the model and the one being mended alike (after Wei et al.
-    2023, shared adversarial unlearning): it keeps more accuracy, but does not find every trigger that shows no picture.
+    3, Eq. 9) and takes the top of that ranking as the next, larger extra set.
+
+    With clean data, step 2 alone runs, once, and unlearns what misleads the model and the one being mended alike (after
+    Wei et al. 2023, shared adversarial unlearning): changed pixels, waves and warps. A model without BatchNorm keeps
+    more of the trigger so; there steps 1 and 2 run once, from a new last layer (after Min et al. 2023, feature shift
+    tuning), which has to learn its answers again from clean images.
 
     A round is worth another one while it still changes something. When the accuracy on images that were held out no
     longer rises and the ranking would choose the same set again, the alternation has reached its fixed point and
@@ -120,8 +121,8 @@ def purify(
         adversarial_batches: optimizer steps on adversarial examples in each round; the last one holds for further
             rounds, and the extra set is gone through 40 times at most. None: 40; none at all where screening flagged
             something, because unlearning that is both surer and cheaper, or where `shared` takes its place.
-        plain_batches: likewise of step 2, by the same bound. None: 150; with clean data 300 (160 over 450 images), or
-            240 where a faint picture shows the target; but at least two passes over the extra set.
+        plain_batches: likewise of step 2, by the same bound. None: 150; with clean data 240 (160 over 450 images), or
+            300 without `shared`; but at least two passes over the extra set.
         eps: radius of the adversarial perturbation in unit pixel space. None: 6/255 (for `"l2"` 0.5), as in the
             authors' code, doubled up to three times where it moves less than a quarter of the images across a class
             border.
@@ -135,17 +136,17 @@ def purify(
         mixed: weight of the model's own answers to mixtures of two images, as far as they name one of the two labels
             and the model being mended agrees: more accuracy, and more of a blended trigger. None: 0; with clean data 1.
         features: weight of the model's own features, what enters its last layer, of unperturbed images: more accuracy,
-            and more of any trigger. None: 4 with clean data, or 12 where a faint picture (below) shows which class the
-            backdoor leads to; 3 where screening calls the data clean, else 0.
+            and more of any trigger. None: 12 with clean data, but 4 without `shared` where no faint picture (below)
+            shows which class the backdoor leads to; 3 where screening calls the data clean, else 0.
         shared: weight of unlearning, in step 2, adversarial images that mislead the model and the one being mended
-            alike. None: 0.5 with clean data where a faint picture (below) shows which class the backdoor leads to and
-            the model has BatchNorm, in the place of the new last layer and of step 1, which 0 brings back; else 0.
+            alike. None: 0.5 with clean data where the model has BatchNorm, in the place of the new last layer and of
+            step 1, which 0 brings back; else 0.
         patches: how often to search for one small patch that breaks the model on most images, as the audit does; and,
             for each class to which a much fainter picture leads nearly all images than to others, for such a picture.
             What is found is put on a quarter of the images of step 2 (15% each if both are), and the pictures follow
-            the model as it changes: a trigger lies far outside the ball of step 1. With clean data, where a model with
-            BatchNorm has a picture, no patch is looked for, and fainter pictures mark images to be unlearned instead.
-            Not where screening flagged something; 0: never.
+            the model as it changes: a trigger lies far outside the ball of step 1. With `shared` no patch is looked
+            for, and fainter pictures mark images to be unlearned instead. Not where screening flagged something; 0:
+            never.
         flip: mirror images at random. None: if the model takes mirrored images for the same.
         max_accuracy_loss: a round that loses more accuracy than this, in [0, 1], is not returned; if every round
             does, the model comes back as it was, with a warning. Two standard errors are added, which is much where few
@@ -226,7 +227,7 @@ def purify(
         leading: dict[int, list[Overlay]] = {}
         if look["starts"]:
             leading = leading_overlays(infected_network, store, first, how.eps, how.norm, faint=sharing, **look)
-            if not (sharing and leading):
+            if not sharing:
                 broken = breaking_patches(infected_network, store, first, **look)
         broken, leading = processes.broadcast((broken, leading))
     pictures = [picture for overlays in leading.values() for picture in overlays]

@@ -7,52 +7,56 @@ from torch import Tensor
 
 from trainguard.models import UnitPixels
 from trainguard.perturbation import frozen
+from trainguard.purification.families import families
 from trainguard.training import autocast
 
-RADIUS = 51 / 255  # in L-inf; wider than a ball of single images, so that it reaches a blended trigger
-STEPS = 5  # of a third of the radius each
-PART = 0.25  # share of a batch that is attacked; one half of these with one perturbation for all
+STEPS = 5  # of the searches
+PART = 0.25  # share of a batch that is attacked
 
 
 def shared_adversarial(
     network: UnitPixels, infected: UnitPixels, x: Tensor, y: Tensor, *, far: bool, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    r"""Perturb images until both models may give one and the same wrong class (SAU, Wei et al. 2023, Eq. 8).
+    r"""Move images until both models may give one and the same wrong class (SAU, Wei et al. 2023, Eq. 8).
 
-    .. math:: \max_{\|r\|_\infty \le \epsilon} \; \log \sum_{k \ne y} f_k(x + r; \theta) \, f_k(x + r; \theta_0)
+    .. math:: \max_r \; \log \sum_{k \ne y} f_k(x \circ r; \theta) \, f_k(x \circ r; \theta_0)
 
     Args:
         network: the model that is being mended, in unit pixels, in any mode, and as before when the call returns.
         infected: the model as it came, in eval mode.
-        x: (B, C, H, W) in [0, 1].
+        x: (B, C, H, W) in [0, 1], in random order.
         y: (B,) labels.
-        far: whether the perturbation that the first half of the images share starts from a random point of the ball, as
-            those of the others do; from zero otherwise. Each finds triggers that the other does not.
+        far: whether the change that some images share starts from a random point of the ball, as those of others do;
+            from zero otherwise. Each finds triggers that the other does not.
         generator: where they start, on the CPU.
 
     Returns:
         images: (B, C, H, W) in [0, 1].
         classes: (B,), see `agreed_wrong`.
 
-    Deviation from the paper: the sum of products in place of a sum of two losses; and half of the images share one
-    perturbation, moved by their mean slope, because a trigger is what all images have in common. So the steps are not
-    those of `perturbation.ascend`, which moves each image by itself and back to what is valid for that image.
+    Deviation from the paper: the sum of products in place of a sum of two losses; and beside a ball for each image
+    changes that all share, waves and warps (see `families`): what steps of single pixels do not find in this model, a
+    trigger of another kind, both models would go on sharing.
     """
-    half = len(x) // 2
-    delta = RADIUS * (2 * torch.rand(x.shape, generator=generator) - 1).to(x.device)
-    delta[:half] = delta[:1] if far else 0.0
+    searches = families(x, far=far, generator=generator)
+    counts = [count for _, count in searches]
+
+    def moved() -> Tensor:
+        parts = [family.on(part) for (family, _), part in zip(searches, x.split(counts), strict=True)]
+        return torch.cat(parts).contiguous(memory_format=torch.channels_last)
+
     with frozen(network), frozen(infected):
         for _ in range(STEPS):
-            delta.requires_grad_()
-            moved = (x + delta).clamp(0, 1)
+            images = moved().requires_grad_()
             with torch.enable_grad(), autocast(x.device):
-                both = network(moved).float().log_softmax(1) + infected(moved).float().log_softmax(1)
+                both = network(images).float().log_softmax(1) + infected(images).float().log_softmax(1)
             wrong = both.scatter(1, y[:, None], -torch.inf).logsumexp(1)
-            (slope,) = torch.autograd.grad(wrong.sum(), delta)
-            slope[:half] = slope[:half].mean(0, keepdim=True)
-            delta = (delta.detach() + RADIUS / 3 * slope.sign()).clamp(-RADIUS, RADIUS)
-    moved = (x + delta).clamp(0, 1)
-    return moved, agreed_wrong(network, infected, moved, y)
+            (slope,) = torch.autograd.grad(wrong.sum(), images)
+            parts = zip(searches, images.detach().split(counts), slope.split(counts), strict=True)
+            for (family, _), part, climbing in parts:
+                family.climb(part, climbing)
+    images = moved()
+    return images, agreed_wrong(network, infected, images, y)
 
 
 def agreed_wrong(network: UnitPixels, infected: UnitPixels, x: Tensor, y: Tensor) -> Tensor:
