@@ -144,9 +144,9 @@ def purify(
         patches: how often to search for one small patch that breaks the model on most images, as the audit does; and,
             for each class to which a much fainter picture leads nearly all images than to others, for such a picture.
             What is found is put on a quarter of the images of step 2 (15% each if both are), and the pictures follow
-            the model as it changes: a trigger lies far outside the ball of step 1. With `shared` no patch is looked
-            for, and fainter pictures mark images to be unlearned instead. Not where screening flagged something; 0:
-            never.
+            the model as it changes: a trigger lies far outside the ball of step 1. With `shared` they mark images to be
+            unlearned instead: pictures, fainter ones, or patches where there are none. Not where screening flagged
+            something; 0: never.
         flip: mirror images at random. None: if the model takes mirrored images for the same.
         max_accuracy_loss: a round that loses more accuracy than this, in [0, 1], is not returned; if every round
             does, the model comes back as it was, with a warning. Two standard errors are added, which is much where few
@@ -227,7 +227,7 @@ def purify(
         leading: dict[int, list[Overlay]] = {}
         if look["starts"]:
             leading = leading_overlays(infected_network, store, first, how.eps, how.norm, faint=sharing, **look)
-            if not sharing:
+            if not (sharing and leading):
                 broken = breaking_patches(infected_network, store, first, **look)
         broken, leading = processes.broadcast((broken, leading))
     pictures = [picture for overlays in leading.values() for picture in overlays]
