@@ -170,8 +170,9 @@ def purify(
     Deviation from the paper: images are held out to judge accuracy; one setting serves all attacks, where the paper
     adapts the perturbation to each; the model's own answers beside the labels; where the data are clean, unlearning of
     what both models share or a new last layer; where they are not, screening and unlearning; the extra sets are drawn
-    class by class; rounds end early at a fixed point; the best round within the bound is returned. Near the paper's own: `kept=0, screening=False, patches=0,
-    attack_steps=7, lr=1e-3, shares=(0.05, 0.2, 0.5, 0.7), adversarial_batches=(200, 30), plain_batches=(0, 800)`.
+    class by class; rounds end early at a fixed point; the best round within the bound is returned. Near the paper's
+    own: `kept=0, screening=False, patches=0, attack_steps=7, lr=1e-3, shares=(0.05, 0.2, 0.5, 0.7),
+    adversarial_batches=(200, 30), plain_batches=(0, 800)`.
     """
     if any(batches is not None and not len(batches) for batches in (adversarial_batches, plain_batches)):
         raise ValueError("expected the number of batches of at least one round, got none")
