@@ -20,8 +20,8 @@ audits = importlib.import_module("trainguard.purification.audit")  # the package
 SAFE = np.eye(10, dtype=int) * 20  # a patch that changes nothing
 
 
-def judge(counts, patched, reached=None):
-    return audits.judge(counts, patched, reached or {})
+def judge(counts, patched, reached=None, bent=None):
+    return audits.judge(counts, patched, reached or {}, bent or {})
 
 
 def uniform(classes: int = 10, moved: int = 90) -> np.ndarray:
@@ -104,6 +104,16 @@ def test_judge_believes_a_faint_picture_that_leads_to_one_class_far_sooner(near,
     assert verdict != "backdoored" or "class 3" in found[2]
 
 
+@pytest.mark.parametrize(("least", "verdict"), [(0.3, "backdoored"), (0.45, "undecided"), (0.65, "clean")])
+def test_judge_believes_bent_images_that_fall_to_one_class_far_sooner(least, verdict):
+    bent = {k: 0.1 + 0.01 * k for k in range(1, 8)} | {9: least * 0.11}
+    found = judge(uniform(), SAFE, bent=bent)
+    assert found[0] == verdict and found[3] == ((9,) if verdict == "backdoored" else ())
+    assert verdict == "clean" or "bending images leads to class 9" in found[2]
+    few = {k: bent[k] for k in (1, 2, 9)}
+    assert judge(uniform(), SAFE, bent=few)[0] == "clean"
+
+
 def test_judge_names_what_any_of_its_findings_names():
     patched = np.zeros((10, 10), dtype=int)
     patched[:, 4] = 20
@@ -169,10 +179,11 @@ def test_audit_survives_saving_and_shows_itself(found, tmp_path):
     assert f"to class {TARGET}" in dict(loaded.rows())["one faint picture"]
     json.dumps(found.to_dict())
     older = found.to_dict()
-    del older["reach"]
+    del older["reach"], older["bend"]
     (tmp_path / "audit" / "audit.json").write_text(json.dumps(older))
     old = AuditResult.load(tmp_path / "audit")
     assert np.isnan(old.nearness).all() and dict(old.rows())["one faint picture"] == "not looked for"
+    assert dict(old.rows())["bending images"] == "not looked for" != dict(loaded.rows())["bending images"]
     with pytest.raises(ValueError, match="does not exist"):
         AuditResult.load(tmp_path)
     (tmp_path / "audit.json").write_text('{"kind": "purify", "format": 1}')

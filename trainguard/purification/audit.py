@@ -16,6 +16,7 @@ from trainguard.errors import DataError
 from trainguard.models import UnitPixels, copy_of
 from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.progress import Progress
+from trainguard.purification.bending import bends, lead_of
 from trainguard.purification.finetuning import RADIUS, FineTuning, accuracy, fitting_radius
 from trainguard.purification.network import check_outputs, features_of, for_training
 from trainguard.purification.overlay import NEAR, reaches, usual_of
@@ -43,6 +44,7 @@ TO_ALL, TO_ALL_BAND = 0.5, 0.2  # median one-sidedness of the moves: benign 0.35
 # and GTSRB, 6 benign (ResNet-9, ResNet-10-T, ConvNeXt):
 PATCH, PATCH_BAND = 0.68, 0.2  # benign 0.54 at most; BadNets 0.76 to 0.94 on most, all-to-all 0.86
 INTO, INTO_BAND = 0.5, 0.2  # benign 0.35 at most; BadNets 0.73 to 1.00 on most, CIFAR-10's Blend 0.76
+LEAD, LEAD_BAND = 0.45, 0.2  # the least bend that leads to a class over the next class's, see `bending.lead_of`
 NEAR_BAND = 0.08  # of `overlay.NEAR`: one faint picture, its radius for the nearest class over the median class's
 TARGET = 0.4  # share that makes a class a suspected target; the paper's figure
 LEARNED = 0.5  # share of the flagged samples that get their label from a model that has learned the poison
@@ -70,7 +72,8 @@ def audit(
     than not to become the target class, because the trigger's neurons are the shortest way out (Figs. 1 and 4).
 
     A trigger lies far outside that ball. It is looked for as one small patch that changes most predictions, and as
-    one faint picture for all images that leads to one class far sooner than others do to theirs.
+    one faint picture for all images that leads to one class far sooner than others do to theirs; and images are bent
+    until they are of a class, of which a warp's target needs far less than any other.
 
     A trigger that differs from image to image shows in neither. Where `data` are what the model was trained on, the
     poison is among them: they are screened (AdvrBD) with the model as the first probe, and what is found counts if the
@@ -126,8 +129,9 @@ def audit(
         patch, patched = _break_by_patch(network, store, index[right], classes, batch_size, seed)
         known = store.batch(index[right], device), torch.from_numpy(labels[right]).to(device)
         reached = reaches(network, *known, eps, norm, torch.Generator().manual_seed(seed))
+        bent = bends(network, *known, list(reached), torch.Generator().manual_seed(seed))
     pull = pull_of(counts)
-    verdict, confidence, reason, targets = judge(counts, patched, reached)
+    verdict, confidence, reason, targets = judge(counts, patched, reached, bent)
     poison = None
     if screening and verdict != "backdoored":
         with isolated_rng(seed):
@@ -151,6 +155,7 @@ def audit(
         patch_success=float(1 - np.trace(patched) / patched.sum()),
         patch=pixels_of(patch),
         reach=np.array([reached.get(k, 0.0) for k in range(classes)], dtype=np.float32),
+        bend=np.array([bent.get(k, 0.0) for k in range(classes)], dtype=np.float32),
         images=int(right.sum()),
         class_names=tuple(store.class_names),
         fingerprint=store.fingerprint,
@@ -235,14 +240,15 @@ def movement_of(labels: Indices, before: NDArray, after: NDArray, classes: int) 
 
 
 def judge(
-    counts: NDArray[np.int64], patched: NDArray[np.int64], reached: Mapping[int, float]
+    counts: NDArray[np.int64], patched: NDArray[np.int64], reached: Mapping[int, float], bent: Mapping[int, float]
 ) -> tuple[Verdict, float, str, tuple[int, ...]]:
-    """The verdict that two matrices of transitions and the reach of faint overlays support.
+    """The verdict that two matrices of transitions, the reach of faint overlays and that of warps support.
 
     Args:
         counts: (K, K) from `transition_counts`, under each image's own adversarial perturbation.
         patched: (K, K) likewise, under one small patch for all images.
         reached: by class, see `overlay.reaches`; classes that were not tried are missing.
+        bent: likewise, see `bending.bends`.
 
     Returns:
         Verdict, confidence in [0, 1], the reason in one sentence, and the suspected target classes.
@@ -257,6 +263,8 @@ def judge(
     magnet = float(into.max()) if classes > 2 else 0.0
     usual = usual_of(reached)
     near = np.array([reached.get(k, usual) / usual for k in range(classes)])
+    lead = lead_of(bent)
+    sooner = np.array([bent.get(k, np.inf) for k in range(classes)])
     if classes < 3 or moved < LEAST_MOVED:  # with two classes, every adversarial example falls to the other one
         to_one = to_all = 0.0
     findings = [
@@ -270,6 +278,11 @@ def judge(
             (NEAR - near.min()) / NEAR_BAND,
             f"the faintest picture that leads to class {near.argmin()} has {near.min():.0%} of the usual strength",
             1 - near,
+        ),
+        (
+            (LEAD - lead) / LEAD_BAND,
+            f"bending images leads to class {sooner.argmin()} at {lead:.0%} of what any other class needs",
+            (sooner == sooner.min()) * (1 - lead),
         ),
         ((to_one - TO_ONE) / TO_ONE_BAND, f"{pull[target]:.0%} of adversarial examples fall to class {target}", pull),
         ((to_all - TO_ALL) / TO_ALL_BAND, f"adversarial examples move one way between classes ({to_all:.0%})", None),

@@ -107,16 +107,21 @@ class Warp:
 
     Args:
         x: (B, C, H, W) in [0, 1].
+        bend: how far a pixel may come from, as a share of the side.
         generator: of the starting points, on the CPU.
     """
 
-    def __init__(self, x: Tensor, *, generator: torch.Generator) -> None:
-        self.most = 2 * BEND  # an image is two wide where `grid_sample` counts
+    def __init__(self, x: Tensor, *, bend: float = BEND, generator: torch.Generator) -> None:
+        self.bend_up_to(bend)
         start = 2 * torch.rand(len(x), KNOTS, KNOTS, 2, generator=generator) - 1
         self.knots = (self.most * start).to(x.device)
         height, width = x.shape[2:]
         self.down, self.along = (_between(side).to(x.device) for side in (height, width))
         self.still = F.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], align_corners=False).to(x.device)
+
+    def bend_up_to(self, bend: float) -> None:
+        """How far a pixel may come from, from the next step on."""
+        self.most = 2 * bend  # an image is two wide where `grid_sample` counts
 
     def on(self, x: Tensor) -> Tensor:
         """See `Family`."""

@@ -17,7 +17,7 @@ from trainguard.checkpoints import load_weights, read_checkpoint, write_weights
 from trainguard.files import write_atomically
 
 _FORMAT = 1
-_AUDIT_ARRAYS = ("transitions", "pull", "movement", "patch", "reach")
+_AUDIT_ARRAYS = ("transitions", "pull", "movement", "patch", "reach", "bend")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -137,6 +137,8 @@ class AuditResult:
         images: how many images were attacked.
         reach: (K,) float32, the root mean square, of values in [0, 1], of the faintest picture that leads nearly all
             other images to each class; 0 for classes that were not tried. Empty in older results.
+        bend: (K,) float32, how far the pixels of other images must be moved, as a share of the side, until half of them
+            are of each class; likewise.
         class_names: K names.
         fingerprint: of the data set.
         settings: everything that made this result, with seed and versions; plain JSON values.
@@ -154,6 +156,7 @@ class AuditResult:
     patch: NDArray[np.float32]
     images: int
     reach: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    bend: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -215,6 +218,10 @@ class AuditResult:
         if np.isfinite(near).any():
             k = int(np.nanargmin(near))
             faint = f"leads to class {self.name_of(k)} at {near[k]:.0%} of the usual strength"
+        bent = "not looked for"
+        if (tried := np.flatnonzero(self.bend)).size:
+            k = int(tried[self.bend[tried].argmin()])
+            bent = f"leads to class {self.name_of(k)} first, by {self.bend[k]:.1%} of the side"
         return [
             ("verdict", f"{self.verdict} (confidence {self.confidence:.2f})"),
             ("because", self.reason),
@@ -222,6 +229,7 @@ class AuditResult:
             ("strongest pull", f"{self.pull[strongest]:.3f}, class {self.name_of(strongest)}"),
             ("one small patch", f"changes {self.patch_success:.0%} of the predictions"),
             ("one faint picture", faint),
+            ("bending images", bent),
             ("images", str(self.images)),
             ("seconds", f"{self.timing.get('total', float('nan')):.1f}"),
         ]

@@ -58,8 +58,16 @@ def context(result: AuditResult) -> dict[str, Any]:
 
 def _classes(result: AuditResult, names: list[str]) -> Table:
     order, near = np.argsort(-result.pull, kind="stable").tolist(), result.nearness
+    bend = np.where(result.bend > 0, result.bend, np.nan) if len(result.bend) else np.full(len(order), np.nan)
     rows = [
-        (names[i], Share(float(result.pull[i])), float(result.movement[i]), float(near[i]), i in result.target_classes)
+        (
+            names[i],
+            Share(float(result.pull[i])),
+            float(result.movement[i]),
+            float(near[i]),
+            float(bend[i]),
+            i in result.target_classes,
+        )
         for i in order
     ]
     columns = (
@@ -67,6 +75,7 @@ def _classes(result: AuditResult, names: list[str]) -> Table:
         "share of other classes' images that become it",
         "movement of features",
         "faintest picture that leads there, over the usual",
+        "bend that leads there, as a share of the side",
         "suspected target",
     )
     return Table("classes", "Where adversarial examples end, by class", columns, rows)

@@ -1,0 +1,88 @@
+"""What the audit says where nothing but clean images is at hand: a delivered model, and no training set of its.
+
+    python docs/results/audits_on_clean_images.py --data $TRAINGUARD_DATA --runs runs --out audits_on_clean_images.json
+
+A thousand test images, without screening. Models that the drill has trained in the same folders, by the commands of
+results.md, are not trained again.
+"""
+
+import argparse
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from record import Record, add_only, rounded
+
+from trainguard import audit
+from trainguard.data.pixels import PixelRange
+from trainguard.drill.images import load_images
+from trainguard.drill.poison import Attack
+from trainguard.drill.runner import run_drill
+from trainguard.drill.scene import Scene, UnitImages, Victim
+from trainguard.drill.train import Recipe
+from trainguard.purification.bending import lead_of
+
+USUAL = {"model": "resnet9", "epochs": 30, "rate": 0.05, "rows": 10_000, "test_rows": 2000}
+IMAGES = 1000
+FOUND_BY_PICTURES = "badnets,blend,physicalba,adaptive_blend,adaptive_patch,label_consistent,low_frequency"
+FOUND_OTHERWISE = "two_backdoors,fragile,sig,wanet,tact,input_aware,clean"
+DRILLS = {
+    "mended": {"attacks": f"{FOUND_BY_PICTURES},{FOUND_OTHERWISE}".split(",")},
+    "mended10": {"rate": 0.1, "attacks": ["all_to_all", "wanet"]},
+    "audits/gtsrb": {"data": "gtsrb", "epochs": 15, "attacks": ["clean", "badnets"]},
+    "audits/resnet10t": {"model": "resnet10t", "epochs": 20, "attacks": ["clean", "badnets"]},
+}
+COLUMNS = ("data", "model", "attack", "ACC", "ASR", "verdict", "targets", "because", "picture", "bend", "s")
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as Markdown."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    for row in rows:
+        asr = "" if row["asr"] is None else f"{100 * row['asr']:.1f}"
+        attack = row["attack"] + (f" {row['rate']:.0%}" if row["rate"] != USUAL["rate"] else "")
+        targets = ", ".join(map(str, row["target_classes"]))
+        cells = [row["data"], row["model"], attack, f"{100 * row['acc']:.1f}", asr, row["verdict"], targets]
+        cells += [row["reason"], f"{row['picture']:.2f}", f"{row['bend']:.2f}", f"{row['seconds']:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Audit every model, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/ and gtsrb/")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--out", type=Path, default=Path("audits_on_clean_images.json"))
+    add_only(parser, DRILLS)
+    args = parser.parse_args()
+    record = Record(args.out, USUAL)
+    record.rows = []
+    for name in args.only:
+        how = USUAL | DRILLS[name]
+        data = how.pop("data", "cifar10")
+        folder = args.runs / name
+        drill = run_drill(args.data / data, defenses=["none"], out=folder, progress=False, table=False, **how)
+        images = load_images(args.data / data, rows=how["rows"], test_rows=how["test_rows"])
+        recipe = Recipe.for_model(how["model"], how["epochs"], flip=images.flip)
+        victim = Victim(how["model"], recipe, torch.device("cpu"))
+        scene = Scene.make(images, Attack("clean"), victim, 0)
+        unit = PixelRange.from_mean_std((0.0,) * 3, (1.0,) * 3)
+        clean = UnitImages(images.test[-IMAGES:], images.test_labels[-IMAGES:])
+        for cell in drill.cells:
+            model = scene.fresh_model()
+            weights = folder / "cells" / f"{cell.attack}-none-seed{cell.seed}" / "model.safetensors"
+            model.load_state_dict(safetensors.torch.load_file(weights))
+            found = audit(model.eval(), clean, pixel_range=unit, screening=False, progress=False)
+            bent = {k: float(bend) for k, bend in enumerate(found.bend) if bend}
+            about = {"data": data, "model": how["model"], "rate": how["rate"], "attack": cell.attack}
+            said = {"verdict": found.verdict, "confidence": found.confidence, "reason": found.reason}
+            seen = {"picture": float(found.nearness[found.reach > 0].min()), "bend": lead_of(bent)}
+            seen |= {"seconds": found.timing["total"], "patch_success": found.patch_success}
+            row = about | {"acc": cell.acc, "asr": cell.asr, "targets": list(cell.true_targets)} | said | seen
+            record.add(rounded(row) | {"target_classes": list(found.target_classes)})
+    print(table(record.rows))
+
+
+if __name__ == "__main__":
+    main()
