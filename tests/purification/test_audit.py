@@ -104,7 +104,7 @@ def test_judge_believes_a_faint_picture_that_leads_to_one_class_far_sooner(near,
     assert verdict != "backdoored" or "class 3" in found[2]
 
 
-@pytest.mark.parametrize(("least", "verdict"), [(0.3, "backdoored"), (0.45, "undecided"), (0.65, "clean")])
+@pytest.mark.parametrize(("least", "verdict"), [(0.24, "backdoored"), (0.34, "undecided"), (0.47, "clean")])
 def test_judge_believes_bent_images_that_fall_to_one_class_far_sooner(least, verdict):
     bent = {k: 0.1 + 0.01 * k for k in range(1, 8)} | {9: least * 0.11}
     found = judge(uniform(), SAFE, bent=bent)

@@ -44,7 +44,7 @@ TO_ALL, TO_ALL_BAND = 0.5, 0.2  # median one-sidedness of the moves: benign 0.35
 # and GTSRB, 6 benign (ResNet-9, ResNet-10-T, ConvNeXt):
 PATCH, PATCH_BAND = 0.68, 0.2  # benign 0.54 at most; BadNets 0.76 to 0.94 on most, all-to-all 0.86
 INTO, INTO_BAND = 0.5, 0.2  # benign 0.35 at most; BadNets 0.73 to 1.00 on most, CIFAR-10's Blend 0.76
-LEAD, LEAD_BAND = 0.45, 0.2  # the least bend that leads to a class over the next class's, see `bending.lead_of`
+LEAD, LEAD_BAND = 0.34, 0.16  # the least bend that leads to a class over the next class's, see `bending.lead_of`
 NEAR_BAND = 0.08  # of `overlay.NEAR`: one faint picture, its radius for the nearest class over the median class's
 TARGET = 0.4  # share that makes a class a suspected target; the paper's figure
 LEARNED = 0.5  # share of the flagged samples that get their label from a model that has learned the poison
