@@ -9,6 +9,7 @@ results.md, are not trained again.
 import argparse
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from record import Record, add_only, rounded
@@ -24,10 +25,12 @@ from trainguard.purification.bending import lead_of
 
 USUAL = {"model": "resnet9", "epochs": 30, "rate": 0.05, "rows": 10_000, "test_rows": 2000}
 IMAGES = 1000
-FOUND_BY_PICTURES = "badnets,blend,physicalba,adaptive_blend,adaptive_patch,label_consistent,low_frequency"
-FOUND_OTHERWISE = "two_backdoors,fragile,sig,wanet,tact,input_aware,clean"
+SMALL_TIER = (
+    "badnets,blend,physicalba,adaptive_blend,adaptive_patch,label_consistent,low_frequency,two_backdoors,fragile,sig,"
+    "wanet,tact,input_aware,clean"
+)
 DRILLS = {
-    "mended": {"attacks": f"{FOUND_BY_PICTURES},{FOUND_OTHERWISE}".split(",")},
+    "mended": {"attacks": SMALL_TIER.split(",")},
     "mended10": {"rate": 0.1, "attacks": ["all_to_all", "wanet"]},
     "audits/gtsrb": {"data": "gtsrb", "epochs": 15, "attacks": ["clean", "badnets"]},
     "audits/resnet10t": {"model": "resnet10t", "epochs": 20, "attacks": ["clean", "badnets"]},
@@ -65,23 +68,31 @@ def main() -> None:
         drill = run_drill(args.data / data, defenses=["none"], out=folder, progress=False, table=False, **how)
         images = load_images(args.data / data, rows=how["rows"], test_rows=how["test_rows"])
         recipe = Recipe.for_model(how["model"], how["epochs"], flip=images.flip)
-        victim = Victim(how["model"], recipe, torch.device("cpu"))
-        scene = Scene.make(images, Attack("clean"), victim, 0)
-        unit = PixelRange.from_mean_std((0.0,) * 3, (1.0,) * 3)
-        clean = UnitImages(images.test[-IMAGES:], images.test_labels[-IMAGES:])
+        scene = Scene.make(images, Attack("clean"), Victim(how["model"], recipe, torch.device("cpu")), 0)
         for cell in drill.cells:
-            model = scene.fresh_model()
             weights = folder / "cells" / f"{cell.attack}-none-seed{cell.seed}" / "model.safetensors"
-            model.load_state_dict(safetensors.torch.load_file(weights))
-            found = audit(model.eval(), clean, pixel_range=unit, screening=False, progress=False)
-            bent = {k: float(bend) for k, bend in enumerate(found.bend) if bend}
             about = {"data": data, "model": how["model"], "rate": how["rate"], "attack": cell.attack}
-            said = {"verdict": found.verdict, "confidence": found.confidence, "reason": found.reason}
-            seen = {"picture": float(found.nearness[found.reach > 0].min()), "bend": lead_of(bent)}
-            seen |= {"seconds": found.timing["total"], "patch_success": found.patch_success}
-            row = about | {"acc": cell.acc, "asr": cell.asr, "targets": list(cell.true_targets)} | said | seen
-            record.add(rounded(row) | {"target_classes": list(found.target_classes)})
+            about |= {"acc": cell.acc, "asr": cell.asr, "targets": list(cell.true_targets)}
+            record.add(rounded(about | _audited(scene, weights)))
     print(table(record.rows))
+
+
+def _audited(scene: Scene, weights: Path) -> dict:
+    model = scene.fresh_model()
+    model.load_state_dict(safetensors.torch.load_file(weights))
+    clean = UnitImages(scene.data.test[-IMAGES:], scene.data.test_labels[-IMAGES:])
+    unit = PixelRange.from_mean_std((0.0,) * 3, (1.0,) * 3)
+    found = audit(model.eval(), clean, pixel_range=unit, screening=False, progress=False)
+    return {
+        "verdict": found.verdict,
+        "confidence": found.confidence,
+        "reason": found.reason,
+        "picture": float(np.nanmin(found.nearness)),
+        "bend": lead_of({k: float(bend) for k, bend in enumerate(found.bend) if bend}),
+        "seconds": found.timing["total"],
+        "patch_success": found.patch_success,
+        "target_classes": list(found.target_classes),
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 import copy
 import importlib
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from trainguard.data.store import open_images
 from trainguard.errors import DataError
 from trainguard.purification import AuditResult, audit
 from trainguard.purification.audit import balanced, movement_of, one_way, pull_of, transition_counts
+from trainguard.purification.bending import MOST
 from trainguard.purification.network import features_of
 
 audits = importlib.import_module("trainguard.purification.audit")  # the package gives that name to the function
@@ -183,6 +185,9 @@ def test_audit_survives_saving_and_shows_itself(found, tmp_path):
     (tmp_path / "audit" / "audit.json").write_text(json.dumps(older))
     old = AuditResult.load(tmp_path / "audit")
     assert np.isnan(old.nearness).all() and dict(old.rows())["one faint picture"] == "not looked for"
+    nowhere = replace(old, bend=np.full(10, MOST, dtype=np.float32))
+    assert dict(nowhere.rows())["bending images"] == "leads to no class"
+    assert dict(replace(nowhere, bend=nowhere.bend / 3).rows())["bending images"].endswith("by 10.0% of the side")
     assert dict(old.rows())["bending images"] == "not looked for" != dict(loaded.rows())["bending images"]
     with pytest.raises(ValueError, match="does not exist"):
         AuditResult.load(tmp_path)

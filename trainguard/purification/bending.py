@@ -48,8 +48,8 @@ def bends(
 def lead_of(bent: Mapping[int, float]) -> float:
     """The nearest class's bend over the second's: small where one class is a warp's target; 1 of fewer than `FEWEST`.
 
-    Measured on 31 models (docs/experiments.md): 0.14 to 0.24 under WaNet, 0.24 under a patch on traffic signs; 0.65 and
-    more on all others, six of them benign, but 0.47 on benign traffic signs when other images were looked at.
+    Measured on 31 models (docs/experiments.md): 0.14 to 0.24 under WaNet, 0.20 and 0.24 under a patch on traffic
+    signs; 0.65 and more on all others, six of them benign, but 0.47 on benign signs when other images were looked at.
     """
     nearest = sorted(bent.values())
     return nearest[0] / nearest[1] if len(nearest) >= FEWEST else 1.0

@@ -15,6 +15,7 @@ from torch import nn
 
 from trainguard.checkpoints import load_weights, read_checkpoint, write_weights
 from trainguard.files import write_atomically
+from trainguard.purification.bending import MOST
 
 _FORMAT = 1
 _AUDIT_ARRAYS = ("transitions", "pull", "movement", "patch", "reach", "bend")
@@ -138,7 +139,7 @@ class AuditResult:
         reach: (K,) float32, the root mean square, of values in [0, 1], of the faintest picture that leads nearly all
             other images to each class; 0 for classes that were not tried. Empty in older results.
         bend: (K,) float32, how far the pixels of other images must be moved, as a share of the side, until half of them
-            are of each class; likewise.
+            are of each class, `bending.MOST` where they never are; likewise.
         class_names: K names.
         fingerprint: of the data set.
         settings: everything that made this result, with seed and versions; plain JSON values.
@@ -221,7 +222,8 @@ class AuditResult:
         bent = "not looked for"
         if (tried := np.flatnonzero(self.bend)).size:
             k = int(tried[self.bend[tried].argmin()])
-            bent = f"leads to class {self.name_of(k)} first, by {self.bend[k]:.1%} of the side"
+            least = f"{self.bend[k]:.1%} of the side"
+            bent = f"leads to class {self.name_of(k)} first, by {least}" if self.bend[k] < MOST else "leads to no class"
         return [
             ("verdict", f"{self.verdict} (confidence {self.confidence:.2f})"),
             ("because", self.reason),
