@@ -75,9 +75,9 @@ def audit(
     one faint picture for all images that leads to one class far sooner than others do to theirs; and images are bent
     until they are of a class, of which a warp's target needs far less than any other.
 
-    A trigger that differs from image to image shows in neither. Where `data` are what the model was trained on, the
-    poison is among them: they are screened (AdvrBD) with the model as the first probe, and what is found counts if the
-    model has learned its labels.
+    Other triggers that differ from image to image show in none of these. Where `data` are what the model was trained
+    on, the poison is among them: they are screened (AdvrBD) with the model as the first probe, and what is found counts
+    if the model has learned its labels.
 
     Args:
         model: the trained model, on any device; never changed. Or a function that returns a copy of it.
