@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 
 import numpy as np
@@ -110,6 +110,7 @@ class Classes:
         views: of what each look gives.
         sizes: (K,) readable samples of each class.
         around: the fine detail of samples of all classes; None where images are too small or too few for that.
+        seen: the splits that each look at a class gives, once it has been looked at.
     """
 
     run: Run
@@ -120,6 +121,7 @@ class Classes:
     views: Sequence[PixelView]
     sizes: np.ndarray
     around: Surroundings | None = None
+    seen: dict[int, list[list[Finding]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run, probe: Probe | Trained, answers: np.ndarray) -> Classes:
@@ -142,13 +144,15 @@ class Classes:
             common: (D,) a direction in whitened features to look along as well.
         """
         settings, members = self.run.settings, self.members(label)
-        whitened, *seen = self.read(members)
+        whitened, *places = self.read(members, looking=label not in self.seen)
+        if label not in self.seen:
+            splits = [split_class(numbers, self.run.seed) for numbers in places]
+            self.seen[label] = [[self.finding(label, split, pixels=True) for split in look] for look in splits]
         unsure = -margins(self.answers[self.labels == label], label)[0]
         orders = [unsure] + ([] if common is None else [whitened @ common])
         found = _few([self.finding(label, split) for split in split_class(whitened, self.run.seed, orders)], settings)
         every: list[Finding] = []
-        for places in seen:
-            plain = [self.finding(label, split, pixels=True) for split in split_class(places, self.run.seed)]
+        for plain in self.seen[label]:
             found = _with_pixels(found, plain, settings)
             every += plain
         bearings = cache(lambda: self.bearings(label))  # not needed in every class
@@ -179,16 +183,17 @@ class Classes:
                     held = held | part
         return more
 
-    def read(self, members: np.ndarray) -> list[np.ndarray]:
+    def read(self, members: np.ndarray, looking: bool = True) -> list[np.ndarray]:
         """The whitened features (n, D) of the samples of a class, and for each look (n, k) where they vary most."""
+        looks, views = (self.looks, self.views) if looking else ((), ())
         seed, order = self.run.seed, np.arange(len(members))
         if len(members) > AT_ONCE:  # the directions are learned from the first ones: any, not those of one place
             order = np.random.default_rng(seed).permutation(order)
         parts, lines = [], None
         for start in range(0, len(order), AT_ONCE):
-            features, *seen = _seen(self.run, self.probe, self.looks, members[order[start : start + AT_ONCE]])
-            lines = lines or [view.widest(numbers, seed) for view, numbers in zip(self.views, seen, strict=True)]
-            places = [view(numbers, line) for view, numbers, line in zip(self.views, seen, lines, strict=True)]
+            features, *seen = _seen(self.run, self.probe, looks, members[order[start : start + AT_ONCE]])
+            lines = lines or [view.widest(numbers, seed) for view, numbers in zip(views, seen, strict=True)]
+            places = [view(numbers, line) for view, numbers, line in zip(views, seen, lines, strict=True)]
             parts.append([self.whitening(features), *places])
         return [np.concatenate(part)[np.argsort(order)] for part in zip(*parts, strict=True)]
 
