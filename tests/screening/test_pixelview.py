@@ -189,6 +189,36 @@ def test_of_a_large_class_some_are_held_at_once_and_all_come_back_in_order(monke
         assert np.array_equal(seen, wanted)
 
 
+def test_a_class_is_looked_at_once_and_the_second_time_says_the_same(monkeypatch):
+    rng, asked = np.random.default_rng(0), []
+    features, numbers = rng.normal(size=(400, 6)), rng.normal(size=(400, 6))
+    numbers[:80, 0] += 12  # what the features do not show
+
+    class View:
+        def widest(self, pixels, seed):
+            return None
+
+        def __call__(self, pixels, lines):
+            return pixels
+
+    def seen(run, probe, looks, index):
+        asked.append(len(looks))
+        return [features[index], *(numbers[index] for _ in looks)]
+
+    monkeypatch.setattr(suspicion, "_seen", seen)
+    labels = np.zeros(400, dtype=np.int64)
+    run = SimpleNamespace(
+        seed=0, settings=Settings(), store=SimpleNamespace(labels=labels, readable=np.arange(400)), trained=None
+    )
+    answers = rng.normal(size=(400, 3)).astype(np.float32)
+    classes = suspicion.Classes(run, None, answers, lambda x: x, ("look",), (View(),), np.array([400, 0, 0]))
+    first, second = classes.split(0), classes.split(0)
+    assert asked == [1, 0]
+    assert any(f.pixels and f.split.smaller[:80].all() and f.split.smaller.sum() == 80 for f in first)
+    assert [f.pixels for f in first] == [f.pixels for f in second]
+    assert all(np.array_equal(a.split.position, b.split.position) for a, b in zip(first, second, strict=True))
+
+
 def test_other_classes_images_lie_with_the_part_that_has_no_trigger():
     images, labels = smooth(3000, 16), np.arange(3000) % 3
     bad = np.arange(0, 3000, 6)  # half of class 0: noise that is drawn anew for each image
