@@ -110,7 +110,7 @@ class Classes:
         views: of what each look gives.
         sizes: (K,) readable samples of each class.
         around: the fine detail of samples of all classes; None where images are too small or too few for that.
-        seen: the splits that each look at a class gives, once it has been looked at.
+        looked: of each class that has been looked at, for each look the parts that it sets apart.
     """
 
     run: Run
@@ -121,7 +121,7 @@ class Classes:
     views: Sequence[PixelView]
     sizes: np.ndarray
     around: Surroundings | None = None
-    seen: dict[int, list[list[Finding]]] = field(default_factory=dict)
+    looked: dict[int, list[list[Finding]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run, probe: Probe | Trained, answers: np.ndarray) -> Classes:
@@ -144,20 +144,24 @@ class Classes:
             common: (D,) a direction in whitened features to look along as well.
         """
         settings, members = self.run.settings, self.members(label)
-        whitened, *places = self.read(members, looking=label not in self.seen)
-        if label not in self.seen:
-            splits = [split_class(numbers, self.run.seed) for numbers in places]
-            self.seen[label] = [[self.finding(label, split, pixels=True) for split in look] for look in splits]
+        whitened, *places = self.read(members, looking=label not in self.looked)
+        if label not in self.looked:
+            self.looked[label] = [self._apart(label, numbers) for numbers in places]
         unsure = -margins(self.answers[self.labels == label], label)[0]
         orders = [unsure] + ([] if common is None else [whitened @ common])
         found = _few([self.finding(label, split) for split in split_class(whitened, self.run.seed, orders)], settings)
         every: list[Finding] = []
-        for plain in self.seen[label]:
+        for plain in self.looked[label]:
             found = _with_pixels(found, plain, settings)
             every += plain
         bearings = cache(lambda: self.bearings(label))  # not needed in every class
         found += self._further(found, every, bearings)
         return [self._placed(finding, whitened, bearings) for finding in found]
+
+    def _apart(self, label: int, places: np.ndarray) -> list[Finding]:
+        """The splits of a class, from where a look puts its samples (n, k), that are wide enough to count."""
+        found = [self.finding(label, split, pixels=True) for split in split_class(places, self.run.seed)]
+        return [f for f in found if f.is_apart(self.run.settings) or f.is_quite_apart]
 
     def _placed(self, finding: Finding, whitened: np.ndarray, bearings: Callable[[], Told]) -> Finding:
         """With the way between its parts in whitened features and, of a candidate, where other classes' images lie."""
