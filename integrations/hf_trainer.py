@@ -24,7 +24,8 @@ def protect(trainer: Any, guard: Guard | None = None, **options: Any) -> Guard:
 
     Args:
         trainer: a `transformers.Trainer`.
-        guard: None for one with the Trainer's accelerator, number of epochs and seed.
+        guard: takes the Trainer's processes and number of epochs where it was given none; None for one with the
+            Trainer's seed as well.
         **options: of `Guard.protect`. With `steps="keep"` flagged samples may come back in mid-run (`guard.relabel`): a
             Trainer does not take a longer epoch.
 
@@ -32,8 +33,8 @@ def protect(trainer: Any, guard: Guard | None = None, **options: Any) -> Guard:
         The guard; its `result` is there once training has started.
     """
     if guard is None:
-        epochs = max(1, round(trainer.args.num_train_epochs))
-        guard = Guard(trainer.accelerator, epochs=epochs, seed=trainer.args.seed)
+        guard = Guard(seed=trainer.args.seed)
+    guard.adopt(trainer.accelerator, max(1, round(trainer.args.num_train_epochs)))
     make, train = trainer.get_train_dataloader, trainer.train
 
     def protected_loader() -> Any:

@@ -17,7 +17,7 @@ class Recorded:
         self.read += list(index)
         return self.images[torch.as_tensor(index)]
 
-    def name(self, i):
+    def described(self, i):
         return f"row {i}"
 
 
@@ -121,5 +121,5 @@ def test_evidence_leaves_unreadable_samples_alone():
     score, suspect, labels, proposed = findings()
     score[150], labels[150], proposed[150] = np.nan, -1, -1
     store = Recorded(200, (1, 8, 8))
-    collect_evidence(store, score, suspect, labels, proposed)
-    assert 150 not in store.read
+    evidence = collect_evidence(store, score, suspect, labels, proposed)
+    assert 150 not in store.read and "row 150" in evidence.names

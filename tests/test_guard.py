@@ -1,6 +1,8 @@
 import collections
 import copy
+import pickle
 import random
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import datasets
@@ -9,7 +11,16 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+from torchvision import transforms as T
 
 import trainguard
 from trainguard import Guard
@@ -43,7 +54,6 @@ def result_for(images, flagged):
         settings={"seed": 0},
         timing={"total": 1.0},
         history=[{"stage": "probe", "epoch": 1, "loss": np.float32(0.5)}],
-        embedding=np.zeros((len(images), 2), np.float16),
     )
 
 
@@ -455,3 +465,95 @@ def test_importing_trainguard_imports_no_host_and_no_torch():
     assert set(trainguard.__all__) <= set(dir(trainguard))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = trainguard.nothing
+
+
+@pytest.mark.parametrize("same_guard", [False, True])
+def test_a_protected_loader_is_protected_as_the_one_it_was_made_of(same_guard, screening, images, labels):
+    data = Augmented(images, labels)
+    data.transform = transform = lambda image: image.flip(1)
+    loader, first = DataLoader(data, 16), Guard(progress=False)
+    second = first if same_guard else Guard(progress=False)
+    protected = second.protect(first.protect(loader, None), None)
+    assert rows(protected) == KEPT and data.transform is transform
+    assert len(second.result.score) == 60 and len(screening.calls) == 2 - same_guard
+    screening.flagged = []
+    assert Guard(progress=False).protect(protected, None) is loader
+
+
+def test_a_protected_loader_that_was_built_anew_is_refused(screening, images, labels):
+    protected = Guard(progress=False).protect(DataLoader(Augmented(images, labels), 16), None)
+    with pytest.raises(DataError, match="protected already"):
+        Guard(progress=False).protect(DataLoader(protected.dataset, 16), None)
+
+
+def normalise(images):
+    return (images - 0.4) / 0.2
+
+
+class Pixels(nn.Module):
+    """Class 2 where an image comes as training feeds it, else class 0."""
+
+    def forward(self, x):
+        assert x.ndim == 4
+        return nn.functional.one_hot((x.amin((1, 2, 3)) < -1).long() * 2, 3).float()
+
+
+@pytest.mark.parametrize("how", ["collate", "said", "unsaid"])
+def test_relabel_knows_a_normalisation_after_the_data_set(how, screening, images, labels):
+    step = T.Normalize([0.4] * 3, [0.2] * 3)
+    kept = torch.cat([images[:, :, :7], torch.zeros(60, 3, 1, images.shape[3])], 2)  # black somewhere
+    pictures = [(T.functional.to_pil_image(image), int(label)) for image, label in zip(kept, labels, strict=True)]
+    tensors = TensorDataset(kept, labels)
+
+    def collate(samples):
+        return torch.stack([step(image) for image, _ in samples]), torch.tensor([label for _, label in samples])
+
+    guard = Guard(progress=False)
+    if how == "collate":
+        protected = guard.protect(DataLoader(tensors, 16, collate_fn=collate), None)
+    elif how == "said":
+        protected = guard.protect(DataLoader(tensors, 16), None, mean=[0.4] * 3, std=[0.2] * 3)
+    else:
+        protected = guard.protect(DataLoader(pictures, 16, collate_fn=lambda samples: samples), None)
+    assert torch.equal(screening.calls[0].images.batch([0])[0], (kept[0] * 255).round() / 255)
+    if how == "unsaid":
+        with pytest.warns(UserWarning, match="pass mean= and std="):
+            guard.relabel(Pixels())
+    else:
+        guard.relabel(Pixels())
+        assert [int(protected.dataset[55 + row][1]) for row in range(5)] == [2] * 5
+
+
+def test_the_user_s_own_handle_of_a_sampler_still_sets_the_epoch(screening, images, labels):
+    data = Augmented(images, labels)
+    sampler = DistributedSampler(data, 2, 0, seed=3)
+    protected = Guard(progress=False).protect(DataLoader(data, 16, sampler=sampler), None)
+    orders = []
+    for epoch in (0, 7):
+        sampler.set_epoch(epoch)
+        orders.append(list(protected.sampler))
+    assert protected.sampler.epoch == sampler.epoch == 7 and orders[0] != orders[1]
+    again = Guard(progress=False).protect(DataLoader(data, 16, sampler=pickle.loads(pickle.dumps(sampler))), None)
+    assert again.sampler.epoch == 7
+
+
+def test_whole_batches_and_columns_are_read_from_a_protected_data_set(screening, images, labels):
+    data = TensorDataset(images, labels)
+    batches = DataLoader(data, sampler=BatchSampler(RandomSampler(data), 10, False), batch_size=None)
+    guard = Guard(progress=False)
+    protected = guard.protect(batches, None)
+    assert sum(len(y) for _, y in protected) == 55
+    with pytest.warns(UserWarning, match="0") if guard._images.pixel_range.source == "assumed" else nullcontext():
+        guard.relabel(Pixels())
+    given = torch.cat([y for _, y in protected])
+    assert len(given) == 60 and torch.equal(protected.dataset[-5:][1], torch.zeros(5, dtype=labels.dtype))
+    table = datasets.Dataset.from_dict(
+        {
+            "image": [Image.fromarray((x.permute(1, 2, 0) * 255).byte().numpy()) for x in images],
+            "label": labels.tolist(),
+        },
+        datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(3)),
+    )
+    view = Guard(progress=False).protect(DataLoader(table, 16, collate_fn=list), None).dataset
+    assert view["label"] == view[:]["label"] == [int(labels[row]) for row in KEPT]
+    assert view[[1, 3]]["label"] == [int(labels[1]), int(labels[4])]

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from trainguard.files import writable_folder
+
 DONE, WRONG_USE, FOUND, UNDECIDED, INTERRUPTED = 0, 2, 3, 4, 130
 VERDICT_CODES = {"clean": DONE, "poisoned": FOUND, "backdoored": FOUND, "undecided": UNDECIDED}
 
@@ -201,6 +203,7 @@ def _add_screen(commands: argparse._SubParsersAction) -> None:
 def _screen(arguments: argparse.Namespace) -> int:
     import trainguard
 
+    writable_folder(arguments.out)  # not only after the work
     dataset = _open_data(arguments, arguments.data)
     result = trainguard.screen(
         dataset,

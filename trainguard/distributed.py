@@ -9,6 +9,21 @@ import torch
 from torch import nn
 
 
+class Group:
+    """The processes of `torch.distributed`, named as accelerate names its own; where to work is left open."""
+
+    device = None
+
+    def __init__(self) -> None:
+        self.process_index = torch.distributed.get_rank()
+        self.num_processes = torch.distributed.get_world_size()
+
+    @classmethod
+    def running(cls) -> Group | None:
+        """The default group; None where none has been set up, as in a run of one process."""
+        return cls() if torch.distributed.is_available() and torch.distributed.is_initialized() else None
+
+
 class Processes:
     """The ranks of one run. Without an accelerator there is one, and every method is free.
 
@@ -26,6 +41,14 @@ class Processes:
         if accelerator is None or accelerator.num_processes == 1:
             return cls()
         return cls(accelerator.process_index, accelerator.num_processes)
+
+    def over(self, fingerprint: str) -> Processes:
+        """These processes where all of them hold the same data, else this one alone: work is shared by index."""
+        if self.world == 1:
+            return self
+        held: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(held, fingerprint)
+        return self if len(set(held)) == 1 else Processes()
 
     @property
     def is_main(self) -> bool:

@@ -40,8 +40,8 @@ class Evidence:
         cards: (F, 3) int64, positions of a flagged sample, of a kept one with the same label, and of a kept one with
             the label that it would get; -1 where there is none. Evenly spread from the most to the least suspicious.
         borderline: (B,) int64, positions of the samples nearest to their class's threshold, on both sides.
-        named: (M,) int64, the indices that have a name: every thumbnail and the most suspicious samples.
-        names: (M,) str, row or path of each.
+        named: (M,) int64, the indices that have a name: thumbnails, the most suspicious samples, unreadable ones.
+        names: (M,) str, row or path of each, and why it could not be read.
         groups: (G,) int64, labels that have flagged samples, those with most first.
         counts: (G,) int64, how many images each of the averages below stands on.
         flagged_mean: (G, H, W, C) float32 in [0, 1], average of flagged samples with that label.
@@ -110,14 +110,15 @@ def collect_evidence(
     near = findings.borderline(thresholds)
     moments = [_group_moments(store, findings, int(label), rng) for label in groups]
     index = np.unique(np.r_[cards[cards >= 0], near]).astype(np.int64)
-    named = np.union1d(index, findings.ranked(suspect)[:NAMED]).astype(np.int64)
+    told = np.r_[index, findings.ranked(suspect)[:NAMED], np.flatnonzero(labels < 0)[:NAMED]]
+    named = np.unique(told).astype(np.int64)
     return Evidence(
         thumbnails=_thumbnails(store, index),
         index=index,
         cards=np.where(cards >= 0, np.searchsorted(index, cards), -1),
         borderline=np.searchsorted(index, near),
         named=named,
-        names=np.array([store.name(int(i)) for i in named], dtype=np.str_),
+        names=np.array([store.described(int(i)) for i in named], dtype=np.str_),
         groups=groups,
         counts=np.array([count for count, *_ in moments], dtype=np.int64),
         flagged_mean=_stacked([m[1] for m in moments]),

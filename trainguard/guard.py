@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from trainguard.data.samples import Key, find_label
 from trainguard.data.store import CACHE_BYTES, ImageStore, OnError, open_images
 from trainguard.data.views import LiveView
 from trainguard.data.walk import find_generators
-from trainguard.distributed import Processes
+from trainguard.distributed import Group, Processes
 from trainguard.errors import DataError, StateError
 from trainguard.guard_state import check_fingerprint, pack_result, unpack_result
 from trainguard.models import Model, bare, working_copy
@@ -35,7 +36,8 @@ class Guard:
     """Screens a training set for backdoor poison and keeps a loader to what is clean.
 
     Args:
-        accelerator: an `accelerate.Accelerator`, where training has one.
+        accelerator: an `accelerate.Accelerator`, where training has one. Without, the processes of `torch.distributed`
+            share the work if it is set up when the loader is protected, which all of them must do then.
         epochs: how long the protected training will be; None leaves screening its own default length.
         budget: what share of that training's cost screening may spend.
         seed: of everything random in screening.
@@ -129,9 +131,11 @@ class Guard:
             raise ValueError(f"expected steps='natural' or 'keep', got {steps!r}")
         if not self.enabled:
             return loader
+        if self._accelerator is None and (group := Group.running()) is not None:
+            self.adopt(group)
         host = open_loader(loader)
         images = open_images(
-            host.inner.dataset if host.dataset is None else host.dataset,
+            host.dataset,
             pixel_range=given_range(pixel_range, mean, std, bounds) or host.pixel_range,
             image_column=image_column,
             label_column=label_column,
@@ -153,7 +157,7 @@ class Guard:
         self._images, self._asked = images.only(np.flatnonzero(result.suspect)), (images.fingerprint, preset)
         if len(result.keep) == len(images):
             self._view = self._follower = None
-            return loader
+            return host.rebuild(host.inner)
         self._view, self._follower = view, follower
         self._apply()
         if not _has_batches(follower.loader):
@@ -176,10 +180,17 @@ class Guard:
         flagged = np.flatnonzero(self._result.suspect)
         if self._view is None or len(flagged) == 0:
             return
+        if self._images.pixel_range.source == "assumed":
+            warnings.warn(
+                "the model is asked about pixels from 0 (black) to 1 (white), as nothing in the loader says what "
+                "training makes of them: pass mean= and std=, or bounds=, to guard.protect if it is something else",
+                stacklevel=2,
+            )
         given = self._result.labels[flagged]
         with isolated_rng(self._seed):
             labels, _ = relabel(bare(model), self._images, flagged, given=given)
-        self._new_labels = flagged, Processes.of(self._accelerator).broadcast(labels)
+        processes = Processes.of(self._accelerator).over(self._images.fingerprint)
+        self._new_labels = flagged, processes.broadcast(labels)
         changed = int((self._new_labels[1] != given).sum())
         self._log({"trainguard/relabelled": len(flagged), "trainguard/labels_changed": changed})
         self._apply()
@@ -355,7 +366,7 @@ def run_screening(
             epochs=epochs,
             budget=budget,
             seed=seed,
-            processes=Processes.of(accelerator),
+            processes=Processes.of(accelerator).over(images.fingerprint),
             device=_device(accelerator, model),
             **options,
         )
@@ -380,7 +391,7 @@ def _has_batches(loader: torch.utils.data.DataLoader) -> bool:
 
 def _device(accelerator: Any, model: Model | None) -> torch.device | None:
     """Where training will run, as far as it can be told; None leaves the choice to screening."""
-    if accelerator is not None:
+    if accelerator is not None and accelerator.device is not None:
         return accelerator.device
     devices = {parameter.device for parameter in model.parameters()} if isinstance(model, nn.Module) else set()
     return next((device for device in devices if device.type != "cpu"), None)

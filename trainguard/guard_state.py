@@ -11,12 +11,10 @@ import torch
 from trainguard.errors import StateError
 from trainguard.results import ScreenResult
 
-LEFT_OUT = ("embedding", "evidence")  # pictures for the report: large, and not needed to go on training
-
 
 def pack_result(result: ScreenResult) -> dict[str, Any]:
     """A result without its pictures, as a dict of tensors, lists, dicts, strings and numbers."""
-    return {field.name: _packed(getattr(result, field.name)) for field in fields(result) if field.name not in LEFT_OUT}
+    return {field.name: _packed(getattr(result, field.name)) for field in fields(result) if field.name != "evidence"}
 
 
 def unpack_result(packed: dict[str, Any]) -> ScreenResult:

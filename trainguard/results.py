@@ -2,6 +2,7 @@ r"""What a screening found: one frozen value, saved whole or not at all, and sho
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -12,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainguard.files import write_atomically
+from trainguard.files import writable_folder, write_atomically
 
 Verdict = Literal["clean", "poisoned", "undecided"]
 
-_ARRAYS = ("score", "consistency", "suspect", "keep", "labels", "proposed", "thresholds", "embedding")
-_FORMAT = 1
+_ARRAYS = ("score", "consistency", "suspect", "keep", "labels", "proposed", "thresholds")
+_FORMAT = 2
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,7 +45,6 @@ class ScreenResult:
         settings: Everything that made this result, with seed and versions; plain JSON values.
         timing: Wall seconds by stage.
         history: One row per probe epoch: stage, epoch, loss, accuracy and the share of each part.
-        embedding: (N, D) float16 features of the enhanced probe, or None where they were not kept.
         evidence: Thumbnails for the report, or None.
     """
 
@@ -65,7 +65,6 @@ class ScreenResult:
     settings: dict[str, Any] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    embedding: NDArray[np.float16] | None = None
     evidence: Any = None
 
     def apply(self, dataset: Any) -> Any:
@@ -95,7 +94,7 @@ class ScreenResult:
         self._check_length(dataset)
         kept = np.zeros(len(self.score), dtype=bool)
         kept[self.keep] = True
-        return dataset.add_column("poison_score", self.score.tolist()).add_column("keep", kept.tolist())
+        return dataset.add_column("poison_score", self.score).add_column("keep", kept)
 
     def _check_length(self, dataset: Any) -> None:
         if len(dataset) != len(self.score):
@@ -106,7 +105,7 @@ class ScreenResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays of evidence, as plain JSON values (NaN becomes None)."""
-        plain = {name: _plain(getattr(self, name)) for name in _ARRAYS if name != "embedding"}
+        plain = {name: _plain(getattr(self, name)) for name in _ARRAYS}
         return plain | self._header()
 
     def _header(self) -> dict[str, Any]:
@@ -120,17 +119,26 @@ class ScreenResult:
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Writes `result.json` and `arrays.npz` (and `evidence.npz`) into `folder`, each whole or not at all."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        arrays = {name: value for name in _ARRAYS if (value := getattr(self, name)) is not None}
-        with write_atomically(folder / "arrays.npz") as file:
-            file.write_bytes(_npz(arrays))
+        """Writes `result.json` and `arrays.npz` (and `evidence.npz`) into `folder`, each whole or not at all.
+
+        `result.json` comes last and holds the digests of the others, so that `load` refuses a folder in which a save
+        was interrupted.
+
+        Raises:
+            StateError: the folder cannot be written.
+        """
+        folder = writable_folder(folder)
+        parts = {"arrays.npz": _npz({name: getattr(self, name) for name in _ARRAYS})}
         if self.evidence is not None:
-            with write_atomically(folder / "evidence.npz") as file:
-                file.write_bytes(_npz(self.evidence.to_arrays()))
+            parts["evidence.npz"] = _npz(self.evidence.to_arrays())
+        else:
+            (folder / "evidence.npz").unlink(missing_ok=True)
+        for name, content in parts.items():
+            with write_atomically(folder / name) as file:
+                file.write_bytes(content)
+        digests = {"digests": {name: _digest(content) for name, content in parts.items()}}
         with write_atomically(folder / "result.json") as file:
-            file.write_text(json.dumps(self._header(), indent=1, default=_plain))
+            file.write_text(json.dumps(self._header() | digests, indent=1, default=_plain))
         return folder
 
     @classmethod
@@ -138,7 +146,7 @@ class ScreenResult:
         """Reads what `save` wrote; nothing in the folder can run code.
 
         Raises:
-            ValueError: `folder` holds no screening result, or one of a later format.
+            ValueError: `folder` holds no screening result, one of another format, or files that do not belong together.
         """
         folder = Path(folder)
         if not (folder / "result.json").is_file():
@@ -146,14 +154,13 @@ class ScreenResult:
         header = json.loads((folder / "result.json").read_text())
         if header.pop("format", None) != _FORMAT:
             raise ValueError(f"{folder}/result.json has another format than {_FORMAT}: screen again")
-        with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
-            values = {name: arrays[name] for name in arrays.files}
+        digests = header.pop("digests", {})
+        values: dict[str, Any] = _arrays_in(folder / "arrays.npz", digests)
         evidence = None
         if (folder / "evidence.npz").is_file():
             from trainguard.evidence import Evidence
 
-            with np.load(folder / "evidence.npz", allow_pickle=False) as arrays:
-                evidence = Evidence.from_arrays({name: arrays[name] for name in arrays.files})
+            evidence = Evidence.from_arrays(_arrays_in(folder / "evidence.npz", digests))
         for name in ("target_classes", "unreadable", "class_names"):
             header[name] = tuple(header[name])
         return cls(**values, **header, evidence=evidence)
@@ -207,6 +214,19 @@ def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
+
+
+def _arrays_in(file: Path, digests: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+    """The arrays in a file, after a check that it is the one that `result.json` speaks of."""
+    content = file.read_bytes() if file.is_file() else b""
+    if _digest(content) != digests.get(file.name):
+        raise ValueError(f"{file} does not belong to the result.json beside it, or is damaged: save or screen again")
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -402,3 +402,53 @@ def test_mnist_s_own_arrays_are_read_as_grey(tmp_path):
     store = open_images(dataset)
     assert store.shape == (1, 8, 8) and store.num_classes == 10
     assert torch.equal((store.batch([2])[0, 0] * 255).round().byte(), dataset.data[2])
+
+
+class Own(Dataset):
+    """Stored images behind the attribute `transform`."""
+
+    def __init__(self, stored, transform):
+        self.stored, self.transform = stored, transform
+
+    def __len__(self):
+        return len(self.stored)
+
+    def __getitem__(self, index):
+        return self.transform(self.stored[index]), index % 2
+
+
+GREY = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+COLOUR = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+DEEP = np.random.default_rng(0).integers(0, 65536, (20, 8, 8), dtype=np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("stored", "transform", "shape"),
+    [
+        (list(GREY), T.Compose([T.ToPILImage(), T.Grayscale(3), T.ToTensor()]), (3, 8, 8)),
+        (list(COLOUR), T.Compose([T.ToPILImage(), T.Grayscale(1), T.ToTensor()]), (1, 8, 8)),
+        ([Image.fromarray(x).convert("RGBA") for x in COLOUR], T.ToTensor(), (4, 8, 8)),
+        ([Image.fromarray(x) for x in DEEP], lambda x: torch.from_numpy(np.array(x) / 65535).float()[None], (1, 8, 8)),
+        (list(DEEP), lambda x: torch.from_numpy(x / 65535).float()[None], (1, 8, 8)),
+    ],
+)
+def test_a_transform_that_changes_channels_or_depth_is_read_through(stored, transform, shape):
+    store = open_images(Own(stored, transform))
+    assert store.shape == shape
+    expected = torch.stack([transform(image) for image in stored])
+    assert torch.equal((store.batch(range(20)) * 255).round(), (expected * 255).round())
+    assert store.pixel_range.agrees_with(PixelRange((0.0,) * shape[0], (1.0,) * shape[0], "given"))
+
+
+def test_sixteen_bits_without_a_transform_are_refused_by_name():
+    from trainguard.errors import DataError
+
+    with pytest.raises(DataError, match=r"row 0 has values from .* expected whole numbers from 0 to 255"):
+        open_images([(x, row % 2) for row, x in enumerate(DEEP)])
+
+
+def test_plain_pixels_under_a_range_of_another_are_normalised_after_the_data_set(images, labels, recwarn):
+    given = PixelRange.from_mean_std(MEAN, STD)
+    store = open_images(TensorDataset(images, labels), pixel_range=given)
+    assert store.pixel_range == given and not recwarn
+    assert torch.equal((store.batch(range(60)) * 255).round(), (images * 255).round())

@@ -339,4 +339,4 @@ def test_a_host_s_loader_is_opened_by_its_adapter(monkeypatch):
 def test_a_plain_loader_is_its_own_core():
     loader = DataLoader(DATA)
     host = open_loader(loader)
-    assert host.inner is loader and host.rebuild(7) == 7 and host.pixel_range is None and host.dataset is None
+    assert host.inner is loader and host.rebuild(7) == 7 and host.pixel_range is None and host.dataset is DATA

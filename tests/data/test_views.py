@@ -214,3 +214,9 @@ def test_a_relabelled_sample_has_the_type_it_had_and_the_old_one_is_untouched(sa
     assert int(changed[key]) == 2 and int(sample[key]) == 1
     first = functools.partial(next, iter(changed.values() if isinstance(changed, dict) else changed))
     assert first() == 7
+
+
+@pytest.mark.parametrize("old", [torch.tensor([0.0, 1.0, 0.0]), np.array([0, 1, 0]), [0.0, 1.0, 0.0], (0, 1, 0)])
+def test_a_label_with_a_place_for_each_class_gets_the_new_class(old):
+    new = relabelled((7, old), 1, 2)[1]
+    assert type(new) is type(old) and list(new) == [0, 0, 1] and list(old) == [0, 1, 0]

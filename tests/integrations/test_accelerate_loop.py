@@ -57,6 +57,12 @@ def test_every_rank_ends_a_screening_with_the_same_arrays(seen):
         np.testing.assert_array_equal(first[name], second[name])
 
 
+def test_processes_without_an_accelerator_share_a_screening_of_the_same_data(seen):
+    _, first, second = seen.values()
+    assert first["unnamed"] == second["unnamed"] == KEPT
+    assert first["unnamed, apart"] == KEPT and second["unnamed, apart"] == [SIZE - 1 - row for row in KEPT]
+
+
 @pytest.mark.parametrize("when", ["before prepare", "after prepare"])
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_epochs_of_two_processes_have_every_kept_sample(configuration, when, seen):

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from flagged import result_for
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import trainguard.guard
 from trainguard import Guard
@@ -113,6 +113,13 @@ def protected(when, configuration):
     return {"epochs": epochs, "lengths": [*lengths, len(loader)], "gathered": gathered}
 
 
+def unnamed(rows):
+    """What a guard that was given no accelerator keeps of these rows."""
+    data = Subset(Numbered(), rows)
+    loader = Guard(progress=False).protect(DataLoader(data, batch_size=8))
+    return [row for batch in epoch(loader) for row, _ in batch]
+
+
 def main(folder):
     accelerator = Accelerator(cpu=True)
     processes = Processes.of(accelerator)
@@ -128,6 +135,8 @@ def main(folder):
     for configuration in CONFIGURATIONS:
         for when in ("before prepare", "after prepare"):
             seen[f"{configuration}, {when}"] = protected(when, configuration)
+    seen["unnamed"] = unnamed(range(SIZE))
+    seen["unnamed, apart"] = unnamed(list(range(SIZE))[:: -1 if processes.rank else 1])
     torch.save(seen, Path(folder) / f"{processes.rank} of {processes.world}.pt")
     accelerator.end_training()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trainguard.data.store import open_images
-from trainguard.evidence import collect_evidence
+from trainguard.evidence import collect_evidence, samples_for_map
 from trainguard.results import ScreenResult
 
 HOSTILE = "<script>alert(1)</script>"
@@ -63,11 +63,12 @@ def make(n=120, shape=(3, 16, 16), classes=("cat", HOSTILE), flagged=0.1, with_i
         settings={"seed": 0, "eps": 0.031372549, "versions": {"torch": "2"}},
         timing={"probe": 1.0, "scoring": 3.0, "total": 4.0},
         history=[{"stage": "probe", "epoch": i, "loss": 2.0, "accuracy": 0.5 + 0.1 * i} for i in range(4)],
-        embedding=rng.normal(size=(n, features)).astype(np.float16) if features else None,
     )
     if with_images:
         store = open_images(Images(pixels, labels, classes))
-        evidence = collect_evidence(store, score, suspect, labels, result.proposed, thresholds)
+        mapped = samples_for_map(suspect, labels) if features else None
+        seen = rng.normal(size=(len(mapped), features)) if features else None
+        evidence = collect_evidence(store, score, suspect, labels, result.proposed, thresholds, mapped, seen)
         result = dataclasses.replace(result, evidence=evidence)
     return result
 

@@ -7,7 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from pyarrow import parquet
+from torch.utils.data import TensorDataset
 
 from trainguard.purification.results import AuditResult, PurifyResult
 from trainguard.report import build
@@ -267,3 +269,28 @@ def test_build_says_what_it_cannot_show(tmp_path):
     with pytest.raises(TypeError, match="got int"):
         build(3, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_saved_result_whose_files_do_not_belong_together_is_refused(tmp_path, screened):
+    folder = screened(seed=1).save(tmp_path / "saved")
+    arrays = (folder / "arrays.npz").read_bytes()
+    screened(seed=2).save(folder)
+    (folder / "arrays.npz").write_bytes(arrays)  # as where a save was killed between its files
+    with pytest.raises(ValueError, match="does not belong to the result"):
+        ScreenResult.load(folder)
+    screened(with_images=False).save(folder)
+    assert ScreenResult.load(folder).evidence is None
+
+
+def test_the_page_of_other_data_is_refused(tmp_path, screened):
+    data = TensorDataset(torch.rand(120, 3, 16, 16), torch.arange(120) % 2)
+    with pytest.raises(ValueError, match="pass the data set that was screened"):
+        build(screened(with_images=False), tmp_path / "report.html", dataset=data)
+
+
+def test_names_of_any_bytes_can_be_written(tmp_path, screened):
+    result = screened()
+    names = np.full(len(result.evidence.names), "caf\udce9.png")
+    result = dataclasses.replace(result, evidence=dataclasses.replace(result.evidence, names=names))
+    page = build(result, tmp_path / "report.html")
+    assert "caf\\udce9.png" in page.read_text()

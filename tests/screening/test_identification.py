@@ -122,3 +122,11 @@ def test_the_part_that_is_unlike_other_classes_images_is_suspected():
     assert orient(split, moving, (0.0, 0.0)).upper[:60].all()
     assert orient(split, moving, (0.0, 0.0), odd=(True, False)).upper[60:].all()
     assert orient(split.turned(), moving, (0.0, 0.0), odd=(False, True)).upper[60:].all()
+
+
+def test_a_set_of_small_classes_is_not_called_clean():
+    assert decide([], 0.8, 10, Settings())[:2] == ("clean", 1.0)
+    verdict, sure, reason, _ = decide([], 0.8, 10, Settings(), looked=0.9)
+    assert verdict == "clean" and sure == pytest.approx(0.9) and "10.0% of the samples" in reason
+    verdict, sure, reason, _ = decide([], 0.8, 10, Settings(), looked=0.4)
+    assert (verdict, sure) == ("undecided", 0.0) and "60% of the samples are in classes of fewer than 30" in reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -24,12 +24,14 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from trainguard.data.pixels import PixelRange, loader_range
+from trainguard.data.pixels import PixelRange, loader_range, transform_range
+from trainguard.data.sources import rewrapped, unwrap
 from trainguard.data.views import LiveView
 from trainguard.errors import DataError
 
 HOSTS = {"timm": "trainguard.integrations.timm_train", "accelerate": "trainguard.integrations.accelerate_loop"}
 PUT_THERE = ("sampler", "batch_sampler", "generator")
+FOLLOWED = "_trainguard_followed"  # on a loader of ours: the user's own, which it follows
 WAY_OUT = (
     "use one of torch's samplers, or screen first: result = trainguard.screen(dataset, model), and build the loader on "
     "result.apply(dataset)"
@@ -43,8 +45,8 @@ class HostLoader:
     Attributes:
         inner: the torch loader at the core.
         rebuild: makes the host's loader around a new inner one.
-        dataset: what screening reads where that is not `inner.dataset`: a copy with an evaluation transform.
-        pixel_range: where the loader itself normalises.
+        dataset: what screening reads, if not `inner.dataset`: a copy with an evaluation transform.
+        pixel_range: where the loader itself normalises, or the function that makes its batches.
     """
 
     inner: DataLoader
@@ -54,13 +56,13 @@ class HostLoader:
 
 
 def open_loader(loader: Any) -> HostLoader:
-    """Take a loader apart.
+    """Take a loader apart. From one that is protected already the loader that it was made of is taken.
 
     Args:
         loader: a torch `DataLoader`, or one of a host that has a module in `HOSTS`, by its own type or its data set's.
 
     Raises:
-        DataError: neither, or its data set is iterable.
+        DataError: neither, or its data set is iterable, or it was protected and then built anew by a host.
     """
     host = _host_of(loader, getattr(loader, "dataset", None))
     if host is not None:
@@ -71,6 +73,12 @@ def open_loader(loader: Any) -> HostLoader:
         raise DataError(
             f"expected a torch DataLoader, got {type(loader).__name__}: pass the loader that training iterates"
         )
+    if isinstance(found.inner.dataset, LiveView):
+        found = _unprotected(found)
+    if found.dataset is None:
+        found = replace(found, dataset=readable(found.inner.dataset))
+    if found.pixel_range is None:
+        found = replace(found, pixel_range=transform_range(found.inner.collate_fn))
     library = sys.modules.get("datasets")
     streaming = library is not None and isinstance(found.inner.dataset, library.IterableDataset)
     if isinstance(found.inner.dataset, IterableDataset) or streaming:
@@ -81,9 +89,19 @@ def open_loader(loader: Any) -> HostLoader:
 
 def readable(dataset: Any) -> Any:
     """What screening reads in place of a host's data set that hides samples it cannot read; others as they are."""
-    host = _host_of(dataset)
-    found = _adapter(host).readable(dataset) if host == "timm" else None
-    return dataset if found is None else found
+    base, index = unwrap(dataset)
+    found = _adapter("timm").readable(base) if _host_of(base) == "timm" else None
+    return dataset if found is None else rewrapped(found, index)
+
+
+def _unprotected(found: HostLoader) -> HostLoader:
+    """The loader that a protected one follows: screened again is all of the data, not what was kept."""
+    original = vars(found.inner).get(FOLLOWED)
+    if original is None:
+        raise DataError(
+            "the loader is protected already, and was built anew since: protect the loader that it was made of"
+        )
+    return replace(found, inner=original, dataset=None)
 
 
 def _host_of(*things: Any) -> str | None:
@@ -132,7 +150,7 @@ class Follower:
         samplers = self._follow_all()
         # DataLoader forbids setting these one by one; a copy of its state keeps whatever else a subclass or a later
         # version of torch has there, which calling the constructor again would not.
-        vars(self.loader).update(dataset=view, _iterator=None, **samplers)
+        vars(self.loader).update(dataset=view, _iterator=None, **samplers, **{FOLLOWED: loader})
         if hasattr(loader, "_initial_iter_for_state_dict"):  # torchdata's: the user's iterator waits to be used
             vars(self.loader).update(_initial_iter_for_state_dict=False)
 
@@ -152,6 +170,9 @@ class Follower:
             )
         fresh = self._rebuilt(sampler)
         live = self._live.setdefault(id(sampler), fresh)
+        own = getattr(sampler, "set_epoch", None)
+        if live is fresh and callable(own):
+            vars(sampler)["set_epoch"] = _Told(own, live)  # scripts keep a handle of their sampler
         if live is not fresh:  # accelerate's `prepare` may have put its own sampler or generator there: leave those
             vars(live).update({name: value for name, value in vars(fresh).items() if name not in PUT_THERE})
         return live
@@ -190,7 +211,7 @@ class Follower:
         """
         changed = dict(known)
         for name, value in vars(sampler).items():
-            if name in known:
+            if name in known or isinstance(value, _Told):
                 continue
             if value is self._original.dataset:
                 changed[name] = self._view
@@ -207,8 +228,22 @@ class Follower:
                 f"the data set: {WAY_OUT}"
             )
         fresh = copy.copy(self._live.get(id(sampler), sampler))  # it may have counted epochs meanwhile
+        if isinstance(vars(fresh).get("set_epoch"), _Told):
+            del fresh.set_epoch
         vars(fresh).update(changed)
         return fresh
+
+
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """In the place of a user's `sampler.set_epoch`: the sampler that took its place is told as well."""
+
+    own: Callable[[int], None]
+    live: Any
+
+    def __call__(self, epoch: int) -> None:
+        self.own(epoch)
+        self.live.set_epoch(epoch)
 
 
 def weights_for(view: LiveView, weights: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from trainguard.errors import DataError
 PROBES = (
     40  # black and white images sent through a random transform; the median over them is exact in HOST_FACTS' trials
 )
+ESTIMATED = "estimated from the data"
 AGREE = 0.02  # ranges closer than this share of their width are the same
 
 
@@ -188,25 +189,35 @@ def data_range(low: Sequence[float], high: Sequence[float]) -> PixelRange:
         low: smallest value per channel over the data.
         high: largest value per channel over the data.
     """
-    source = "estimated from the data"
+    widened = [b if b > a else a + 1.0 for a, b in zip(low, high, strict=True)]
+    return usual_range(low, high) or PixelRange(tuple(map(float, low)), tuple(map(float, widened)), ESTIMATED)
+
+
+def usual_range(low: Sequence[float], high: Sequence[float]) -> PixelRange | None:
+    """The usual range that values fit tightly: [0, 1], [-1, 1] or [0, 255]; None where they fit none.
+
+    Args:
+        low: smallest value per channel over the data.
+        high: largest value per channel over the data.
+    """
     least, most = min(low), max(high)
     for black, white in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)):
         width = white - black
         tight = least <= black + 0.25 * width and most >= white - 0.25 * width
         if black <= least and most <= white and tight:
-            return PixelRange((black,) * len(low), (white,) * len(low), source)
-    widened = [b if b > a else a + 1.0 for a, b in zip(low, high, strict=True)]
-    return PixelRange(tuple(map(float, low)), tuple(map(float, widened)), source)
+            return PixelRange((black,) * len(low), (white,) * len(low), ESTIMATED)
+    return None
 
 
 def most_trusted(ranges: Iterable[PixelRange | None], channels: int) -> PixelRange | None:
     """The first range that says something, with a warning where a later one contradicts it.
 
     Args:
-        ranges: in order of trust.
+        ranges: in order of trust; what a probe of other channels says is no word about these images.
         channels: of the images.
     """
-    said = [found.for_channels(channels) for found in ranges if found is not None]
+    heard = [found for found in ranges if found is not None]
+    said = [found.for_channels(channels) for found in heard if found.source != "probe" or len(found.low) == channels]
     if not said:
         return None
     for other in said[1:]:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
-from trainguard.data.pixels import PixelRange, data_range, most_trusted, probe_range, transform_range
+from trainguard.data.pixels import PixelRange, data_range, most_trusted, probe_range, transform_range, usual_range
 from trainguard.data.samples import as_bytes, as_floats, as_label, channels_of
-from trainguard.data.sources import Source, spread
+from trainguard.data.sources import SeenSource, Source, spread
 from trainguard.errors import DataError
 from trainguard.rng import Generator, seed_streams
 
@@ -142,9 +142,16 @@ def learn_rows(
     shape: Shape = (_channels(source, seen), *_size(seen))
     run = transform or source.probe
     asked = transform is not None or source.transform is not None
+    if transform is None and source.raw and not _can_be_kept(stored, shape[0]):
+        source, stored, asked = SeenSource(source), seen, False
     probed = probe_range(run, *_size(stored), channels_of(stored)) if asked else None
-    found = most_trusted([given, transform_range(transform or source.transform), probed], shape[0])
     seen_by_row = (lambda row: transform(source.read(row)[0])) if transform else source.seen
+    if given is not None and _is_float(seen):
+        usual = usual_range(*_bounds(source.size, seen_by_row, shape[0], FIRST_ROWS))
+        if usual is not None and usual.low[0] == 0 and not given.for_channels(shape[0]).agrees_with(usual):
+            # plain pixels, which something after the data set normalises
+            return Rows(source, shape, given.for_channels(shape[0]), usual, transform, generators)
+    found = most_trusted([given, transform_range(transform or source.transform), probed], shape[0])
     if found is None and _is_float(seen):
         found = data_range(*_bounds(source.size, seen_by_row, shape[0]))
     found = found or PixelRange((0.0,) * shape[0], (1.0,) * shape[0], "assumed")
@@ -219,10 +226,20 @@ def _channels(source: Source, seen: Any) -> int:
     return most
 
 
-def _bounds(size: int, image_of: Callable[[int], Any], channels: int) -> tuple[list[float], list[float]]:
-    """Smallest and largest finite value per channel over at most 10,000 rows."""
+def _can_be_kept(stored: Any, channels: int) -> bool:
+    """Whether an image from before the transform has a form that the store takes, and the channels of the one after."""
+    if isinstance(stored, Image.Image):
+        return not stored.mode.startswith(("I", "F")) and channels in (1, 3)
+    values = as_floats(stored)
+    return values.shape[0] == channels and (values.is_floating_point() or int(values.long().max()) <= 255)
+
+
+def _bounds(
+    size: int, image_of: Callable[[int], Any], channels: int, rows: int = BOUND_ROWS
+) -> tuple[list[float], list[float]]:
+    """Smallest and largest finite value per channel over at most so many rows."""
     low, high = torch.full((channels,), float("inf")), torch.full((channels,), float("-inf"))
-    for row in spread(np.arange(size), BOUND_ROWS):
+    for row in spread(np.arange(size), rows):
         seed_streams(row)
         try:
             values = as_floats(image_of(row)).flatten(1).float()

@@ -151,6 +151,7 @@ def as_bytes(image: Any, shape: tuple[int, int, int], pixel_range: PixelRange) -
     if values.dtype == torch.uint8:
         return values.contiguous()
     if not values.is_floating_point():
+        values = values.long()  # torch has no minimum of unsigned 16 bits
         least, most = int(values.min()), int(values.max())
         if least < 0 or most > 255:
             raise DataError(f"has values from {least} to {most}: expected whole numbers from 0 to 255")
@@ -170,21 +171,30 @@ def as_bytes(image: Any, shape: tuple[int, int, int], pixel_range: PixelRange) -
 
 
 def relabelled(sample: Any, key: Key, label: int) -> Any:
-    """A copy of a sample with another label, of the type the old one had.
+    """A copy of a sample with another label, of the type the old one had; of a vector, all at the new class.
 
     Args:
         sample: tuple, list, named tuple or dict; not changed.
         key: where the label is.
         label: the new one.
     """
-    old = sample[key]
-    new: Any = label
-    if isinstance(old, Tensor):
-        new = torch.full_like(old, label)
-    elif isinstance(old, np.ndarray):
-        new = np.full_like(old, label)
-    elif isinstance(old, np.generic):
-        new = old.dtype.type(label)
+    return with_label(sample, key, label_like(sample[key], label))
+
+
+def label_like(old: Any, label: int) -> Any:
+    """A class number in the form of another label: a number, an array of one, or a vector with a place per class."""
+    if isinstance(old, (Tensor, np.ndarray)):
+        vector = old.ndim == 1 and len(old) > 1
+        new: Any = torch.zeros_like(old) if isinstance(old, Tensor) else np.zeros_like(old)
+        new[label if vector else ...] = 1 if vector else label
+        return new
+    if isinstance(old, (list, tuple)) and len(old) > 1:
+        return type(old)(type(old[0])(place == label) for place in range(len(old)))
+    return old.dtype.type(label) if isinstance(old, np.generic) else label
+
+
+def with_label(sample: Any, key: Key, new: Any) -> Any:
+    """A copy of a sample, or of a column of several, with something else where the label is."""
     if isinstance(sample, Mapping):
         changed: Any = copy.copy(sample)
         changed[key] = new

@@ -91,6 +91,11 @@ def unwrap(dataset: Any) -> tuple[Any, np.ndarray | None]:
     return dataset, index
 
 
+def rewrapped(base: Any, index: np.ndarray | None) -> Any:
+    """The inverse of `unwrap`."""
+    return base if index is None else Subset(base, index.tolist())
+
+
 def spread(rows: np.ndarray, count: int) -> list[int]:
     """At most `count` of `rows`, evenly over them, the first one included."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), count)).astype(int))].tolist()
@@ -271,6 +276,34 @@ class SubsetSource(Source):
     def path(self, index: int) -> str | None:
         """The file; see `Source.path`."""
         return self._source.path(int(self._index[index]))
+
+    def probe(self, image: Image.Image) -> Any:
+        """The image through the transform; see `Source.probe`."""
+        return self._source.probe(image)
+
+
+class SeenSource(Source):
+    """Another source read as training sees it, where the images that it stores cannot be kept as they are."""
+
+    raw = False
+
+    def __init__(self, source: Source) -> None:
+        self.size = source.size
+        self.class_names = source.class_names
+        self.transform = source.transform
+        self._source = source
+
+    def read(self, index: int) -> tuple[Any, Any]:
+        """Image and label; see `Source.read`."""
+        return self._source.seen(index), self._source.read(index)[1]
+
+    def seen(self, index: int) -> Any:
+        """The image through the transform; see `Source.seen`."""
+        return self._source.seen(index)
+
+    def path(self, index: int) -> str | None:
+        """The file; see `Source.path`."""
+        return self._source.path(index)
 
     def probe(self, image: Image.Image) -> Any:
         """The image through the transform; see `Source.probe`."""

@@ -51,6 +51,7 @@ class ImageStore:
         fingerprint: str,
         cache: Tensor,
         slots: np.ndarray,
+        problems: dict[int, str] | None = None,
     ) -> None:
         self.labels = labels
         self.num_classes = len(class_names)
@@ -62,6 +63,7 @@ class ImageStore:
         self.fingerprint = fingerprint
         self._rows = rows
         self._cache = cache  # (cached, C, H, W) uint8
+        self._problems = problems or {}  # what is wrong with each unreadable sample
         self._slots = slots  # (N,) where each image lies in the cache, -1 where it does not
 
     def __len__(self) -> int:
@@ -102,6 +104,11 @@ class ImageStore:
     def name(self, index: int) -> str:
         """A sample for a person: `row 17 (cats/3.png)`, or `row 17` where the image is in no file."""
         return self._rows.name(int(index))
+
+    def described(self, index: int) -> str:
+        """Its name, and what is wrong with a sample that could not be read."""
+        problem = self._problems.get(index)
+        return f"{self.name(index)} {problem}" if problem else self.name(index)
 
     def only(self, index: Any) -> ImageStore:
         """The same store with only some images held in memory; the rest is read from the data set when asked for.
@@ -167,7 +174,7 @@ def open_images(
         labels, slots = np.full((2, source.size), -1, dtype=np.int64)
         cache = torch.empty((min(source.size, cache_bytes // math.prod(rows.shape)), *rows.shape), dtype=torch.uint8)
         digest = hashlib.blake2b(repr((source.size, rows.shape)).encode(), digest_size=16)
-        used, first_problem = 0, ""
+        used, problems = 0, dict[int, str]()
         with progress.stage("reading images", source.size) if progress else nullcontext() as stage:
             for row in rows.in_order(workers):
                 if row.image is None:
@@ -176,7 +183,7 @@ def open_images(
                         raise DataError(problem)
                     if on_error == "raise":
                         raise DataError(f"{problem}; repair it, leave it out, or pass on_error='skip'")
-                    first_problem = first_problem or problem
+                    problems[row.index] = row.problem
                     continue
                 labels[row.index] = row.label
                 digest.update(row.image.numpy().data)
@@ -185,10 +192,11 @@ def open_images(
                 if stage:
                     stage.advance(1)
     if (labels < 0).all():
-        raise DataError(f"none of the {source.size} images can be read; the first: {first_problem}")
+        first, problem = next(iter(problems.items()))
+        raise DataError(f"none of the {source.size} images can be read; the first: {rows.name(first)} {problem}")
     class_names = _checked_classes(labels, source.class_names, rows)
     digest.update(labels.data)
-    return ImageStore(rows, labels, class_names, digest.hexdigest(), cache[:used], slots)
+    return ImageStore(rows, labels, class_names, digest.hexdigest(), cache[:used], slots, problems)
 
 
 def _checked_classes(labels: np.ndarray, class_names: tuple[str, ...] | None, rows: Rows) -> tuple[str, ...]:

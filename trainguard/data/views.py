@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainguard.data.samples import LABEL_NAMES, Key, relabelled
+from trainguard.data.samples import LABEL_NAMES, Key, label_like, relabelled, with_label
 from trainguard.errors import DataError
 
 
@@ -45,7 +46,12 @@ class LiveView(Dataset):
     def __len__(self) -> int:
         return int(self._count)
 
-    def __getitem__(self, position: int) -> Any:
+    def __getitem__(self, position: Any) -> Any:
+        """A sample; several at once, or a column, where the data set itself gives them so."""
+        if isinstance(position, str):
+            return self._in_view_order(self._dataset[position], position == self._label_key)
+        if isinstance(position, (slice, list, range)) or getattr(position, "ndim", 0) == 1:
+            return self._several(position)
         sample = self._sample(position)
         return self._with_label(self._dataset[sample], sample)
 
@@ -113,7 +119,8 @@ class LiveView(Dataset):
         if name in LiveView._OWN or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)
         value = getattr(self._dataset, name)
-        if not isinstance(value, (list, tuple, np.ndarray, Tensor)) or len(value) != len(self._labels):
+        listed = isinstance(value, (list, tuple)) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim > 0)
+        if not listed or len(value) != len(self._labels):
             return value
         if name not in self._aligned:
             self._aligned[name] = self._in_view_order(value, name in LABEL_NAMES)
@@ -141,6 +148,19 @@ class LiveView(Dataset):
             raise IndexError(f"position {position} is outside the {len(self)} samples of the protected data set")
         return int(self._positions[position % len(self)])
 
+    def _several(self, positions: Any) -> Any:
+        """What the data set gives for a list, a slice or an array of positions, its labels as they are now."""
+        samples = self.positions[positions if isinstance(positions, slice) else np.asarray(positions)]
+        content = self._dataset[samples.tolist()]
+        new = self._labels[torch.from_numpy(samples)]
+        if bool((new < 0).all()):
+            return content
+        column = content[self._label_key]
+        changed: Any = copy.deepcopy(column) if isinstance(column, (Tensor, np.ndarray)) else list(column)
+        for place in torch.nonzero(new >= 0).flatten().tolist():
+            changed[place] = label_like(changed[place], int(new[place]))
+        return with_label(content, self._label_key, changed)
+
     def _with_label(self, content: Any, sample: int) -> Any:
         label = int(self._labels[sample])
         return content if label < 0 else relabelled(content, self._label_key, label)
@@ -150,14 +170,15 @@ class LiveView(Dataset):
         if isinstance(value, (np.ndarray, Tensor)):
             ordered = value[positions]
         else:
-            ordered = type(value)(value[position] for position in positions)
+            kind = tuple if isinstance(value, tuple) else list  # a Hugging Face column is neither, and read as it goes
+            ordered = kind(value[int(position)] for position in positions)
         new = self._labels.numpy()[positions]
         if not is_label or (new < 0).all():
             return ordered
         if isinstance(ordered, Tensor):
             return torch.where(torch.from_numpy(new >= 0), torch.from_numpy(new), ordered)
         changed = np.where(new >= 0, new, np.asarray(ordered))
-        return changed if isinstance(ordered, np.ndarray) else type(value)(changed.tolist())
+        return changed if isinstance(ordered, np.ndarray) else type(ordered)(changed.tolist())
 
 
 def evenly(items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 import trainguard
@@ -36,7 +37,7 @@ def build(result: Any, path: str | Path, dataset: Any = None) -> Path:
         `path`.
 
     Raises:
-        ValueError: `result` is nothing that a page can be made of.
+        ValueError: `result` is nothing that a page can be made of, or `dataset` is not what was screened.
         StateError: the page cannot be written.
     """
     path = Path(path)
@@ -45,7 +46,7 @@ def build(result: Any, path: str | Path, dataset: Any = None) -> Path:
         content["export"] = write_decisions(content["result"], path)
     page = _render(f"{kind}.html.j2", content)
     with write_atomically(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
     return path
 
 
@@ -74,6 +75,8 @@ def _evidence(result: ScreenResult, dataset: Any) -> Evidence | None:
     from trainguard.data.store import ImageStore, open_images
 
     store = dataset if isinstance(dataset, ImageStore) else open_images(dataset, on_error="skip")
+    if not np.array_equal(store.labels, result.labels):
+        raise ValueError("the labels of dataset= are not those that were screened: pass the data set that was screened")
     return collect_evidence(
         store, result.score, result.suspect, result.labels, result.proposed, thresholds=result.thresholds
     )
@@ -91,7 +94,8 @@ def _load(place: Path) -> Any:
         return json.loads((place / "drill.json").read_text())
     records = sorted(place.glob("*.json")) if place.is_dir() else [place.with_suffix(".json")]
     for record in records:
-        if record.is_file() and (found := json.loads(record.read_text())).get("kind") == "purify":
+        found = json.loads(record.read_text()) if record.is_file() else None
+        if isinstance(found, dict) and found.get("kind") == "purify":
             return found
     raise ValueError(f"{place} holds no result: pass what screen, audit, purify or drill wrote")
 

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from trainguard.evidence import Evidence, samples_for_map
+from trainguard.evidence import Evidence
 from trainguard.report import charts, pictures
 from trainguard.report.parts import Share, Table, costs, flattened, percent
 from trainguard.results import ScreenResult
@@ -279,16 +279,10 @@ def _number(value: object) -> float:
 
 def _map(result: ScreenResult, evidence: Evidence | None) -> Markup | None:
     """The probe's features in the plane, a sample of them, coloured by decision."""
-    if result.embedding is not None:
-        index = samples_for_map(result.suspect, np.where(np.isfinite(result.embedding).all(1), result.labels, -1))
-        features = result.embedding[index]
-    elif evidence is not None:
-        index, features = evidence.mapped, evidence.features
-    else:
+    if evidence is None or len(evidence.mapped) < 10:
         return None
-    if len(index) < 10:
-        return None
-    return charts.scatter(plane(features), result.suspect[index], "Samples as the probe sees them")
+    flagged = result.suspect[evidence.mapped]
+    return charts.scatter(plane(evidence.features), flagged, "Samples as the probe sees them")
 
 
 def plane(features: NDArray) -> NDArray:

@@ -23,6 +23,7 @@ ODD_SIGN = 3.0  # how much it says there that one part is unlike all other class
 AVERAGED = 500  # images of a part that its mean is taken over
 LEFT_OPEN = 0.85  # share of a trigger's bar from which the verdict is left open
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
+LOOKED = 0.5  # share of the samples that must be in classes large enough to be looked into for a verdict of clean
 NO_PICTURE = 0.02  # likeness up to which such parts do so by themselves; natural ones had 0.03 at least, snow 0.00
 NOTHING = 1.25  # accuracy, relative to chance, below which the first probe has learned nothing that could be poison
 Images = tuple[NDArray[np.float32], NDArray[np.int64]]  # see `bystanders`
@@ -215,15 +216,16 @@ def orient(
 
 
 def decide(
-    findings: Sequence[Finding], accuracy: float, num_classes: int, settings: Settings
+    findings: Sequence[Finding], accuracy: float, num_classes: int, settings: Settings, looked: float = 1.0
 ) -> tuple[Verdict, float, str, list[Finding]]:
-    """The verdict on the whole set.
+    """The verdict on the whole set. What could not be looked into takes from the confidence that it is clean.
 
     Args:
         findings: of all classes that were looked into; several per class where it splits in several ways.
         accuracy: of the warm probe on the data.
         num_classes: K.
         settings: the bars.
+        looked: share of the samples that are in classes large enough to be looked into.
 
     Returns:
         Verdict, confidence in [0, 1], the reason in one sentence, and the findings that count as poisoned.
@@ -258,10 +260,18 @@ def decide(
             "look at its samples"
         )
         return "undecided", 0.3, reason, []
+    if looked < LOOKED:
+        reason = (
+            f"{1 - looked:.0%} of the samples are in classes of fewer than {settings.least_members}, which are too "
+            "small to be looked into: add samples, or join classes"
+        )
+        return "undecided", 0.0, reason, []
     doubt = max(strengths, default=0.0)
     widest = max((f.split.distance for f in findings), default=0.0)
     reason = f"no class holds a part that is set apart and contradicts its label (widest distance D = {widest:.1f})"
-    return "clean", float(1 - doubt), reason, []
+    if looked < 1:
+        reason += f"; {1 - looked:.1%} of the samples, in classes of fewer than {settings.least_members}, not looked at"
+    return "clean", float((1 - doubt) * looked), reason, []
 
 
 def _is_open(finding: Finding, settings: Settings) -> bool:

@@ -80,7 +80,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a variant found: arrays over all N samples, ready for a `ScreenResult`."""
+    """What a variant found: arrays over all N samples, ready for a `ScreenResult`, and (P, D) features of some."""
 
     score: np.ndarray
     consistency: np.ndarray
@@ -92,6 +92,8 @@ class Decision:
     reason: str
     target_classes: tuple[int, ...]
     details: dict[str, Any]
+    mapped: np.ndarray | None = None
+    features: np.ndarray | None = None
 
 
 def screen_images(
@@ -160,7 +162,14 @@ def screen_images(
     run.tell("on_scores", score=found.score, consistency=found.consistency)
     with run.stage("evidence"):
         evidence = collect_evidence(
-            store, found.score, found.suspect, store.labels, found.proposed, thresholds=found.thresholds
+            store,
+            found.score,
+            found.suspect,
+            store.labels,
+            found.proposed,
+            thresholds=found.thresholds,
+            mapped=found.mapped,
+            features=found.features,
         )
     readable = store.labels >= 0
     result = ScreenResult(

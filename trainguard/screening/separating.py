@@ -19,6 +19,7 @@ from scipy.stats import binom
 from sklearn.neighbors import NearestNeighbors
 
 from trainguard.data.store import ImageStore
+from trainguard.evidence import samples_for_map
 from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
 from trainguard.screening.finding import Finding, with_kin
@@ -69,7 +70,9 @@ def decide(run: Run) -> Decision:
     if candidates:
         findings, purified, opinion = _relearned(run, probe, findings, images)
     left_out = np.concatenate([f.members[f.doubtful] for f in findings if f.is_candidate(settings)] or [index[:0]])
-    verdict, confidence, reason, poisoned = verdict_of(findings, accuracy, store.num_classes, settings)
+    sizes = np.bincount(labels[index])[labels[index]]
+    looked = float((sizes >= settings.least_members).mean())
+    verdict, confidence, reason, poisoned = verdict_of(findings, accuracy, store.num_classes, settings, looked)
     if purified is not None and poisoned:
         with run.stage("sharpening"):  # in one piece: the same objects in both lists
             findings, poisoned = run.processes.broadcast(sharpened(classes, findings, poisoned, opinion))
@@ -79,10 +82,13 @@ def decide(run: Run) -> Decision:
     flagged = np.flatnonzero(suspect)
     if purified is not None and len(flagged):
         proposed[flagged] = _corrected(run, purified, flagged, left_out)
+    mapped = samples_for_map(suspect, labels)
     return Decision(
         score=score,
         consistency=divergence,
         suspect=suspect,
+        mapped=mapped,
+        features=_on_one_scale(outputs(probe.features, probe, store, mapped, run.processes)),
         thresholds=thresholds,
         proposed=proposed,
         verdict=verdict,
@@ -91,6 +97,12 @@ def decide(run: Run) -> Decision:
         target_classes=labels_of(poisoned),
         details={"probe_accuracy": accuracy, "findings": [_row(f, run) for f in findings]},
     )
+
+
+def _on_one_scale(features: np.ndarray) -> np.ndarray:
+    """Features (M, D) about their mean, in units of their largest deviation, so that half precision holds them."""
+    centred = features - features.mean(0) if len(features) else features
+    return centred / max(float(np.abs(centred).max(initial=0)), 1e-12)
 
 
 def _learned(run: Run) -> Probe | Trained:

@@ -79,7 +79,7 @@ class Settings:
     patch_side: float = 0.5
     eps: float = 8 / 255
     attack_steps: int = 1
-    least_members: int = 20
+    least_members: int = 30
     candidate_distance: float = 2.8
     candidate_valley: float = 0.6
     conflict: float = 0.25
