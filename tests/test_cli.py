@@ -1,11 +1,14 @@
+import pathlib
 import subprocess
 import sys
 import types
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from trainguard import cli
 from trainguard.data.store import open_images
@@ -18,6 +21,7 @@ class Outcome:
 
     def __init__(self, verdict="clean"):
         self.verdict = verdict
+        self.changed = verdict != "undecided"
         self.saved = None
 
     def rows(self):
@@ -91,7 +95,12 @@ def test_purify_passes_its_flags_on(monkeypatch, folder, tmp_path):
     assert cli.main(argv) == 0
     checkpoint, data, options = calls[0]
     assert (checkpoint, len(data)) == ("w.safetensors", 6)
-    assert options == {"arch": "vit", "out": out, "clean": True, "seed": 0, "state_dir": None, "progress": True}
+    assert options == {"arch": "vit", "out": out, "clean": True, "seed": 0, "state_dir": None, "progress": True} | {
+        "on_error": "raise"
+    }
+    assert cli.main([*argv, "--mean", "0.5,0.4,0.3", "--std", "0.2", "--on-error", "skip"]) == 0
+    assert calls[1][2] == options | {"mean": (0.5, 0.4, 0.3), "std": (0.2,), "on_error": "skip"}
+    assert cli.main([*argv, "--bounds", "-1"]) == 2
 
 
 def test_report_builds_the_page(monkeypatch, capsys, tmp_path):
@@ -211,3 +220,47 @@ def test_open_data_says_what_is_wrong(tmp_path):
         open_data(tmp_path / "list.txt")
     with pytest.raises(DataError, match="does not exist"):
         open_data(tmp_path / "absent")
+
+
+def test_a_model_that_came_back_as_it_was_is_undecided(monkeypatch, capsys, folder, tmp_path):
+    stub(monkeypatch, "trainguard.purification", purify_checkpoint=lambda *_, **__: Outcome("undecided"))
+    argv = ["purify", "w.pt", "--arch", "vit", "--data", str(folder), "--out", str(tmp_path / "pure.pt")]
+    assert cli.main(argv) == 4
+    shown = "".join(capsys.readouterr().out.split()).replace("│", "")  # the table folds long paths
+    assert "pure.pt.safetensors" in shown
+
+
+def test_the_verdict_outlives_the_reader_of_the_output(folder):
+    script = (
+        "import sys, types; from trainguard import cli; sys.path.insert(0, sys.argv[1]); import test_cli;"
+        "fake = types.ModuleType('x'); fake.audit_checkpoint = lambda *_, **__: test_cli.Outcome('backdoored');"
+        "sys.modules['trainguard.purification'] = fake; sys.stdin.read();"
+        "sys.exit(cli.main(['audit', 'w', '--arch', 'vit', '--data', sys.argv[2]]))"
+    )
+    words = [sys.executable, "-c", script, str(pathlib.Path(__file__).parent), str(folder)]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    process.stdin.close()
+    assert process.wait(120) == 3, process.stderr.read()[-2000:]
+
+
+def test_a_damaged_table_is_named_in_one_line(capsys, tmp_path):
+    table = pyarrow.table({"image": [b"x" * 1000] * 50, "label": list(range(50))})
+    parquet.write_table(table, tmp_path / "train.parquet", compression="none")
+    content = bytearray((tmp_path / "train.parquet").read_bytes())
+    content[4:400] = b"\xff" * 396
+    (tmp_path / "train.parquet").write_bytes(bytes(content))
+    argv = ["screen", str(tmp_path / "train.parquet"), "--model", "resnet18", "--out", str(tmp_path / "o")]
+    assert cli.main(argv) == 2
+    shown = capsys.readouterr().err
+    assert "train.parquet cannot be read as parquet" in shown and len(shown.strip().splitlines()) == 1
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(monkeypatch, capsys, folder, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    for module, name in (("trainguard.guard", "screen"), ("trainguard.purification", "audit_checkpoint")):
+        stub(monkeypatch, module, **{name: lambda *_, **__: pytest.fail("worked before it looked")})
+    words = ["--model", "resnet18"], ["--arch", "vit", "--data", str(folder)]
+    for argv in (["screen", str(folder), *words[0]], ["audit", "w.pt", *words[1]]):
+        assert cli.main([*argv, "--out", str(tmp_path / "taken")]) == 2
+        assert "expected a folder" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import pickletools
 import zipfile
 from collections.abc import Collection, Mapping
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -127,6 +129,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     Raises:
         ModelError: names that are missing or too many, a shape that differs, or weights that are not finite; all named.
     """
+    model = bare(model)
     expected = model.state_dict()
     weights = _without_prefix(checkpoint, expected.keys())
     path = checkpoint.path
@@ -147,9 +150,13 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     if wrong:
         raise ModelError(
             f"{path} does not fit {type(model).__name__}: {_some(wrong, '; ')}: "
-            "give the architecture and the number of classes that it was saved from"
+            "give the architecture that it was saved from, and data with all of its classes"
         )
-    infinite = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    infinite = [  # where the model's own are too, they belong there: the mask of an attention
+        name
+        for name, value in weights.items()
+        if value.is_floating_point() and not value.isfinite().all() and expected[name].isfinite().all()
+    ]
     if infinite:
         raise ModelError(f"{path} holds NaN or infinite weights in {_some(infinite)}: it comes from a failed training")
     model.load_state_dict(weights)
@@ -169,18 +176,36 @@ def write_weights(path: str | Path, model: nn.Module, about: Mapping[str, Any]) 
     Returns:
         The path of the weights; the JSON has the same name with `.json`.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        path = path.with_name(path.name + ".safetensors")
+    path = weights_path(path)
     state = bare(model).state_dict()
     weights = {_uncompiled(name): value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
     content = safetensors.torch.save(weights, metadata={"format": "pt"})
+    record = {"weights": path.name, "sha256": hashlib.sha256(content).hexdigest(), **about}
+    text = json.dumps(_plain(record), indent=1, allow_nan=False) + "\n"  # before anything is written
     with write_atomically(path) as temporary:
         temporary.write_bytes(content)
-    record = {"weights": path.name, "sha256": hashlib.sha256(content).hexdigest(), **about}
     with write_atomically(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+        temporary.write_text(text)
     return path
+
+
+def weights_path(path: str | Path) -> Path:
+    """The path of weights as `write_weights` has it: with `.safetensors` at its end."""
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it; what is infinite, or NaN, is null."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, (np.ndarray, np.generic, Tensor)):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, bool, int)) else str(value)
 
 
 def sha256(path: str | Path) -> str:

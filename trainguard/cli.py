@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from trainguard.files import writable_folder
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{command}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_nowhere()
         return DONE
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("TRAINGUARD_TRACEBACK"):
@@ -101,11 +101,22 @@ def _subcommand(
     return parser
 
 
+def _write_nowhere() -> None:
+    """From here on, as the reader of our output went away."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="split of a data set that has several (default: %(default)s)")
     parser.add_argument("--image-column", help="column of the images, where there are several")
     parser.add_argument("--label-column", help="column of the labels, where there are several")
     parser.add_argument("--size", type=_at_least_one, help="scale images to SIZE x SIZE pixels; needed if sizes differ")
+    parser.add_argument("--mean", type=_floats, help="of the model's normalisation, in [0, 1] pixels: 0.49,0.48,0.44")
+    parser.add_argument("--std", type=_floats, help="likewise; without both, the model is given pixels from 0 to 1")
+    parser.add_argument("--bounds", type=_floats, help="in their place: the model's inputs of black and white: -1,1")
+    parser.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise", help="what to do about unreadable images"
+    )
 
 
 def _open_data(arguments: argparse.Namespace, name: str):
@@ -117,10 +128,23 @@ def _open_data(arguments: argparse.Namespace, name: str):
     return open_data(
         name,
         split=arguments.split,
-        image_column=arguments.image_column,
-        label_column=arguments.label_column,
+        **_columns(arguments),
         size=arguments.size,
     )
+
+
+def _columns(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The columns that were named."""
+    named = {name: getattr(arguments, name) for name in ("image_column", "label_column")}
+    return {name: column for name, column in named.items() if column is not None}
+
+
+def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the options say of how images are read, as `screen`, `purify` and `audit` take it."""
+    if arguments.bounds is not None and len(arguments.bounds) != 2:
+        raise WrongUse(f"expected two numbers as --bounds, got {len(arguments.bounds)}")
+    said = {name: getattr(arguments, name) for name in ("mean", "std", "bounds")}
+    return {name: value for name, value in said.items() if value is not None} | {"on_error": arguments.on_error}
 
 
 def _show(title: str, rows: Iterable[tuple[str, str]]) -> None:
@@ -134,7 +158,10 @@ def _show(title: str, rows: Iterable[tuple[str, str]]) -> None:
     table.add_column(overflow="fold")
     for what, value in rows:
         table.add_row(Text(what), Text(value))
-    Console().print(table)
+    try:
+        Console().print(table)
+    except (BrokenPipeError, SystemExit):  # rich's way to end where nobody reads; the exit code is still to come
+        _write_nowhere()
 
 
 def _at_least_one(text: str) -> int:
@@ -149,6 +176,10 @@ def _share(text: str) -> float:
     if not 0 < value:
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
     return value
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in _names(text))
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -193,9 +224,6 @@ def _add_screen(commands: argparse._SubParsersAction) -> None:
         "--budget", type=_share, default=0.5, help="share of its cost that screening may spend (default: %(default)s)"
     )
     parser.add_argument("--preset", default="default", help="default, or paper for AdvrBD as published")
-    parser.add_argument(
-        "--on-error", choices=("raise", "skip"), default="raise", help="what to do about unreadable images"
-    )
     parser.add_argument("--state-dir", type=Path, help="folder to resume from after an interruption")
     _add_data_options(parser)
 
@@ -212,7 +240,7 @@ def _screen(arguments: argparse.Namespace) -> int:
         budget=arguments.budget,
         seed=arguments.seed,
         preset=arguments.preset,
-        on_error=arguments.on_error,
+        **_reading(arguments),
         state_dir=arguments.state_dir,
         progress=arguments.progress,
     )
@@ -238,6 +266,7 @@ def _add_purify(commands: argparse._SubParsersAction) -> None:
 
 
 def _purify(arguments: argparse.Namespace) -> int:
+    from trainguard.checkpoints import weights_path
     from trainguard.purification import purify_checkpoint
 
     outcome = purify_checkpoint(
@@ -249,9 +278,10 @@ def _purify(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         state_dir=arguments.state_dir,
         progress=arguments.progress,
+        **_reading(arguments),
     )
-    _show("Purification", [*outcome.rows(), ("saved in", str(arguments.out))])
-    return DONE
+    _show("Purification", [*outcome.rows(), ("saved in", str(weights_path(arguments.out)))])
+    return DONE if outcome.changed else UNDECIDED
 
 
 def _add_audit(commands: argparse._SubParsersAction) -> None:
@@ -263,12 +293,15 @@ def _add_audit(commands: argparse._SubParsersAction) -> None:
 def _audit(arguments: argparse.Namespace) -> int:
     from trainguard.purification import audit_checkpoint
 
+    if arguments.out:
+        writable_folder(arguments.out)
     result = audit_checkpoint(
         arguments.checkpoint,
         arch=arguments.arch,
         data=_open_data(arguments, arguments.data),
         seed=arguments.seed,
         progress=arguments.progress,
+        **_reading(arguments),
     )
     rows = list(result.rows())
     if arguments.out:
@@ -291,6 +324,8 @@ def _add_drill(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--seeds", type=_numbers, help="repetitions, with commas between them, instead of --seed")
     parser.add_argument("--rows", type=_at_least_one, help="use the first so many training images")
     parser.add_argument("--test", help="test set, where DATA has none beside it")
+    parser.add_argument("--image-column", help="column of the images, where there are several")
+    parser.add_argument("--label-column", help="column of the labels, where there are several")
     parser.add_argument("--test-rows", type=_at_least_one, help="use the first so many test images")
     parser.add_argument("--rate", type=_share, default=0.05, help="share of poisoned samples (default: %(default)s)")
     parser.add_argument("--target", type=int, default=1, help="label that the poison gets (default: %(default)s)")
@@ -316,6 +351,7 @@ def _drill(arguments: argparse.Namespace) -> int:
         rate=arguments.rate,
         target=arguments.target,
         trigger_file=arguments.trigger_file,
+        **_columns(arguments),
         progress=arguments.progress,
     )
     print(f"report: {build(arguments.out, arguments.out / 'report.html')}")

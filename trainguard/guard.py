@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from trainguard.data.loaders import Follower, HostLoader, open_loader, population_of, readable
-from trainguard.data.pixels import PixelRange, given_range
+from trainguard.data.pixels import ASSUMED, PixelRange, given_range
 from trainguard.data.samples import Key, find_label
 from trainguard.data.store import CACHE_BYTES, ImageStore, OnError, open_images
 from trainguard.data.views import LiveView
@@ -23,7 +23,7 @@ from trainguard.guard_state import check_fingerprint, pack_result, unpack_result
 from trainguard.models import Model, bare, working_copy
 from trainguard.progress import Progress
 from trainguard.results import ScreenResult
-from trainguard.rng import isolated_rng
+from trainguard.rng import isolated_rng, undisturbed
 from trainguard.screening.pipeline import screen_images
 from trainguard.screening.relabeling import relabel
 from trainguard.screening.settings import PRESETS
@@ -111,7 +111,8 @@ class Guard:
             loader: a torch `DataLoader` over a map-style data set, or a loader of a known host.
             model: the model to be trained, a function that builds one, or a timm name; None checks nothing against it.
             steps: `"natural"` makes the epoch shorter by what was dropped, for use before the scheduler is built;
-                `"keep"` keeps its length and draws kept samples evenly once more, for use after.
+                `"keep"` keeps its length and draws kept samples evenly once more, for use after. A loaded state goes on
+                as it was saved.
             image_column: key or position of the image in a sample, needed only where several could be meant.
             label_column: likewise of the label.
             pixel_range: the model inputs of black and white, where they should not be found out.
@@ -181,11 +182,7 @@ class Guard:
         if self._view is None or len(flagged) == 0:
             return
         if self._images.pixel_range.source == "assumed":
-            warnings.warn(
-                "the model is asked about pixels from 0 (black) to 1 (white), as nothing in the loader says what "
-                "training makes of them: pass mean= and std=, or bounds=, to guard.protect if it is something else",
-                stacklevel=2,
-            )
+            warnings.warn(f"{ASSUMED} to guard.protect, if training makes something else of them", stacklevel=2)
         given = self._result.labels[flagged]
         with isolated_rng(self._seed):
             labels, _ = relabel(bare(model), self._images, flagged, given=given)
@@ -358,7 +355,7 @@ def run_screening(
         raise ValueError("trained=True needs the model, and the default preset")
     if budget <= 0 or (epochs is not None and epochs < 1):
         raise ValueError(f"expected a budget above 0 and at least 1 epoch, got budget={budget} and epochs={epochs}")
-    with isolated_rng(seed), torch.enable_grad():
+    with undisturbed(seed):
         return screen_images(
             images,
             None if model is None else working_copy(model, images),

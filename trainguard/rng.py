@@ -36,6 +36,22 @@ def seed_streams(seed: int, generators: Iterable[Generator] = ()) -> None:
 
 
 @contextmanager
+def undisturbed(seed: int) -> Iterator[None]:
+    """Work of our own in the midst of a user's: on other random numbers, with gradients, in float32, and all put back.
+
+    Args:
+        seed: see `isolated_rng`.
+    """
+    precision = torch.get_default_dtype()
+    with isolated_rng(seed), torch.inference_mode(False), torch.enable_grad():
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(precision)
+
+
+@contextmanager
 def isolated_rng(seed: int, generators: Iterable[Generator] = ()) -> Iterator[None]:
     """Run a block on its own random numbers and put every stream back afterwards, also when the block raises.
 

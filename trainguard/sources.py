@@ -66,7 +66,7 @@ def _open(name: str, path: Path, split: str) -> Dataset:
     if path.is_file():
         if path.suffix != ".parquet":
             raise DataError(f"{path} is not a parquet file: pass a .parquet file or a folder")
-        return datasets.load_dataset("parquet", data_files=str(path), split="train")
+        return _loaded(path, "parquet", data_files=str(path))
     if path.is_dir():
         return _open_folder(path, split)
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
@@ -90,8 +90,18 @@ def _open_folder(folder: Path, split: str) -> Dataset:
     tables = sorted(folder.glob("*.parquet")) or sorted(folder.rglob(f"{split}*.parquet"))
     if tables:
         mine = [table for table in tables if table.name.startswith(split)] or tables
-        return datasets.load_dataset("parquet", data_files=[str(table) for table in mine], split="train")
+        return _loaded(folder, "parquet", data_files=[str(table) for table in mine])
     root = folder / split if (folder / split).is_dir() else folder
     if not any(child.is_dir() for child in root.iterdir()):
         raise DataError(f"{root} has no folder per class and no parquet file: pass the folder above the class folders")
-    return datasets.load_dataset("imagefolder", data_dir=str(root), split="train", drop_labels=False)
+    return _loaded(root, "imagefolder", data_dir=str(root), drop_labels=False)
+
+
+def _loaded(place: Path, kind: str, **where: Any) -> Dataset:
+    import datasets
+
+    try:
+        return datasets.load_dataset(kind, split="train", **where)
+    except Exception as error:  # the library has kinds of its own for damaged files, and wraps those of others
+        reason = str(error.__cause__ or error).strip().splitlines()[:1] or [type(error).__name__]
+        raise DataError(f"{place} cannot be read as {kind}: {reason[0]}") from error

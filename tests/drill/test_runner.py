@@ -5,9 +5,11 @@ import mmap
 from dataclasses import replace
 from functools import partial
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from trainguard.drill import cells, defenses, repairs, runner, tables
 from trainguard.drill.images import Images, load_images
@@ -296,3 +298,14 @@ def test_finished_models_are_mended_and_audited(screened, tmp_path, monkeypatch)
 def test_what_is_no_training_from_the_start_is_refused_and_not_left_undefended(other, tmp_path):
     with pytest.raises(ValueError, match="does not train from the start"):
         defenses.defend(None, other, tmp_path, lambda count: None)
+
+
+def test_columns_are_told_apart_by_name():
+    names = {"fine": datasets.ClassLabel(names=list("abc")), "coarse": datasets.ClassLabel(names=list("xy"))}
+    pictures = [Image.fromarray(np.full((8, 8, 3), 9 * row, dtype=np.uint8)) for row in range(10)]
+    columns = {"image": pictures, "fine": [row % 3 for row in range(10)], "coarse": [row % 2 for row in range(10)]}
+    table = datasets.Dataset.from_dict(columns, datasets.Features(image=datasets.Image(), **names))
+    assert load_images(table, test=table, label_column="coarse").class_names == ("x", "y")
+    assert load_images(table, test=table, label_column="fine").class_names == ("a", "b", "c")
+    with pytest.raises(DataError, match="pass label_column="):
+        load_images(table, test=table)

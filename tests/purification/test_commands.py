@@ -97,8 +97,11 @@ def test_the_example_purifies_a_checkpoint_with_a_folder_of_images(delivered, tm
         Image.fromarray(pixels).save(folder / f"{row}.png")
     script = pathlib.Path(__file__).parents[2] / "examples" / "purify_delivered_model.py"
     words = [str(script), str(delivered[0]), str(tmp_path / "images"), "--arch", ARCH, "--out", str(tmp_path / "out")]
-    monkeypatch.setattr("sys.argv", [*words, "--batches", "2", "2"])
+    normalised = ["--mean", "0.5", "0.5", "0.5", "--std", "0.5", "0.5", "0.5"]
+    monkeypatch.setattr("sys.argv", [*words, *normalised, "--batches", "2", "2"])
     runpy.run_path(str(script), run_name="__main__")
     shown = capsys.readouterr().out
     assert "AuditResult" in shown and "PurifyResult" in shown
-    assert (tmp_path / "out.safetensors").exists() and (tmp_path / "out.json").exists()
+    assert (tmp_path / "out.safetensors").exists()
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["settings"]["pixel_range"] == {"low": [-1.0] * 3, "high": [1.0] * 3}

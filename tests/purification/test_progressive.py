@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import json
 import warnings
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.data import TensorDataset
 from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
 from trainguard.errors import DataError, ModelError, StateError
-from trainguard.purification import PurifyResult, purify
+from trainguard.purification import PurifyResult, audit, purify
 from trainguard.purification.network import renew_head
 from trainguard.purification.state import least_suspicious, round_shares, split
 from trainguard.results import ScreenResult
@@ -305,10 +306,115 @@ def test_a_result_survives_saving(outcome, tmp_path):
     assert same(loaded.model, result.model) and loaded.history == result.history
     assert np.array_equal(loaded.keep, result.keep) and loaded.settings == result.settings
     assert "purified" in repr(loaded) and "<table>" in loaded._repr_html_()
+    wrapped = PurifyResult.load(tmp_path / "purified", nn.DataParallel(small_net()))
+    assert same(wrapped.model.module, result.model)
     with pytest.raises(ModelError, match="does not fit"):
         PurifyResult.load(path, small_net(width=4))
+
+
+def test_a_record_is_written_before_the_weights_or_refused_with_them(outcome, tmp_path):
+    result, _ = outcome
+    odd = {"input": tmp_path, "eps": np.float32(0.5), "loss": float("inf")}
+    path = dataclasses.replace(result, settings=odd).save(tmp_path / "one")
+    settings = json.loads((tmp_path / "one.json").read_text(), parse_constant=pytest.fail)["settings"]
+    assert settings == {"input": str(tmp_path), "eps": 0.5, "loss": None}
+    other = dataclasses.replace(result, model=small_net()).save(tmp_path / "other")
+    path.write_bytes(other.read_bytes())  # as where a save was killed between its files
+    with pytest.raises(ValueError, match="not the file that the JSON beside it speaks of"):
+        PurifyResult.load(path, small_net())
 
 
 def test_both_results_make_a_page(outcome, tmp_path):
     page = outcome[0].report(tmp_path / "page.html")
     assert page.stat().st_size > 1000 and "adversarial" in page.read_text()
+
+
+class Odd(nn.Module):
+    """What models may hold, and hosts may set: infinities, complex and five-dimensional weights, more outputs."""
+
+    def __init__(self, outputs=12):
+        super().__init__()
+        self.body, self.head = small_net()[:-1], nn.Linear(small_net()[-1].in_features, outputs)
+        self.register_buffer("mask", torch.triu(torch.full((4, 4), -torch.inf), 1))
+        self.waves = nn.Parameter(torch.ones(2, dtype=torch.complex64) * 1j)
+        self.volume = nn.Parameter(torch.ones(1, 1, 1, 2, 2))
+
+    def forward(self, x):
+        return self.head(self.body(x)) * self.waves.imag.mean() * self.volume.mean()
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_odd_models_in_odd_surroundings_are_purified_and_audited(precision, victim, tmp_path):
+    model, data = Odd().eval(), victim.store
+    before = torch.get_rng_state()
+    torch.set_default_dtype(precision)
+    try:
+        with torch.no_grad():
+            made = lambda: (torch.rand(3), copy.deepcopy(model))[1]  # noqa: E731
+            result = purify(made, data, clean=True, patches=1, plain_batches=(2,), **QUICK)
+            found = audit(made, data, images=60, screening=False, progress=False)
+        assert torch.get_default_dtype() == precision
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), before) and found.images > 0
+    assert "diverged" not in result.stopped and result.history[1]["batches"] == 2
+    assert torch.equal(result.model.waves, model.waves) or result.model.waves.is_complex()
+    loaded = PurifyResult.load(result.save(tmp_path / "odd"), Odd())
+    assert same(loaded.model, result.model)
+
+
+def test_few_images_need_not_be_comparable_where_nothing_is_screened(victim):
+    few = TensorDataset(RANGE.to_model(victim.store.batch(range(6))), torch.arange(6))
+    for data in (few, TensorDataset(few.tensors[0], torch.zeros(6, dtype=torch.int64))):
+        result = purify(victim.model, data, clean=True, patches=0, plain_batches=(1,), pixel_range=RANGE, **QUICK)
+        assert len(result.keep) == 5
+    with pytest.raises(DataError, match="single sample"):
+        purify(victim.model, few, pixel_range=RANGE, **QUICK)
+
+
+def test_data_are_read_as_the_user_says(victim):
+    images, labels = RANGE.to_model(victim.store.batch(range(20))), victim.store.labels[:20]
+    images[3] = torch.nan
+    data = [{"a": x, "b": x.flip(2), "y": int(label)} for x, label in zip(images, labels, strict=True)]
+    said = {"image_column": "a", "label_column": "y", "on_error": "skip", "mean": MEAN, "std": STD}
+    result = purify(victim.model, data, clean=True, patches=0, plain_batches=(1,), **said, **QUICK)
+    assert 3 not in result.keep and result.settings["pixel_range"]["low"] == pytest.approx(RANGE.low)
+    assert audit(victim.model, data, screening=False, progress=False, **said).images <= 19
+    plain = TensorDataset((victim.store.batch(range(20)) * 255).round().byte(), torch.from_numpy(labels))
+    with pytest.warns(UserWarning, match="pixels from 0 .black. to 1"):
+        purify(victim.model, plain, clean=True, patches=0, plain_batches=(1,), **QUICK)
+
+
+def test_first_sets_that_cannot_be_are_named_and_masks_are_masks(victim):
+    mask = np.zeros(1000, dtype=bool)
+    mask[5:300] = True
+    assert split(victim.store, 0.1, 0, initial=mask)[2].tolist() == list(range(5, 300))
+    with pytest.raises(DataError, match="leaves 1000 images to start from and 0 to judge"):
+        split(victim.store, 0.1, 0, initial=range(1000))
+    with pytest.raises(DataError, match="leaves 1 images to start from"):
+        split(victim.store, 0.1, 0, initial=[5])
+
+
+def test_features_are_kept_without_answers(victim):
+    plain = [purify(victim.model, victim.store, kept=0.0, features=f, **TINY) for f in (0.0, 12.0)]
+    assert not same(plain[0].model, plain[1].model)
+
+
+def test_a_model_that_gives_something_else_in_training_is_refused(victim):
+    class Two(nn.Sequential):
+        def forward(self, x):
+            logits = super().forward(x)
+            return (logits, logits) if self.training else logits
+
+    with pytest.raises(ModelError, match=r"expected logits .* got tuple"):
+        purify(Two(*victim.model).eval(), victim.store, **TINY)
+
+
+@pytest.mark.parametrize("other", ["pixel_range", "validation"])
+def test_a_state_of_another_range_or_judge_is_refused(other, victim, tmp_path):
+    judges = [open_images(TensorDataset(victim.store.batch(range(i, i + 50)), torch.arange(50) % 10)) for i in (0, 50)]
+    first = {"validation": judges[0]} if other == "validation" else {}
+    second = {"validation": judges[1]} if other == "validation" else {"bounds": (-1.0, 3.0)}
+    purify(victim.model, victim.store, state_dir=tmp_path, **first, **TINY)
+    with pytest.raises(StateError, match="pixel range" if other == "pixel_range" else "judge"):
+        purify(victim.model, victim.store, state_dir=tmp_path, **second, **TINY)

@@ -18,6 +18,10 @@ from trainguard.errors import DataError
 PROBES = (
     40  # black and white images sent through a random transform; the median over them is exact in HOST_FACTS' trials
 )
+ASSUMED = (
+    "the model is given pixels from 0 (black) to 1 (white), as nothing in the data says more: pass mean= and std=, or "
+    "bounds="
+)
 ESTIMATED = "estimated from the data"
 AGREE = 0.02  # ranges closer than this share of their width are the same
 

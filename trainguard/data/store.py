@@ -141,6 +141,7 @@ def open_images(
     on_error: OnError = "raise",
     cache_bytes: int = CACHE_BYTES,
     workers: int = 0,
+    comparable: bool = True,
     progress: Progress | None = None,
 ) -> ImageStore:
     """Read every sample of a data set once, check it, and keep it decoded.
@@ -160,6 +161,7 @@ def open_images(
         on_error: `"raise"`, or `"skip"` to list unreadable samples in `unreadable`; an index never shifts.
         cache_bytes: how much memory decoded images may take; 0 keeps none. CIFAR-10 takes 150 MB.
         workers: processes that read, as in a `DataLoader`.
+        comparable: refuse what cannot be screened: samples of one class, or a class of one sample.
         progress: shows how far it is.
 
     Raises:
@@ -195,12 +197,14 @@ def open_images(
         first, problem = next(iter(problems.items()))
         raise DataError(f"none of the {source.size} images can be read; the first: {rows.name(first)} {problem}")
     class_names = _checked_classes(labels, source.class_names, rows)
+    if comparable:
+        _check_comparable(labels, class_names, rows)
     digest.update(labels.data)
     return ImageStore(rows, labels, class_names, digest.hexdigest(), cache[:used], slots, problems)
 
 
 def _checked_classes(labels: np.ndarray, class_names: tuple[str, ...] | None, rows: Rows) -> tuple[str, ...]:
-    """The names of the classes, after a check that the labels can be screened."""
+    """The names of the classes, after a check that all labels have one."""
     largest = int(labels.max())
     where = rows.name(int(labels.argmax()))
     if class_names is None:
@@ -214,6 +218,11 @@ def _checked_classes(labels: np.ndarray, class_names: tuple[str, ...] | None, ro
             f"{where} has the label {largest}, out of range: the data set names {len(class_names)} classes, 0 to "
             f"{len(class_names) - 1}"
         )
+    return class_names
+
+
+def _check_comparable(labels: np.ndarray, class_names: tuple[str, ...], rows: Rows) -> None:
+    """Screening needs two classes, and two samples of each."""
     counts = np.bincount(labels[labels >= 0])
     present = np.flatnonzero(counts)
     if len(present) == 1:
@@ -228,4 +237,3 @@ def _checked_classes(labels: np.ndarray, class_names: tuple[str, ...] | None, ro
             f"class {single} ({class_names[single]!r}) has a single sample, {row}: screening compares the samples of "
             "a class with each other; add samples or leave the class out"
         )
-    return class_names

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from trainguard.data.samples import as_label, find_keys
+from trainguard.data.samples import Key, as_label, find_keys
 from trainguard.errors import DataError
 
 HELD_OUT = 5  # without a test split, every fifth row is one
@@ -62,6 +62,8 @@ def load_images(
     test_rows: int | None = None,
     size: int | None = None,
     flip: bool | None = None,
+    image_column: Key | None = None,
+    label_column: Key | None = None,
 ) -> Images:
     r"""Read a data set for the drill.
 
@@ -73,6 +75,8 @@ def load_images(
         test_rows: the first so many test images; None for all.
         size: side in pixels that images are scaled to; None for the size of the first one.
         flip: whether training may mirror images; None for yes. Digits are never mirrored.
+        image_column: key or position of the image in a sample, needed only where several could be meant.
+        label_column: likewise of the label.
 
     Raises:
         DataError: no such data, or columns that cannot be told apart.
@@ -86,10 +90,11 @@ def load_images(
         test_set = train_set
         train_rows = [i for i in train_rows if i % HELD_OUT != HELD_OUT - 1]
         held_rows = [i for i in held_rows if i % HELD_OUT == HELD_OUT - 1]
-    train, labels = _decode(train_set, list(train_rows)[:rows], size, None)
-    held, held_labels = _decode(test_set, list(held_rows)[:test_rows], size, train.shape[1:])
+    columns = image_column, label_column
+    train, labels = _decode(train_set, list(train_rows)[:rows], size, None, columns)
+    held, held_labels = _decode(test_set, list(held_rows)[:test_rows], size, train.shape[1:], columns)
     count = int(max(labels.max(), held_labels.max())) + 1
-    names = _class_names(train_set) or tuple(map(str, range(count)))
+    names = _class_names(train_set, label_column) or tuple(map(str, range(count)))
     return Images(train, labels, held, held_labels, names, flip is None or flip)
 
 
@@ -113,18 +118,24 @@ def _test_name(path: Path) -> Path | None:
     return None
 
 
-def _class_names(dataset: Any) -> tuple[str, ...]:
-    for feature in getattr(dataset, "features", {}).values():
-        if getattr(feature, "names", None):
+def _class_names(dataset: Any, label_column: Key | None) -> tuple[str, ...]:
+    for column, feature in getattr(dataset, "features", {}).items():
+        if getattr(feature, "names", None) and label_column in (None, column):
             return tuple(feature.names)
     return tuple(getattr(dataset, "classes", ()))
 
 
-def _decode(dataset: Any, rows: list[int], size: int | None, shape: torch.Size | None) -> tuple[Tensor, Tensor]:
+def _decode(
+    dataset: Any,
+    rows: list[int],
+    size: int | None,
+    shape: torch.Size | None,
+    columns: tuple[Key | None, Key | None],
+) -> tuple[Tensor, Tensor]:
     if not rows:
         raise DataError("the drill needs training and test images, one of the two is empty: raise rows= or test_rows=")
     images, labels = [], []
-    image_key, label_key = find_keys(dataset[rows[0]])
+    image_key, label_key = find_keys(dataset[rows[0]], *columns)
     for row in rows:
         sample = dataset[row]
         try:

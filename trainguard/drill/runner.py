@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from trainguard.data.samples import Key
 from trainguard.drill import pictures, tables
 from trainguard.drill.cells import Cell, measure
 from trainguard.drill.defenses import DEFENSES, RELABEL, defend, relabel
@@ -77,6 +78,8 @@ def run_drill(
     trigger_file: str | Path | None = None,
     budget: float = 0.5,
     flip: bool | None = None,
+    image_column: Key | None = None,
+    label_column: Key | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
     table: bool = True,
@@ -106,6 +109,8 @@ def run_drill(
         trigger_file: a picture to use as trigger by the attacks that have one.
         budget: share of the training's cost that screening may spend.
         flip: whether training may mirror images; None for yes, but not for digits.
+        image_column: column of the images, needed only where there are several.
+        label_column: likewise of the labels.
         device: where to train; None for the accelerator if there is one.
         progress: show a bar and the time left.
         table: print the tables at the end.
@@ -117,7 +122,16 @@ def run_drill(
     images = (
         data
         if isinstance(data, Images)
-        else load_images(data, test=test, rows=rows, test_rows=test_rows, size=size, flip=flip)
+        else load_images(
+            data,
+            test=test,
+            rows=rows,
+            test_rows=test_rows,
+            size=size,
+            flip=flip,
+            image_column=image_column,
+            label_column=label_column,
+        )
     )
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     picture = pictures.from_file(trigger_file) if trigger_file else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from trainguard.data.pixels import given_range
+from trainguard.distributed import Processes
 from trainguard.errors import DataError
 from trainguard.models import UnitPixels, copy_of
 from trainguard.perturbation import Norm, frozen, untargeted
@@ -24,12 +26,13 @@ from trainguard.purification.poison import screened
 from trainguard.purification.results import AuditResult
 from trainguard.purification.state import Indices, open_store
 from trainguard.purification.universal import Patch, best_patch
-from trainguard.rng import isolated_rng
+from trainguard.rng import isolated_rng, undisturbed
 from trainguard.training import autocast, device_of
 
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange
-    from trainguard.data.store import ImageStore
+    from trainguard.data.samples import Key
+    from trainguard.data.store import ImageStore, OnError
     from trainguard.progress import Stage
 
 Verdict = Literal["clean", "backdoored", "undecided"]
@@ -51,6 +54,7 @@ LEARNED = 0.5  # share of the flagged samples that get their label from a model 
 LEAST_MOVED = 50  # adversarial examples; the standard error of a share is then at most 0.07
 
 
+@undisturbed(0)
 def audit(
     model: nn.Module | Callable[[], nn.Module],
     data: Any,
@@ -59,6 +63,12 @@ def audit(
     seed: int = 0,
     progress: bool = True,
     pixel_range: PixelRange | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    bounds: tuple[float, float] | None = None,
+    image_column: Key | None = None,
+    label_column: Key | None = None,
+    on_error: OnError = "raise",
     images: int = 1000,
     eps: float | None = None,
     norm: Norm = "linf",
@@ -86,6 +96,13 @@ def audit(
         seed: of the choice of images.
         progress: show it.
         pixel_range: what the model's input values mean. None: found from the data set's transforms.
+        mean: the normalisation that the model was trained with, in [0, 1] pixels, together with `std`: another way to
+            say the same.
+        std: see `mean`.
+        bounds: the model inputs of black and white, equal for all channels: a third way.
+        image_column: key or position of the image in a sample, needed only where several could be meant.
+        label_column: likewise of the label.
+        on_error: `"raise"`, or `"skip"` to leave out samples that cannot be read.
         images: how many to attack, equally many of every class, among those that the model gets right.
         eps: radius of the perturbation in unit pixel space. None: the smallest at which the attack works, as in
             `purify`.
@@ -106,7 +123,16 @@ def audit(
     paper's Fig. 5: triggered images lie with the target class).
     """
     started = time.perf_counter()
-    store = open_store(data, pixel_range)
+    if norm not in RADIUS:
+        raise ValueError(f"expected norm= one of {', '.join(RADIUS)}, got {norm!r}")
+    store = open_store(
+        data,
+        given_range(pixel_range, mean, std, bounds),
+        comparable=screening,
+        image_column=image_column,
+        label_column=label_column,
+        on_error=on_error,
+    )
     net = copy_of(model)
     device = accelerator.device if accelerator is not None else device_of(net)
     network = UnitPixels(for_training(net, device), store.pixel_range)
@@ -131,7 +157,8 @@ def audit(
         reached = reaches(network, *known, eps, norm, torch.Generator().manual_seed(seed))
         bent = bends(network, *known, list(reached), torch.Generator().manual_seed(seed))
     pull = pull_of(counts)
-    verdict, confidence, reason, targets = judge(counts, patched, reached, bent)
+    said = judge(counts, patched, reached, bent)
+    verdict, confidence, reason, targets = Processes.of(accelerator).broadcast(said)  # ranks may differ in a last bit
     poison = None
     if screening and verdict != "backdoored":
         with isolated_rng(seed):
@@ -338,8 +365,6 @@ def balanced(store: ImageStore, images: int, seed: int) -> Indices:
     labels = store.labels[readable]
     share = max(1, -(-images // max(1, len(np.unique(labels)))))
     chosen = [readable[labels == label][:share] for label in np.unique(labels)]
-    if not chosen:
-        raise DataError("the data have no readable image")
     return rng.permutation(np.concatenate(chosen))
 
 

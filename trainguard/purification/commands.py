@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from trainguard.checkpoints import Checkpoint, load_weights, read_checkpoint
+from trainguard.checkpoints import Checkpoint, load_weights, read_checkpoint, weights_path
+from trainguard.data.pixels import given_range
 from trainguard.data.store import ImageStore
+from trainguard.files import writable_folder
 from trainguard.models import build
 from trainguard.purification.audit import audit
 from trainguard.purification.progressive import purify
@@ -38,10 +40,11 @@ def purify_checkpoint(
         ModelError: the file is damaged or does not fit the architecture.
         DataError: the data cannot be used.
     """
+    writable_folder(weights_path(out).parent)  # not only after the work
     found = read_checkpoint(checkpoint)
-    store = open_store(data, options.pop("pixel_range", None))
-    model = model_of(arch, found, store)
-    outcome = purify(model, store, clean=clean, **options)
+    screening = options.get("screening", True) and not clean and options.get("initial") is None
+    store = _opened(data, options, comparable=screening)
+    outcome = purify(lambda: model_of(arch, found, store), store, clean=clean, **options)
     origin = {"path": str(found.path), "sha256": found.sha256, "weights under": found.where, "arch": arch}
     outcome.save(out, input=origin)
     return outcome
@@ -62,8 +65,15 @@ def audit_checkpoint(checkpoint: str | Path, *, arch: str, data: Any, **options:
         DataError: the data cannot be used.
     """
     found = read_checkpoint(checkpoint)
-    store = open_store(data, options.pop("pixel_range", None))
-    return audit(model_of(arch, found, store), store, **options)
+    store = _opened(data, options, comparable=options.get("screening", True))
+    return audit(lambda: model_of(arch, found, store), store, **options)
+
+
+def _opened(data: Any, options: dict[str, Any], *, comparable: bool) -> ImageStore:
+    """The data, opened once by what `options` say of how to read them, which is taken from there."""
+    said = {name: options.pop(name, None) for name in ("pixel_range", "mean", "std", "bounds")}
+    reading = {name: options.pop(name) for name in ("image_column", "label_column", "on_error") if name in options}
+    return open_store(data, given_range(**said), comparable=comparable, **reading)
 
 
 def model_of(arch: str, checkpoint: Checkpoint, images: ImageStore) -> nn.Module:

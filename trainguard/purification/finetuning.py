@@ -105,6 +105,7 @@ def fine_tune(
     generator: torch.Generator,
     processes: Processes,
     stage: Stage,
+    classes: int | None = None,
 ) -> float:
     r"""Fine-tune in place, with adversarial images (Eq. 8) or plain ones (step 2).
 
@@ -134,6 +135,7 @@ def fine_tune(
         processes: ranks that share the work. The perturbations, most of the cost, are made in parts; the optimizer step
             is repeated on every rank, so that BatchNorm sees the whole batch.
         stage: progress, counted in images.
+        classes: outputs of the network, where they are more than the data's classes.
 
     Returns:
         The mean loss over all images; infinite as soon as a batch's loss is not finite, and training stops there, or
@@ -147,6 +149,8 @@ def fine_tune(
     `features=0`, `shared=0`, no suspects and nothing worn this is the paper's.
     """
     device = device_of(network)
+    classes = classes or store.num_classes
+    unbroken = _finite(network)  # some models keep infinities, such as the mask of an attention
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=how.lr,
@@ -161,8 +165,8 @@ def fine_tune(
     network.train(not how.shared)
     total, seen = 0.0, 0
     watched = ExitStack()
-    now = watched.enter_context(features_of(network.net, store.num_classes))
-    before = watched.enter_context(features_of((teacher or network).net, store.num_classes))
+    now = watched.enter_context(features_of(network.net, classes))
+    before = watched.enter_context(features_of((teacher or network).net, classes))
     for step, index in enumerate(shuffled_batches(extra, batches, how.batch_size, generator)):
         for group in optimizer.param_groups:
             group["lr"] = how.rate_at((step + 0.5) / batches, adversarial)
@@ -209,8 +213,13 @@ def fine_tune(
     watched.close()
     network.eval()
     # The last step may have broken weights or running statistics that no loss was computed with any more.
-    whole = all(bool(value.isfinite().all()) for value in network.state_dict().values())
+    whole = unbroken <= _finite(network)
     return total / max(1, seen) if whole and math.isfinite(total) else math.inf
+
+
+def _finite(network: UnitPixels) -> set[str]:
+    """The weights and buffers that are finite throughout."""
+    return {name for name, value in network.state_dict().items() if bool(value.isfinite().all())}
 
 
 def _kept_to(

@@ -14,9 +14,13 @@ from trainguard.models import UnitPixels, classifier_layer
 
 
 def for_training(net: nn.Module, device: torch.device) -> nn.Module:
-    """The copy made ready for fine-tuning: float32, on the device, channels_last, every parameter open."""
-    net.to(device=device, dtype=torch.float32)
-    net.to(memory_format=torch.channels_last)
+    """The copy made ready for fine-tuning: float32, on the device, channels_last, every real parameter open."""
+    net.to(device=device)
+    for value in (*net.parameters(), *net.buffers()):
+        if value.is_floating_point():
+            value.data = value.data.float()
+        if value.ndim == 4:
+            value.data = value.data.to(memory_format=torch.channels_last)
     for parameter in net.parameters():
         parameter.requires_grad_(True)
     return net

@@ -2,6 +2,7 @@ r"""PBE Algorithm 1: erase a backdoor by alternately purifying the model and the
 
 from __future__ import annotations
 
+import copy
 import platform
 import time
 import warnings
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from trainguard.data.pixels import given_range
 from trainguard.distributed import Processes
 from trainguard.models import UnitPixels, copy_of
 from trainguard.perturbation import Norm
@@ -36,15 +38,18 @@ from trainguard.purification.rounds import alternate
 from trainguard.purification.state import Keeper, Plan, Run, open_store, round_shares, split
 from trainguard.purification.universal import Patch, breaking_patches
 from trainguard.results import ScreenResult
-from trainguard.rng import isolated_rng
+from trainguard.rng import isolated_rng, undisturbed
 from trainguard.training import device_of
 
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange
+    from trainguard.data.samples import Key
+    from trainguard.data.store import OnError
 
 SAMPLE = 512  # images on which the model is tried
 
 
+@undisturbed(0)
 def purify(
     model: nn.Module | Callable[[], nn.Module],
     data: Any,
@@ -58,6 +63,12 @@ def purify(
     screening: bool = True,
     validation: Any = None,
     pixel_range: PixelRange | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    bounds: tuple[float, float] | None = None,
+    image_column: Key | None = None,
+    label_column: Key | None = None,
+    on_error: OnError = "raise",
     rounds: int | None = None,
     shares: Sequence[float] | None = None,
     adversarial_batches: Sequence[int] | None = None,
@@ -115,6 +126,13 @@ def purify(
         validation: labelled images that can be trusted and that the model has not seen, to judge accuracy on. None:
             10% of `data` are held out for it.
         pixel_range: what the model's input values mean. None: found from the data set's transforms.
+        mean: the normalisation that the model was trained with, in [0, 1] pixels, together with `std`: another way to
+            say the same.
+        std: see `mean`.
+        bounds: the model inputs of black and white, equal for all channels: a third way.
+        image_column: key or position of the image in a sample, needed only where several could be meant.
+        label_column: likewise of the label.
+        on_error: `"raise"`, or `"skip"` to leave out samples that cannot be read.
         rounds: at most how many; None: as many as there are shares. With clean data there is one.
         shares: size of each round's extra set as a share of the data; the last one holds for further rounds. None: 0.9
             where screening flagged something or calls the data clean, else 0.05 and 0.5.
@@ -160,7 +178,7 @@ def purify(
             is none.
 
     Returns:
-        The purified model, in the form of the argument, and how it came about.
+        The purified model, without DDP or torch.compile around it, and how it came about.
 
     Raises:
         DataError: the data cannot be used.
@@ -170,7 +188,7 @@ def purify(
     Deviation from the paper: images are held out to judge accuracy; one setting serves all attacks, where the paper
     adapts the perturbation to each; the model's own answers beside the labels; where the data are clean, unlearning of
     what both models share or a new last layer; where they are not, screening and unlearning; the extra sets are drawn
-    class by class; rounds end early at a fixed point; the best round within the bound is returned. Near the paper's
+    class by class; rounds end early at a fixed point; the last round within the bound is returned. Near the paper's
     own: `kept=0, screening=False, patches=0, attack_steps=7, lr=1e-3, shares=(0.05, 0.2, 0.5, 0.7),
     adversarial_batches=(200, 30), plain_batches=(0, 800)`.
     """
@@ -181,13 +199,18 @@ def purify(
     started = time.perf_counter()
     processes = Processes.of(accelerator)
     show = Progress(progress and processes.is_main)
-    store = open_store(data, pixel_range)
+    reading = {"image_column": image_column, "label_column": label_column, "on_error": on_error}
+    screening = screening and not clean and initial is None
+    given = given_range(pixel_range, mean, std, bounds)
+    store = open_store(data, given, comparable=screening, **reading)
     infected = copy_of(model)
     device = accelerator.device if accelerator is not None else device_of(infected)
     infected_network = UnitPixels(for_training(infected, device), store.pixel_range).eval()
     with isolated_rng(seed):
-        check_outputs(infected_network, store.batch(store.readable[:2], device), store.num_classes)
-        if screening and not clean and initial is None:
+        few = store.batch(store.readable[[0, -1]], device)
+        classes = check_outputs(infected_network, few, store.num_classes)
+        check_outputs(copy.deepcopy(infected_network).train(), few, store.num_classes)
+        if screening:
             initial = screened(
                 infected,
                 store,
@@ -205,7 +228,7 @@ def purify(
     if validation is None:
         judge = store, held_out
     else:
-        trusted_store = open_store(validation, store.pixel_range)
+        trusted_store = open_store(validation, store.pixel_range, comparable=False, **reading)
         judge = trusted_store, np.asarray(trusted_store.readable, dtype=np.int64)
     with isolated_rng(seed):
         how = FineTuning(
@@ -259,6 +282,7 @@ def purify(
         plan=plan,
         how=how,
         processes=processes,
+        classes=classes,
         extra=first,
         suspects=initial.suspect.nonzero()[0] if isinstance(initial, ScreenResult) and flagged else None,
         worn=[kind for kind in (broken, pictures) if kind],
@@ -267,7 +291,7 @@ def purify(
     run.network.eval()
     with isolated_rng(seed):
         if usual.renewed:
-            renew_head(run.network.net, store.num_classes)
+            renew_head(run.network.net, classes)
         run.before = accuracy(run.infected, *judge)
         keeper = Keeper(state_dir, run)
         keeper.restore()
@@ -280,7 +304,7 @@ def purify(
             f"the model is returned as it came: {run.stopped}; raise max_accuracy_loss=, lower lr= or eps=, "
             "or give validation= or clean data",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,  # through `undisturbed`
         )
     return PurifyResult(
         model=purified,

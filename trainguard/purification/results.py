@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from trainguard.checkpoints import load_weights, read_checkpoint, write_weights
+from trainguard.checkpoints import load_weights, read_checkpoint, weights_path, write_weights
 from trainguard.files import write_atomically
 from trainguard.purification.bending import MOST
 
@@ -26,7 +26,8 @@ class PurifyResult:
     """A purified model and how it came about.
 
     Attributes:
-        model: the purified model; its class, device, precision, mode and flags are those of the argument.
+        model: the purified model; its class, device, precision, mode and flags are those of the argument, without DDP
+            or torch.compile around it.
         history: one row per round and step: round, step, images, batches, loss, accuracy on the judging images,
             seconds; after step 2 whether the round is within the bound, after step 3 how much the next extra set
             overlaps.
@@ -80,16 +81,19 @@ class PurifyResult:
         """Read what `save` wrote.
 
         Args:
-            path: of the weights.
+            path: that was given to `save`.
             model: of the same architecture; gets the weights.
 
         Raises:
             ModelError: the weights do not fit `model`.
-            ValueError: the JSON beside them is missing or of another kind.
+            ValueError: the JSON beside them is missing, of another kind, or about other weights.
         """
-        path = Path(path)
+        path = weights_path(path)
         record = _read_record(path.with_suffix(".json"), "purify")
-        load_weights(model, read_checkpoint(path))
+        found = read_checkpoint(path)
+        if found.sha256 != record["sha256"]:
+            raise ValueError(f"{path} is not the file that the JSON beside it speaks of: purify or save again")
+        load_weights(model, found)
         names = cls.__dataclass_fields__.keys() & record.keys()
         values = {name: record[name] for name in names} | {"keep": np.asarray(record["keep"], dtype=np.int64)}
         return cls(model=model, **values)

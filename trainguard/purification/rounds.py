@@ -39,6 +39,7 @@ def alternate(run: Run, show: Progress, keeper: Keeper) -> None:
 
 def _fine_tune(run: Run, step: str, show: Progress) -> None:
     """Steps 1 and 2 of a round; after step 2 the round is judged."""
+    how = run.how
     batches = run.plan.batches(run.round, step, len(run.extra), run.how.batch_size)
     loss = 0.0
     if batches:
@@ -50,13 +51,14 @@ def _fine_tune(run: Run, step: str, show: Progress) -> None:
                 run.extra,
                 batches=batches,
                 adversarial=step == "adversarial",
-                teacher=run.infected if run.how.kept or run.how.shared else None,
+                teacher=run.infected if how.kept or how.mixed or how.features or how.shared else None,
                 suspects=run.suspects,
                 worn=run.worn,
-                how=run.how,
+                how=how,
                 generator=torch.Generator().manual_seed(run.plan.seed + 1009 * run.round + run.step),
                 processes=run.processes,
                 stage=stage,
+                classes=run.classes,
             )
         run.processes.align(run.network.net)
     reached = run.processes.broadcast(accuracy(run.network, *run.judge) if np.isfinite(loss) else 0.0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -81,6 +83,7 @@ class Run:
     plan: Plan
     how: FineTuning
     processes: Processes
+    classes: int  # outputs of the network, at least as many as the data have classes
     extra: Indices
     suspects: Indices | None = None  # what screening flagged, to be unlearned
     worn: Sequence[Sequence[Worn]] = ()  # patches, and overlays, that break the model, to be unlearned
@@ -97,11 +100,28 @@ class Run:
     stopped: str = ""
 
 
-def open_store(data: Any, pixel_range: PixelRange | None) -> ImageStore:
-    """`data` as a store of images in unit pixels; a store that is open already stays as it is."""
+def open_store(data: Any, pixel_range: PixelRange | None = None, **reading: Any) -> ImageStore:
+    """`data` as a store of images in unit pixels; one that is open already stays as it is, but for a given range.
+
+    Args:
+        data: see `purify`.
+        pixel_range: what the model's input values mean, where it is known.
+        **reading: of `open_images`.
+    """
+    from trainguard.data.loaders import readable
+    from trainguard.data.pixels import ASSUMED
     from trainguard.data.store import ImageStore, open_images
 
-    return data if isinstance(data, ImageStore) else open_images(data, pixel_range=pixel_range)
+    if not isinstance(data, ImageStore):
+        store = open_images(readable(data), pixel_range=pixel_range, **reading)
+        if store.pixel_range.source == "assumed":
+            warnings.warn(f"{ASSUMED}, if it was trained with something else", stacklevel=4)
+        return store
+    if pixel_range is None:
+        return data
+    store = copy.copy(data)
+    store.pixel_range = pixel_range.for_channels(data.shape[0])
+    return store
 
 
 def split(
@@ -135,7 +155,8 @@ def split(
             raise DataError("initial= is a screening of other data: pass the data set that was screened")
         pool = np.intersect1d(pool, initial.keep)
     elif initial is not None:
-        first = np.unique(np.asarray(initial, dtype=np.int64))
+        chosen = np.asarray(initial)
+        first = np.unique(np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64))
         if len(first) == 0 or first[0] < 0 or first[-1] >= len(store):
             raise DataError(f"initial= must hold indices from 0 to {len(store) - 1}")
         first = np.intersect1d(first, pool)
@@ -148,6 +169,11 @@ def split(
         first = least_suspicious(pool, initial.score, store.labels, share)
     elif initial is None:
         first = np.sort(rng.permutation(pool)[: max(2, round(share * len(pool)))])
+    if initial is not None and (len(first) < 2 or (hold_out and len(judge) == 0)):
+        raise DataError(
+            f"initial= leaves {len(first)} images to start from and {len(judge)} to judge accuracy on: give at least "
+            "2, and not all of the data, or validation="
+        )
     if len(first) < 2 or (hold_out and len(judge) == 0):
         raise DataError(f"purification needs at least 3 readable images, {len(store.readable)} are given")
     return pool, judge, first
@@ -182,6 +208,8 @@ class Keeper:
             "plan": asdict(run.plan),
             "how": asdict(run.how),
             "data": run.store.fingerprint,
+            "pixel range": [run.store.pixel_range.low, run.store.pixel_range.high],
+            "judge": run.judge[0].fingerprint,
             "first extra set": _digest(run.pool, run.judge[1], run.extra),
             "suspects": 0 if run.suspects is None else _digest(run.suspects),
             "model": digest_of(run.network.net),
