@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 from trainguard.data.store import open_images
 from trainguard.errors import ModelError
-from trainguard.models import bare, working_copy
+from trainguard.models import bare, short_strides, working_copy
 from trainguard.screening.relabeling import relabel
 
 
@@ -192,3 +192,23 @@ def test_relabel_keeps_the_given_label_where_the_model_gives_nan(store):
     assert 0 < nan.sum() < 60
     assert (labels[nan] == store.labels[nan]).all() and (confidence[nan] == 0).all()
     assert (labels[~nan] == 2).all() and (confidence[~nan] > 0.99).all()
+
+
+@pytest.mark.parametrize(
+    ("layer", "side", "expected"),
+    [
+        (nn.Conv2d(3, 4, 3, 2, 1), 1, (1, 1)),
+        (nn.Conv2d(3, 4, 3, 2, 1), 2, (2, 2)),
+        (nn.Conv2d(3, 4, 7, 4, 3), 2, (2, 2)),
+        (nn.Conv2d(3, 4, 7, 4, 3), 3, (3, 3)),
+        (nn.Conv2d(3, 4, (3, 1), (4, 2), (1, 0)), 2, (2, 2)),
+        (nn.Conv2d(3, 4, 3, 4, 3), 2, (4, 4)),  # the padding makes two of it
+        (nn.Conv2d(3, 4, 3, padding="same"), 1, (1, 1)),
+    ],
+)
+def test_strides_are_shortened_to_the_side_where_that_changes_nothing(layer, side, expected):
+    net, x = nn.Sequential(copy.deepcopy(layer)), torch.rand(2, 3, side, side)
+    before = net(x)
+    with short_strides(net):
+        net(x)
+    assert net[0].stride == expected and torch.allclose(net(x), before, atol=1e-6) and not net[0]._forward_pre_hooks

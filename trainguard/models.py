@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def check_model(model: nn.Module, images: ImageStore) -> None:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     x = images.pixel_range.to_model(images.batch(index, device))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), short_strides(model):
             output = logits_of(model(x))
     except Exception as error:  # whatever a user's forward may raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -105,6 +106,37 @@ def check_model(model: nn.Module, images: ImageStore) -> None:
         raise ModelError(
             "the model gives NaN or infinite outputs on images of the data set: check its weights and the pixel range "
             f"{images.pixel_range}"
+        )
+
+
+@contextmanager
+def short_strides(net: nn.Module) -> Iterator[None]:
+    """Shorten, by what is seen in the block, every stride that is longer than the side of what its layer is given.
+
+    Such a layer gives a single row or column, by any stride. But in bf16 on a CPU torch's gradient of its weights is
+    whatever lay in memory (torch 2.14, oneDNN): NaN at times, and wrong always. Deep networks on small images have
+    such layers, a ResNet-18 on 16 pixels for one.
+
+    Args:
+        net: one of our own copies; what it gives for images of this size stays the same.
+    """
+    seen: dict[nn.Conv2d, tuple[int, ...]] = {}
+
+    def look(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen[layer] = tuple(inputs[0].shape[2:])  # type: ignore[index]
+
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)]
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for layer, sides in seen.items():
+        reach: Any = zip(sides, layer.kernel_size, layer.padding, layer.dilation, layer.stride, strict=True)
+        layer.stride = tuple(  # type: ignore[assignment]
+            side if side < stride and side + 2 * pad - dilation * (kernel - 1) - 1 < side else stride
+            for side, kernel, pad, dilation, stride in reach
         )
 
 

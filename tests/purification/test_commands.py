@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -51,6 +52,7 @@ def test_a_checkpoint_is_purified_into_safetensors_with_a_record(delivered, tmp_
         "arch": ARCH,
     }
     assert record["sha256"] == hashlib.sha256((tmp_path / "clean.safetensors").read_bytes()).hexdigest()
+    assert outcome.changed and all(math.isfinite(row["loss"]) for row in outcome.history if "loss" in row)
     assert record["history"] == outcome.history and record["settings"]["plain_batches"] == [2]
     model = timm.create_model(ARCH, num_classes=3)
     load_weights(model, read_checkpoint(tmp_path / "clean.safetensors"))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainguard.models import short_strides
 from trainguard.training import autocast
 
 
@@ -85,6 +86,8 @@ def train_classifier(
     scheduler = triangle(optimizer, recipe.epochs * steps, recipe.warmup)
     generator = torch.Generator().manual_seed(seed)
     images, labels = images.to(device), labels.to(device)
+    with torch.no_grad(), short_strides(model):
+        model.eval()(images[:1].float() / 255)
     for epoch in range(recipe.epochs):
         model.train()
         order = torch.randperm(count, generator=generator)

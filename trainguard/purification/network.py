@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainguard.errors import ModelError
-from trainguard.models import UnitPixels, classifier_layer
+from trainguard.models import UnitPixels, classifier_layer, short_strides
 
 
 def for_training(net: nn.Module, device: torch.device) -> nn.Module:
@@ -27,7 +27,7 @@ def for_training(net: nn.Module, device: torch.device) -> nn.Module:
 
 
 def check_outputs(network: UnitPixels, images: Tensor, num_classes: int) -> int:
-    """Run a few images through and look at what comes out.
+    """Run a few images through and look at what comes out. Strides of the network may be shortened on the way.
 
     Args:
         network: in eval mode.
@@ -42,7 +42,7 @@ def check_outputs(network: UnitPixels, images: Tensor, num_classes: int) -> int:
             gives NaN.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), short_strides(network):
             logits: Any = network(images)
     except Exception as error:  # whatever the user's forward may raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

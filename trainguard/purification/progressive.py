@@ -288,7 +288,7 @@ def purify(
         worn=[kind for kind in (broken, pictures) if kind],
         callbacks=tuple(callbacks),
     )
-    run.network.eval()
+    check_outputs(run.network.eval(), few, store.num_classes)
     with isolated_rng(seed):
         if usual.renewed:
             renew_head(run.network.net, classes)
