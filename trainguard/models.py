@@ -113,9 +113,9 @@ def check_model(model: nn.Module, images: ImageStore) -> None:
 def short_strides(net: nn.Module) -> Iterator[None]:
     """Shorten, by what is seen in the block, every stride that is longer than the side of what its layer is given.
 
-    Such a layer gives a single row or column, by any stride. But in bf16 on a CPU torch's gradient of its weights is
-    whatever lay in memory (torch 2.14, oneDNN): NaN at times, and wrong always. Deep networks on small images have
-    such layers, a ResNet-18 on 16 pixels for one.
+    Such a layer gives a single row or column, by any stride. But where it pads, in bf16 on a CPU, torch's gradient of
+    its weights is whatever lay in memory (torch 2.14, oneDNN): at times NaN, at times a wrong number. Deep networks on
+    small images have such layers, a ResNet-18 on 16 pixels for one.
 
     Args:
         net: one of our own copies; what it gives for images of this size stays the same.
