@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import pickletools
 import zipfile
 from collections.abc import Collection, Mapping
@@ -18,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from trainguard.errors import ModelError
-from trainguard.files import write_atomically
+from trainguard.files import plain, write_atomically
 from trainguard.models import bare
 
 State = dict[str, Tensor]
@@ -181,7 +179,7 @@ def write_weights(path: str | Path, model: nn.Module, about: Mapping[str, Any]) 
     weights = {_uncompiled(name): value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
     content = safetensors.torch.save(weights, metadata={"format": "pt"})
     record = {"weights": path.name, "sha256": hashlib.sha256(content).hexdigest(), **about}
-    text = json.dumps(_plain(record), indent=1, allow_nan=False) + "\n"  # before anything is written
+    text = json.dumps(plain(record), indent=1, allow_nan=False) + "\n"  # before anything is written
     with write_atomically(path) as temporary:
         temporary.write_bytes(content)
     with write_atomically(path.with_suffix(".json")) as temporary:
@@ -193,19 +191,6 @@ def weights_path(path: str | Path) -> Path:
     """The path of weights as `write_weights` has it: with `.safetensors` at its end."""
     path = Path(path)
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it; what is infinite, or NaN, is null."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, (np.ndarray, np.generic, Tensor)):
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (str, bool, int)) else str(value)
 
 
 def sha256(path: str | Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainguard.files import writable_folder, write_atomically
+from trainguard.files import plain, writable_folder, write_atomically
 
 Verdict = Literal["clean", "poisoned", "undecided"]
 
@@ -105,8 +105,8 @@ class ScreenResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays of evidence, as plain JSON values (NaN becomes None)."""
-        plain = {name: _plain(getattr(self, name)) for name in _ARRAYS}
-        return plain | self._header()
+        arrays = {name: plain(getattr(self, name)) for name in _ARRAYS}
+        return arrays | self._header()
 
     def _header(self) -> dict[str, Any]:
         names = ("verdict", "confidence", "reason", "fingerprint", "settings", "timing", "history")
@@ -138,7 +138,7 @@ class ScreenResult:
                 file.write_bytes(content)
         digests = {"digests": {name: _digest(content) for name, content in parts.items()}}
         with write_atomically(folder / "result.json") as file:
-            file.write_text(json.dumps(self._header() | digests, indent=1, default=_plain))
+            file.write_text(json.dumps(plain(self._header() | digests), indent=1, allow_nan=False))
         return folder
 
     @classmethod
@@ -227,13 +227,3 @@ def _arrays_in(file: Path, digests: Mapping[str, str]) -> dict[str, NDArray[Any]
 
 def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind == "f":
-            return [None if not np.isfinite(v) else v for v in value.astype(float).tolist()]
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    return str(value)
