@@ -14,7 +14,7 @@ from trainguard.models import UnitPixels, classifier_layer, short_strides
 
 
 def for_training(net: nn.Module, device: torch.device) -> nn.Module:
-    """The copy made ready for fine-tuning: float32, on the device, channels_last, parameters open. Complex stays complex."""
+    """The copy made ready for fine-tuning: float32 (or complex), on the device, channels_last, parameters open."""
     net.to(device=device)
     for value in (*net.parameters(), *net.buffers()):
         if value.is_floating_point():
