@@ -2,6 +2,8 @@
 
 import json
 import mmap
+import shutil
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -51,7 +53,7 @@ def test_a_drill_measures_every_cell(screened, tmp_path):
     assert guard.verdict == "poisoned" and guard.target_classes == guard.true_targets == (1,)
     assert guard.screening == {"probe": 0.1}
     again = found["badnets", "guard+relabel"]
-    assert again.flagged == 6 and again.train_seconds > guard.train_seconds
+    assert again.flagged == 6 and again.tpr == guard.tpr
     assert found["badnets", "oracle"].flagged == 6 and found["badnets", "oracle"].tpr is None
     clean = found["clean", "guard"]
     assert clean.asr is None and clean.flagged == 0 and clean.verdict == "clean" and clean.tpr is None
@@ -180,6 +182,58 @@ def test_training_learns_and_leaves_global_random_numbers_alone():
     (history, guessed), (again, _) = runs
     assert history == again and [epoch for epoch, _ in history] == list(range(12))
     assert history[-1][1] < history[0][1] and (guessed == data.test_labels).float().mean() > 0.9
+
+
+def test_a_training_goes_on_from_where_it_was_before_its_last_epochs():
+    data = tiny()
+    recipe = Recipe(epochs=10, lr=0.05, batch_size=60, flip=False, pad=0)  # whole batches: no order to repeat
+    assert recipe.late == 9 and Recipe(30).late == 27 and Recipe(2).late == Recipe(1).late == 1
+
+    def model():
+        torch.manual_seed(0)
+        return Standardised(build("resnet9", 3, 1, 8), torch.tensor([0.5]), torch.tensor([0.25]))
+
+    late = []
+    whole = train_classifier(
+        model(), data.train, data.train_labels, recipe, on_late=lambda so: late.append(deepcopy(so))
+    )
+    (begun,) = late
+    assert begun["epochs"] == 9
+    epochs = []
+    rest = train_classifier(
+        model(), data.train, data.train_labels, recipe, begun=begun, on_epoch=lambda epoch, _: epochs.append(epoch)
+    )
+    assert epochs == [9]
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(rest.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    first = "net.body.0.0.weight"
+    assert not torch.allclose(begun["weights"][first], whole.state_dict()[first], rtol=1e-3, atol=1e-4)
+
+
+def test_relabelling_comes_before_the_last_epochs_of_what_was_trained_without_the_flagged(
+    screened, tmp_path, monkeypatch
+):
+    train, begun = train_classifier, []
+
+    def watched(model, images, labels, recipe, **options):
+        begun.append((len(images), labels.clone(), options["begun"]))
+        return train(model, images, labels, recipe, **options)
+
+    monkeypatch.setattr("trainguard.drill.scene.train_classifier", watched)
+    drill(tmp_path, attacks=["badnets"], defenses=["guard+relabel"], epochs=20)
+    counts = [count for count, _, _ in begun]
+    assert counts == [60, 54, 60]  # undefended, what was kept, everything
+    (_, given, _), (_, _, first), (_, labels, again) = begun
+    assert first is None and again["epochs"] == 18
+    cell = tmp_path / "out" / "cells" / "badnets-guard-seed0"
+    for name, value in torch.load(cell / "late.pt", weights_only=True)["weights"].items():
+        assert torch.equal(value, again["weights"][name])
+    changed = (given != labels).nonzero()[:, 0]
+    assert 3 <= len(changed) <= 6  # of six flagged; one of them is clean
+    shutil.rmtree(tmp_path / "out" / "cells" / "badnets-guard+relabel-seed0")
+    (cell / "late.pt").unlink()
+    with pytest.raises(StateError, match=r"late\.pt is missing: .* remove the folder .*badnets-guard-seed0"):
+        drill(tmp_path, attacks=["badnets"], defenses=["guard+relabel"], epochs=20)
 
 
 def test_augmentation_crops_out_of_a_zero_margin():

@@ -13,7 +13,7 @@ from torch import nn
 
 import trainguard
 from trainguard.drill.poison import Role
-from trainguard.drill.scene import Scene, Tick, UnitImages
+from trainguard.drill.scene import Scene, Tick, UnitImages, begun_in
 from trainguard.drill.train import predict
 from trainguard.files import write_atomically
 from trainguard.purification.results import AuditResult, PurifyResult
@@ -21,6 +21,7 @@ from trainguard.results import ScreenResult
 
 DEFENSES = ("none", "oracle", "guard", "guard+relabel", "paper", "paper+relabel")
 RELABEL = "+relabel"
+LATE = "late.pt"  # the training of what was kept, as it is before its last epochs
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +59,13 @@ class Outcome:
             self.purification.save(folder / "purified")
 
 
-def defend(scene: Scene, defense: str, state_dir: Path, tick: Tick) -> Outcome:
+def defend(scene: Scene, defense: str, folder: Path, tick: Tick) -> Outcome:
     r"""Choose what to keep, then train on it from the scene's initial weights.
 
     Args:
         scene: the poisoned data.
         defense: `"none"`, `"oracle"` (the payload is known and removed), `"guard"` or `"paper"`.
-        state_dir: folder that an interrupted screening resumes from.
+        folder: of this cell: an interrupted screening resumes from its `state`, relabelling from its `late.pt`.
         tick: see `scene.Tick`.
 
     Raises:
@@ -75,7 +76,7 @@ def defend(scene: Scene, defense: str, state_dir: Path, tick: Tick) -> Outcome:
     result: ScreenResult | None = None
     start = time.perf_counter()
     if defense in ("guard", "paper"):
-        result = screen(scene, defense, state_dir)
+        result = screen(scene, defense, folder / "state")
         keep = result.keep
     elif defense == "oracle":
         keep = np.flatnonzero(scene.role != Role.PAYLOAD)
@@ -83,7 +84,7 @@ def defend(scene: Scene, defense: str, state_dir: Path, tick: Tick) -> Outcome:
         keep = np.arange(len(scene.labels))
     screen_seconds = time.perf_counter() - start if result else 0.0
     model = scene.fresh_model()
-    train_seconds = scene.train(model, keep, scene.labels, scene.victim.recipe, tick)
+    train_seconds = scene.train(model, keep, scene.labels, tick, late=folder / LATE if result else None)
     return Outcome(model, ~np.isin(np.arange(len(scene.labels)), keep), result, screen_seconds, train_seconds)
 
 
@@ -103,23 +104,31 @@ def screen(scene: Scene, defense: str, state_dir: Path) -> ScreenResult:
 
 
 def relabel(scene: Scene, folder: Path, seconds: tuple[float, float], tick: Tick) -> Outcome:
-    r"""AdvrBD Eq. 5: the model trained on what was kept labels what was flagged, then learns a little more from all.
+    r"""AdvrBD Eq. 5 within a training, as `Guard.relabel` does it: its last tenth learns everything.
+
+    The labels of what was flagged are those of the model as it is by then, which has learned only what was kept.
 
     Args:
         scene: the poisoned data.
         folder: where the outcome of the defence without relabelling was saved.
         seconds: wall seconds of its screening and of its training.
         tick: see `scene.Tick`.
+
+    Raises:
+        StateError: the defence without relabelling did not keep its training.
     """
     result = ScreenResult.load(folder / "result")
     model = scene.fresh_model()
-    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     everything = np.arange(len(scene.labels))
     flagged = ~np.isin(everything, result.keep)
+    if not flagged.any():
+        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+        return Outcome(model, flagged, result, *seconds)
     start = time.perf_counter()
-    if flagged.any():
-        rows = torch.from_numpy(np.flatnonzero(flagged))
-        labels = scene.labels.clone()
-        labels[rows] = predict(model, scene.images[rows], device=scene.victim.device)
-        scene.train(model, everything, labels, scene.victim.recipe.tuning(), tick)
-    return Outcome(model, flagged, result, seconds[0], seconds[1] + time.perf_counter() - start)
+    begun = begun_in(folder / LATE)
+    model.load_state_dict(begun["weights"])
+    rows = torch.from_numpy(np.flatnonzero(flagged))
+    labels = scene.labels.clone()
+    labels[rows] = predict(model, scene.images[rows], device=scene.victim.device)
+    scene.train(model, everything, labels, tick, begun=begun)
+    return Outcome(model, flagged, result, seconds[0], begun["seconds"] + time.perf_counter() - start)

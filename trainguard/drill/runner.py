@@ -204,7 +204,7 @@ def _run(scene: Scene, defense: str, place: Path, tick: Any) -> Cell:
         names = {name: place.with_name(place.name.replace(defense, name)) for name in ("none", "guard")}
         outcome = repair(scene, defense, names)
     else:
-        outcome = defend(scene, defense, place / "state", tick)
+        outcome = defend(scene, defense, place, tick)
     cell = measure(scene, defense, outcome, peak_memory(scene.victim.device))
     outcome.save(place)
     cell.save(place)

@@ -3,8 +3,10 @@ r"""A poisoned data set in memory, and how victims are trained on it: what all c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ from trainguard.drill.images import Images
 from trainguard.drill.models import Standardised, build
 from trainguard.drill.poison import Attack, fitted, poison_arrays
 from trainguard.drill.train import Recipe, train_classifier
+from trainguard.errors import StateError
+from trainguard.files import write_atomically
 from trainguard.rng import isolated_rng
 
 Tick = Callable[[int], None]  # called with the number of images trained on, after each epoch
@@ -73,20 +77,63 @@ class Scene:
             net = build(self.victim.model, self.data.num_classes, self.images.shape[1], min(self.images.shape[2:]))
         return Standardised(net, sample.mean((0, 2, 3)), sample.std((0, 2, 3))).to(self.victim.device)
 
-    def train(self, model: nn.Module, keep: np.ndarray, labels: Tensor, recipe: Recipe, tick: Tick) -> float:
-        r"""Train `model` in place on the samples `keep` under `labels` (N,); returns the seconds it took."""
+    def train(
+        self,
+        model: nn.Module,
+        keep: np.ndarray,
+        labels: Tensor,
+        tick: Tick,
+        *,
+        late: Path | None = None,
+        begun: Mapping[str, Any] | None = None,
+    ) -> float:
+        r"""Train `model` in place by the victim's recipe.
+
+        Args:
+            model: on the victim's device.
+            keep: positions of the images to train on.
+            labels: (N,) of all images.
+            tick: see `Tick`.
+            late: a file to keep the training in as it is before its last epochs, see `Recipe.late` and `begun_in`.
+            begun: such a training, to go on from with these images.
+
+        Returns:
+            The seconds it took; of one that goes on, without those before.
+        """
         start = time.perf_counter()
         rows = torch.from_numpy(keep)
+
+        def kept(training: dict[str, Any]) -> None:
+            assert late is not None
+            with write_atomically(late) as path:
+                torch.save({**training, "seconds": time.perf_counter() - start}, path)
+
         train_classifier(
             model,
             self.images[rows],
             labels[rows],
-            recipe,
+            self.victim.recipe,
             seed=self.seed,
             device=self.victim.device,
             on_epoch=lambda *_: tick(len(keep)),
+            on_late=None if late is None else kept,
+            begun=begun,
         )
         return time.perf_counter() - start
+
+
+def begun_in(late: Path) -> dict[str, Any]:
+    r"""The training that `Scene.train` kept in a file: `epochs`, `weights`, `optimizer` and `seconds`.
+
+    Raises:
+        StateError: there is none.
+    """
+    if not late.is_file():
+        raise StateError(
+            f"{late} is missing: relabelling goes on from there, and versions before this one did not keep it; remove "
+            f"the folder {late.parent}, so that its training is done again"
+        )
+    return torch.load(late, map_location="cpu", weights_only=True)
 
 
 class UnitImages(Dataset):

@@ -2,9 +2,9 @@ r"""The user's side of the drill: one plain training loop over images in memory,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,12 +45,10 @@ class Recipe:
             return cls(epochs, lr=1e-3, optimizer="adamw", weight_decay=0.05, flip=flip)
         return cls(epochs, lr=0.2 if name.startswith("resnet9") else 0.1, flip=flip)
 
-    def tuning(self) -> Recipe:
-        r"""The recipe for going on with a trained model: a fifth of the epochs at a tenth of the peak, no warm-up.
-
-        The text of AdvrBD gives no figures for its relearning; these keep its cost at a fifth of a training.
-        """
-        return replace(self, epochs=max(1, self.epochs // 5), lr=self.lr / 10, warmup=0.05)
+    @property
+    def late(self) -> int:
+        r"""Epochs after which flagged images come back: with a tenth of the training left, an epoch at least."""
+        return max(1, self.epochs - max(1, round(0.1 * self.epochs)))
 
 
 def train_classifier(
@@ -62,6 +60,8 @@ def train_classifier(
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_epoch: Callable[[int, float], None] | None = None,
+    on_late: Callable[[dict[str, Any]], None] | None = None,
+    begun: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     r"""Train `model` in place and return it.
 
@@ -73,6 +73,8 @@ def train_classifier(
         seed: order and augmentation; the global generators are left alone.
         device: where; the images are moved there as a whole, as uint8.
         on_epoch: called with (epoch, mean loss) after each.
+        on_late: called after `recipe.late` epochs with what going on from there takes: epochs, weights, optimizer.
+        begun: what `on_late` was given, to go on from; the images may be others.
 
     Raises:
         ValueError: fewer images than one batch of two.
@@ -83,12 +85,17 @@ def train_classifier(
     steps = max(1, count // size)
     model.to(device).to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, recipe)
-    scheduler = triangle(optimizer, recipe.epochs * steps, recipe.warmup)
+    first = 0
+    if begun is not None:
+        first = begun["epochs"]
+        model.load_state_dict(begun["weights"])
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": begun["optimizer"]})
+    scheduler = triangle(optimizer, recipe.epochs * steps, recipe.warmup, done=first * steps)
     generator = torch.Generator().manual_seed(seed)
     images, labels = images.to(device), labels.to(device)
     with torch.no_grad(), short_strides(model):
         model.eval()(images[:1].float() / 255)
-    for epoch in range(recipe.epochs):
+    for epoch in range(first, recipe.epochs):
         model.train()
         order = torch.randperm(count, generator=generator)
         total = torch.zeros((), device=device)
@@ -104,14 +111,26 @@ def train_classifier(
             total += loss.detach()
         if on_epoch is not None:
             on_epoch(epoch, float(total) / steps)
+        if on_late is not None and epoch + 1 == recipe.late:
+            so_far = {"epochs": epoch + 1, "weights": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}
+            on_late(so_far)
     return model
 
 
-def triangle(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> torch.optim.lr_scheduler.LambdaLR:
-    r"""A learning rate that rises linearly to its peak over the share `warmup` of `steps`, then falls to zero."""
+def triangle(
+    optimizer: torch.optim.Optimizer, steps: int, warmup: float, *, done: int = 0
+) -> torch.optim.lr_scheduler.LambdaLR:
+    r"""A learning rate that rises linearly to its peak over the share `warmup` of `steps`, then falls to zero.
+
+    Args:
+        optimizer: whose rate is the peak.
+        steps: of the whole training.
+        warmup: share of them before the peak.
+        done: so many of them lie behind.
+    """
     rise, fall = max(1.0, warmup * steps), max(1.0, (1 - warmup) * steps)
     return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: max(0.0, min((step + 1) / rise, (steps - step) / fall))
+        optimizer, lambda step: max(0.0, min((done + step + 1) / rise, (steps - done - step) / fall))
     )
 
 
