@@ -26,7 +26,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What .ci/run itself is, or what the drill's own tests run for minutes.
 RUN_ELSEWHERE = (
     "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/trainguard demo",
-    "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest",
+    "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest -n 2 --dist loadfile",
     "trainguard drill",
     "python -m trainguard drill",
     "python examples/",

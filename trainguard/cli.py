@@ -218,10 +218,10 @@ def _add_screen(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the result and its report")
     parser.add_argument(
-        "--epochs", type=_at_least_one, help="epochs of that training; they set what screening may cost"
+        "--epochs", type=_at_least_one, help="epochs of that training; they set how long the probes learn"
     )
     parser.add_argument(
-        "--budget", type=_share, default=0.5, help="share of its cost that screening may spend (default: %(default)s)"
+        "--budget", type=_share, default=0.5, help="share of its passes that the probes get (default: %(default)s)"
     )
     parser.add_argument("--preset", default="default", help="default, or paper for AdvrBD as published")
     parser.add_argument("--state-dir", type=Path, help="folder to resume from after an interruption")

@@ -39,7 +39,7 @@ class Guard:
         accelerator: an `accelerate.Accelerator`, where training has one. Without, the processes of `torch.distributed`
             share the work if it is set up when the loader is protected, which all of them must do then.
         epochs: how long the protected training will be; None leaves screening its own default length.
-        budget: what share of that training's cost screening may spend.
+        budget: what share of that training's passes the probes get; short trainings have a least that is more than it.
         seed: of everything random in screening.
         state_dir: folder in which screening keeps its progress, so that it can be killed and started again.
         progress: show progress on the terminal (rank 0).
@@ -287,7 +287,7 @@ def screen(
         dataset: map-style torch data set giving (image, label) or a dict, or a Hugging Face `Dataset`.
         model: the model to be trained, a function that builds one, or a timm name; None checks nothing against it.
         epochs: how long the training on these data will be; None leaves screening its own default length.
-        budget: what share of that training's cost screening may spend.
+        budget: what share of that training's passes the probes get; short trainings have a least that is more than it.
         seed: of everything random in screening.
         accelerator: an `accelerate.Accelerator`, to share the work among its processes.
         state_dir: folder in which screening keeps its progress, so that it can be killed and started again.

@@ -21,7 +21,7 @@ from trainguard.errors import DataError
 from trainguard.progress import Progress
 from trainguard.rng import isolated_rng
 
-CACHE_BYTES = 4 << 30  # 1.3 million 32x32 colour images, or 28,000 of 224x224
+CACHE_BYTES = 4 << 30  # 1.4 million 32x32 colour images, or 28,000 of 224x224
 
 OnError = Literal["raise", "skip"]
 

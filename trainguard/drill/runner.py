@@ -107,7 +107,7 @@ def run_drill(
         source: source class of source-specific attacks.
         cover_rate: cover samples as a share of the training set; None for each attack's own.
         trigger_file: a picture to use as trigger by the attacks that have one.
-        budget: share of the training's cost that screening may spend.
+        budget: see `trainguard.Guard`.
         flip: whether training may mirror images; None for yes, but not for digits.
         image_column: column of the images, needed only where there are several.
         label_column: likewise of the labels.

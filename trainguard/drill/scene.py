@@ -32,7 +32,7 @@ class Victim:
         model: name for `models.build`.
         recipe: optimiser, schedule and augmentation.
         device: where.
-        budget: share of the training's cost that screening may spend.
+        budget: see `trainguard.Guard`.
     """
 
     model: str

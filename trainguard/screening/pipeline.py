@@ -118,7 +118,7 @@ def screen_images(
         model: a copy of the user's model that may be trained (only the paper's variant does); None for the probe alone.
         settings: what decides; None for the defaults.
         epochs: length of the protected run; None for `settings.default_epochs` epoch-equivalents in all.
-        budget: share of the protected run that screening may spend.
+        budget: share of the protected run's passes that the probes get, see `learning.recipe_for`.
         seed: of everything random.
         processes: the ranks; None for one.
         device: where to work; None for a GPU where there is one.
