@@ -173,8 +173,15 @@ def _at_least_one(text: str) -> int:
 
 def _share(text: str) -> float:
     value = float(text)
-    if not 0 < value:
+    if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+def _part(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share above 0 and up to 1, got {text}")
     return value
 
 
@@ -327,8 +334,10 @@ def _add_drill(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--image-column", help="column of the images, where there are several")
     parser.add_argument("--label-column", help="column of the labels, where there are several")
     parser.add_argument("--test-rows", type=_at_least_one, help="use the first so many test images")
-    parser.add_argument("--rate", type=_share, default=0.05, help="share of poisoned samples (default: %(default)s)")
+    parser.add_argument("--rate", type=_part, default=0.05, help="share of poisoned samples (default: %(default)s)")
+    parser.add_argument("--cover-rate", type=_part, help="share of cover samples, instead of each attack's own")
     parser.add_argument("--target", type=int, default=1, help="label that the poison gets (default: %(default)s)")
+    parser.add_argument("--source", type=int, default=0, help="class that a class-bound trigger works on (default: 0)")
     parser.add_argument("--trigger-file", type=Path, help="picture to use as the trigger, where an attack has one")
 
 
@@ -350,6 +359,8 @@ def _drill(arguments: argparse.Namespace) -> int:
         test_rows=arguments.test_rows,
         rate=arguments.rate,
         target=arguments.target,
+        source=arguments.source,
+        cover_rate=arguments.cover_rate,
         trigger_file=arguments.trigger_file,
         **_columns(arguments),
         progress=arguments.progress,

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and values as they are written."""
 
 import errno
+import json
 import math
 import os
 import tempfile
@@ -66,6 +67,22 @@ def writable_folder(path: str | os.PathLike) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     return folder
+
+
+def read_record(path: Path, error: type[Exception] = ValueError) -> dict[str, Any]:
+    """What a JSON file of ours holds, which is always an object.
+
+    Args:
+        path: the file.
+        error: what to raise where it holds something else; the message names the file.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise error(f"{path} cannot be read ({problem}): it was damaged or is not one of ours") from None
+    if not isinstance(record, dict):
+        raise error(f"{path} holds a {type(record).__name__} where an object was expected: it is not one of ours")
+    return record
 
 
 def plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from trainguard.drill.labels import keep, shift, to
 from trainguard.drill.poison import Attack, Role, Rule, fitted, plan, poison, poison_arrays, triggered_test
 from trainguard.drill.recipes import RECIPES, Setting, attack
 from trainguard.drill.select import everything, fraction, of_class
+from trainguard.errors import DataError
 
 SHAPES = {"digits": (1, 8, 8), "cifar": (3, 32, 32), "odd": (2, 20, 28)}
 COVER = {"wanet": 20, "tact": 4, "adaptive_blend": 4, "adaptive_patch": 4, "input_aware": 20, "fragile": 20}
@@ -321,3 +322,22 @@ def test_generated_triggers_belong_to_their_image():
     assert mask.mean((1, 2, 3)).std() < 0.05 and 0.02 < mask.mean() < 0.2
     assert torch.allclose(own(pixels, np.arange(64), 0), pixels + mask * (pattern - pixels))
     assert not torch.allclose(cross(pixels, np.arange(64), 0), own(pixels, np.arange(64), 0))
+
+
+def test_a_rule_may_stand_for_itself_and_a_shift_finds_its_classes():
+    rule = Rule(everything(), triggers.Patch(pictures.white()), shift(1))
+    made = Attack("own", train=rule, test=rule)
+    assert made.train == made.test == (rule,)
+    images, labels = torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1, 2])
+    _, given, _ = poison_arrays(images, labels, made)
+    assert given.tolist() == [1, 2, 0, 1, 2, 0]
+    _, truth, targets = triggered_test(images, labels, made)
+    assert truth.tolist() == labels.tolist() and targets.tolist() == given.tolist()
+
+
+@pytest.mark.parametrize(
+    "image", [torch.full((3, 8, 8), 100, dtype=torch.uint8), torch.full((3, 8, 8), -1.5), np.zeros((3, 8, 8)), "text"]
+)
+def test_what_triggers_cannot_be_laid_on_is_refused(image):
+    with pytest.raises(DataError, match=r"floats in \[0, 1\], got"):
+        poison([(image, 0)] * 4, attack("badnets", Setting()))

@@ -363,3 +363,70 @@ def test_columns_are_told_apart_by_name():
     assert load_images(table, test=table, label_column="fine").class_names == ("a", "b", "c")
     with pytest.raises(DataError, match="pass label_column="):
         load_images(table, test=table)
+
+
+def pictured(labels, names, mode="RGB"):
+    """A Hugging Face data set whose images tell their class."""
+    pictures = [
+        Image.new("RGB", (8, 8), (20 * ord(names[k][0]) % 256, row, 0)).convert(mode) for row, k in enumerate(labels)
+    ]
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(names)))
+    return datasets.Dataset.from_dict({"image": pictures, "label": list(labels)}, features)
+
+
+def test_a_test_set_has_the_classes_of_the_training_set_whatever_their_order():
+    train = pictured([0, 1, 2] * 4, "abc")
+    data = load_images(train, test=pictured([0, 1, 2], "cab"))
+    assert data.test_labels.tolist() == [2, 0, 1] and data.class_names == ("a", "b", "c")
+    for k in range(3):  # the same colour, the same class
+        assert data.test[data.test_labels == k][0, 0, 0, 0] == data.train[data.train_labels == k][0, 0, 0, 0]
+    assert load_images(train, test=pictured([0, 1], "bc")).test_labels.tolist() == [1, 2]  # where one is missing
+    with pytest.raises(DataError, match="images of 'd', which is no class of the training set"):
+        load_images(train, test=pictured([0, 1], "bd"))
+
+
+def test_images_are_read_as_screening_reads_them(tmp_path):
+    for split in ("train", "test"):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(3):
+                mode = "L" if name == "a" else "RGB"
+                Image.new(mode, (8, 8), 40 * i if mode == "L" else (40 * i, 0, 9)).save(
+                    tmp_path / split / name / f"{i}.png"
+                )
+    data = load_images(str(tmp_path))
+    assert data.train.shape == (6, 3, 8, 8)  # colour, though the first image is grey
+    assert data.train[4, :, 0, 0].tolist() == [40, 0, 9]
+    Image.fromarray(np.full((8, 8), 30_000, dtype=np.uint16)).save(tmp_path / "train" / "b" / "1.png")
+    with pytest.raises(DataError, match=r"row 4 \(.*1\.png\).* 8 bits per value"):
+        load_images(str(tmp_path))
+    (tmp_path / "train" / "b" / "1.png").write_bytes((tmp_path / "train" / "b" / "2.png").read_bytes()[:40])
+    with pytest.raises(DataError, match=r"row 4 \(.*1\.png\) cannot be read"):
+        load_images(str(tmp_path))
+
+
+def test_what_cannot_be_had_shows_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="resnet99"):
+        drill(tmp_path, model="resnet99")
+    with pytest.raises(ValueError, match="attack 'tact' would change the label of none of the 30 test images"):
+        few = replace(tiny(), test_labels=torch.full((30,), 2))
+        run_drill(few, attacks=["tact"], defenses=["none"], out=tmp_path / "out", progress=False, source=1, target=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_later_drill_in_a_folder_keeps_the_cells_of_an_earlier_one(screened, tmp_path):
+    drill(tmp_path, attacks=["badnets", "clean"], defenses=["oracle"])
+    later = drill(tmp_path, attacks=["badnets"], defenses=["none"])
+    assert [(c.attack, c.defense) for c in later.cells] == [("badnets", "none")]
+    saved = json.loads((tmp_path / "out" / "drill.json").read_text())
+    found = [(c["attack"], c["defense"]) for c in saved["cells"]]
+    assert found == [("badnets", "none"), ("badnets", "oracle"), ("clean", "none"), ("clean", "oracle")]
+    cell = tmp_path / "out" / "cells" / "badnets-none-seed0" / "cell.json"
+    for damage, message in (
+        ("{", "cannot be read"),
+        ("[]", "holds a list"),
+        ("{}", "no finished cell of this version"),
+    ):
+        cell.write_text(damage)
+        with pytest.raises(StateError, match=rf"badnets-none-seed0/cell\.json {message}|cell\.json is {message}"):
+            drill(tmp_path, attacks=["badnets"], defenses=["none"])

@@ -14,7 +14,8 @@ from trainguard.drill.defenses import Outcome
 from trainguard.drill.poison import Role, triggered_test
 from trainguard.drill.scene import Scene
 from trainguard.drill.train import predict
-from trainguard.files import write_atomically
+from trainguard.errors import StateError
+from trainguard.files import read_record, write_atomically
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,12 @@ class Cell:
         path = folder / "cell.json"
         if not path.is_file():
             return None
-        values = json.loads(path.read_text())
-        tuples = {name: tuple(values[name]) for name in ("target_classes", "true_targets")}
-        return cls(**(values | tuples))
+        values = read_record(path, StateError)
+        try:
+            tuples = {name: tuple(values[name]) for name in ("target_classes", "true_targets")}
+            return cls(**(values | tuples))
+        except (KeyError, TypeError) as error:
+            raise StateError(f"{path} is no finished cell of this version ({error}): remove its folder") from None
 
 
 def measure(scene: Scene, defense: str, outcome: Outcome, peak_mb: int) -> Cell:
@@ -116,9 +120,11 @@ def measure(scene: Scene, defense: str, outcome: Outcome, peak_mb: int) -> Cell:
         cover=int((scene.role == Role.COVER).sum()),
         flagged=int(flagged.sum()),
         tpr=_share(flagged[payload]) if result and payload.any() else None,
-        fpr=_share(flagged[untouched]) if result else None,
-        auroc=_auroc(result.score, payload, untouched) if result and payload.any() else None,
-        worst_class_loss=max(_share(flagged[untouched & (truth == k)]) for k in np.unique(truth[untouched]))
+        fpr=_share(flagged[untouched]) if result and untouched.any() else None,
+        auroc=_auroc(result.score, payload, untouched) if result and payload.any() and untouched.any() else None,
+        worst_class_loss=max(
+            (_share(flagged[untouched & (truth == k)]) for k in np.unique(truth[untouched])), default=None
+        )
         if result
         else None,
         verdict=judged.verdict if judged else None,

@@ -13,7 +13,7 @@ from trainguard.drill.images import load_images
 from trainguard.drill.poison import Role, poison_arrays
 from trainguard.drill.recipes import Setting, attack
 from trainguard.drill.runner import Drill, run_drill
-from trainguard.files import write_atomically
+from trainguard.files import writable_folder, write_atomically
 from trainguard.results import ScreenResult
 
 ATTACK, MODEL, RATE, TARGET = "badnets", "resnet9", 0.08, 1
@@ -34,7 +34,7 @@ def run_demo(*, out: str | Path | None = None, seed: int = 0, epochs: int = EPOC
     Returns:
         The drill of one attack that this is.
     """
-    folder = Path(out or "trainguard-demo")
+    folder = writable_folder(out or "trainguard-demo")
     data = load_images("digits")
     with tempfile.TemporaryDirectory() as scratch:  # a demo starts afresh every time
         drill = run_drill(

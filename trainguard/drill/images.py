@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Subset
 
-from trainguard.data.samples import Key, as_label, find_keys
+from trainguard.data.reading import Shape, learn_rows, resized
+from trainguard.data.samples import Key, as_floats
+from trainguard.data.sources import open_source
 from trainguard.errors import DataError
 
 HELD_OUT = 5  # without a test split, every fifth row is one
@@ -73,13 +75,15 @@ def load_images(
         test: the same for the test set. Without it, the split `test` on the disk beside `data`, else every fifth row.
         rows: the first so many training images; None for all.
         test_rows: the first so many test images; None for all.
-        size: side in pixels that images are scaled to; None for the size of the first one.
+        size: side in pixels that images are scaled to; None for the size of the first one. Images are of the channels
+            that screening would see: grey only where none of those looked at has colour.
         flip: whether training may mirror images; None for yes. Digits are never mirrored.
         image_column: key or position of the image in a sample, needed only where several could be meant.
         label_column: likewise of the label.
 
     Raises:
-        DataError: no such data, or columns that cannot be told apart.
+        DataError: no such data, columns that cannot be told apart, an image that cannot be read, or a test set of other
+            classes.
     """
     if isinstance(data, str) and data == "digits":
         return _digits(rows, test_rows, size or 16)
@@ -91,11 +95,31 @@ def load_images(
         train_rows = [i for i in train_rows if i % HELD_OUT != HELD_OUT - 1]
         held_rows = [i for i in held_rows if i % HELD_OUT == HELD_OUT - 1]
     columns = image_column, label_column
-    train, labels = _decode(train_set, list(train_rows)[:rows], size, None, columns)
-    held, held_labels = _decode(test_set, list(held_rows)[:test_rows], size, train.shape[1:], columns)
-    count = int(max(labels.max(), held_labels.max())) + 1
-    names = _class_names(train_set, label_column) or tuple(map(str, range(count)))
+    train, labels, names = _decode(train_set, list(train_rows)[:rows], size, None, columns)
+    held, held_labels, held_names = _decode(test_set, list(held_rows)[:test_rows], size, train.shape[1:], columns)
+    if names and held_names:
+        held_labels = _by_name(held_labels, held_names, names)
+    names = names or tuple(map(str, range(int(labels.max()) + 1)))
+    if int(labels.max()) >= len(names):
+        raise DataError(f"the training set has the label {int(labels.max())}, but names {len(names)} classes")
+    if int(held_labels.max()) >= len(names):
+        raise DataError(
+            f"the test set has the label {int(held_labels.max())}, the training set {len(names)} classes, 0 to "
+            f"{len(names) - 1}: both need the same classes"
+        )
     return Images(train, labels, held, held_labels, names, flip is None or flip)
+
+
+def _by_name(labels: Tensor, names: tuple[str, ...], wanted: tuple[str, ...]) -> Tensor:
+    r"""The labels of classes `names` as numbers of the same classes in `wanted`."""
+    used = [names[label] for label in labels.unique().tolist()]
+    foreign = [name for name in used if name not in wanted]
+    if foreign:
+        raise DataError(
+            f"the test set has images of {', '.join(map(repr, foreign[:5]))}, which is no class of the training set: "
+            "both need the same classes"
+        )
+    return torch.tensor([wanted.index(name) if name in wanted else -1 for name in names])[labels]
 
 
 def _open(data: Any, test: Any) -> tuple[Any, Any]:
@@ -118,48 +142,40 @@ def _test_name(path: Path) -> Path | None:
     return None
 
 
-def _class_names(dataset: Any, label_column: Key | None) -> tuple[str, ...]:
-    for column, feature in getattr(dataset, "features", {}).items():
-        if getattr(feature, "names", None) and label_column in (None, column):
-            return tuple(feature.names)
-    return tuple(getattr(dataset, "classes", ()))
-
-
 def _decode(
     dataset: Any,
     rows: list[int],
     size: int | None,
     shape: torch.Size | None,
     columns: tuple[Key | None, Key | None],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, tuple[str, ...] | None]:
+    r"""Some rows as images (n, C, H, W) uint8 and labels (n,), and the names of the classes where they are known."""
     if not rows:
         raise DataError("the drill needs training and test images, one of the two is empty: raise rows= or test_rows=")
+    source = open_source(Subset(dataset, rows), *columns)
+    if shape is None:
+        shape = torch.Size(learn_rows(source, None, None, []).shape)
+        shape = torch.Size((shape[0], size, size)) if size else shape
+    fit: Shape = (shape[0], shape[1], shape[2])
     images, labels = [], []
-    image_key, label_key = find_keys(dataset[rows[0]], *columns)
-    for row in rows:
-        sample = dataset[row]
-        try:
-            labels.append(as_label(sample[label_key]))
-        except DataError as error:
-            raise DataError(f"row {row} {error}") from None
-        image = _picture(sample[image_key], row)
-        if shape is None:
-            grey = image.mode in ("L", "1", "I", "I;16", "F")
-            shape = torch.Size((1 if grey else 3, *((size, size) if size else image.size[::-1])))
+    for row in learn_rows(source, None, lambda image: _fitted(image, fit), []).in_order(workers=0):
+        if row.image is None:
+            path = source.path(row.index)
+            raise DataError(f"row {rows[row.index]}{f' ({path})' if path else ''} {row.problem}")
+        images.append(row.image)
+        labels.append(row.label)
+    return torch.stack(images), torch.tensor(labels), source.class_names
+
+
+def _fitted(image: Any, shape: Shape) -> Any:
+    r"""An image as the others are: their size, and where it is a picture of 8 bits per value their channels."""
+    if isinstance(image, Image.Image):
+        if image.mode.startswith(("I", "F")):
+            return image  # refused with its name, rather than clipped
         image = image.convert("L" if shape[0] == 1 else "RGB")
-        if image.size != (shape[2], shape[1]):
-            image = image.resize((shape[2], shape[1]), Image.Resampling.BILINEAR)
-        images.append(torch.from_numpy(np.array(image)).view(shape[1], shape[2], shape[0]).permute(2, 0, 1))
-    return torch.stack(images), torch.tensor(labels)
-
-
-def _picture(value: Any, row: int) -> Image.Image:
-    if isinstance(value, Image.Image):
-        return value
-    array = np.asarray(value)
-    if array.dtype != np.uint8:
-        raise DataError(f"row {row} is an array of {array.dtype}: the drill takes pictures or uint8 arrays (H, W, C)")
-    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+        return image if image.size == (shape[2], shape[1]) else resized(image, shape)
+    values = as_floats(image)
+    return image if values.shape[1:] == torch.Size(shape[1:]) else resized(image, shape)
 
 
 def _digits(rows: int | None, test_rows: int | None, size: int) -> Images:

@@ -28,13 +28,13 @@ class to:
 
 @dataclass(frozen=True)
 class shift:
-    r"""Label y becomes (y + step) mod `num_classes` (all-to-all)."""
+    r"""Label y becomes (y + step) mod `num_classes` (all-to-all); None: one more than the largest label given."""
 
     step: int
-    num_classes: int
+    num_classes: int | None = None
 
     def __call__(self, labels: np.ndarray) -> np.ndarray:
-        return (labels + self.step) % self.num_classes
+        return (labels + self.step) % (self.num_classes or int(labels.max(initial=0)) + 1)
 
 
 @dataclass(frozen=True)

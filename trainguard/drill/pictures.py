@@ -73,9 +73,11 @@ def from_file(path: str | Path) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            pixels = np.array(image.convert("RGBA"))
+            mode, pixels = image.mode, np.array(image.convert("RGBA"))
     except OSError as error:
         raise ValueError(f"trigger file {path}: not a readable picture ({error}); give a PNG or JPEG") from error
+    if mode.startswith(("I", "F")):
+        raise ValueError(f"trigger file {path}: a picture of 8 bits per value is wanted, this one has mode {mode!r}")
     return torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float64) / 255
 
 

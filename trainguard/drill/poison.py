@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset
 from trainguard.drill.labels import LabelRule
 from trainguard.drill.select import Select
 from trainguard.drill.triggers import Trigger
+from trainguard.errors import DataError
 
 _CHUNK = 256  # images that are float64 at a time
 
@@ -43,7 +45,8 @@ class Attack:
     Args:
         name: short name.
         train: rules for the training set; they take disjoint samples, in this order.
-        test: rules for the test set, one per backdoor; samples whose label a rule would not change are left out.
+        test: rules for the test set, one per backdoor; samples whose label a rule would not change are left out. A
+            single rule may stand for itself, here as in `train`.
         craft: for attacks that must be fitted to the data first: (images, labels, seed) to the fitted attack. See
             `fitted`.
     """
@@ -52,6 +55,11 @@ class Attack:
     train: tuple[Rule, ...] = ()
     test: tuple[Rule, ...] = ()
     craft: Callable[[Tensor, Tensor, int], Attack] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("train", "test"):
+            rules = getattr(self, name)
+            object.__setattr__(self, name, (rules,) if isinstance(rules, Rule) else tuple(rules))
 
 
 def fitted(attack: Attack, images: Tensor, labels: Tensor, seed: int = 0) -> Attack:
@@ -101,7 +109,7 @@ def plan(labels: np.ndarray, attack: Attack, seed: int) -> Plan:
         except ValueError as error:
             raise ValueError(f"attack {attack.name!r}, {rule.role.name.lower()}: {error}") from None
         out.rule[index] = number
-        out.labels[index] = rule.label(labels[index])
+        out.labels[index] = rule.label(labels)[index]
         out.role[index] = rule.role
     return out
 
@@ -132,6 +140,7 @@ class Poisoned(Dataset):
 
     def __post_init__(self) -> None:
         count = len(self.dataset)  # type: ignore[arg-type]
+        _check_sample(self.dataset[0])
         if self.true_labels is None:
             self.true_labels = np.array([int(self.dataset[i][1]) for i in range(count)], dtype=np.int64)
         self._plan = plan(self.true_labels, self.attack, self.seed)
@@ -150,8 +159,25 @@ class Poisoned(Dataset):
         return image, int(self.labels[i])
 
 
+def _check_sample(sample: Any) -> None:
+    """Triggers are laid on pixels in [0, 1]; on anything else they would be wrong without a word."""
+    image: Any = sample[0] if isinstance(sample, tuple | list) and len(sample) >= 2 else None
+    fits = isinstance(image, Tensor) and image.is_floating_point() and image.ndim == 3
+    if not fits or not 0 <= float(image.min()) <= float(image.max()) <= 1:
+        values = f" with values from {float(image.min()):.3g} to {float(image.max()):.3g}" if fits else ""
+        came = type(sample).__name__ if image is None else f"{getattr(image, 'dtype', type(image).__name__)}{values}"
+        raise DataError(
+            f"expected samples (image, label) with images (C, H, W) of floats in [0, 1], got {came}: poison the data "
+            "set before it is normalised, behind ToTensor; poison_arrays takes uint8 tensors"
+        )
+
+
 def poison(dataset: Dataset, attack: Attack, seed: int = 0) -> Poisoned:
-    r"""`dataset` with `attack` in it, see `Poisoned`."""
+    r"""`dataset` with `attack` in it, see `Poisoned`.
+
+    Raises:
+        DataError: its images are not (C, H, W) floats in [0, 1].
+    """
     return Poisoned(dataset, attack, seed)
 
 
@@ -191,19 +217,39 @@ def triggered_test(images: Tensor, labels: Tensor, attack: Attack, seed: int = 0
     """
     truth = labels.numpy()
     kept, targets, pixels = [], [], []
-    rng = np.random.default_rng(seed)
-    for rule in attack.test:
-        index = rule.select(truth, np.ones(len(truth), bool), rng)
-        target = rule.label(truth)
-        index = index[target[index] != truth[index]]
+    for rule, index, target in plan_test(truth, attack, seed):
         out = images[index]
         _write(out, images[index], np.arange(len(index)), rule.trigger, seed, index)
         kept.append(truth[index])
-        targets.append(target[index])
+        targets.append(target)
         pixels.append(out)
-    if sum(map(len, kept)) == 0:
-        raise ValueError(f"attack {attack.name!r} would change the label of none of the {len(truth)} test images")
     return torch.cat(pixels), torch.from_numpy(np.concatenate(kept)), torch.from_numpy(np.concatenate(targets))
+
+
+def plan_test(labels: np.ndarray, attack: Attack, seed: int) -> list[tuple[Rule, np.ndarray, np.ndarray]]:
+    r"""Each rule for the test set with the samples whose label it changes, and what it changes them to.
+
+    Args:
+        labels: (N,) int64 true labels.
+        attack: what to do.
+        seed: seed of the choice.
+
+    Raises:
+        ValueError: there is no such sample.
+    """
+    rng = np.random.default_rng(seed)
+    out = []
+    for rule in attack.test:
+        try:
+            index = rule.select(labels, np.ones(len(labels), bool), rng)
+        except ValueError as error:
+            raise ValueError(f"attack {attack.name!r}, test images: {error}") from None
+        target = rule.label(labels)
+        index = index[target[index] != labels[index]]
+        out.append((rule, index, target[index]))
+    if sum(len(index) for _, index, _ in out) == 0:
+        raise ValueError(f"attack {attack.name!r} would change the label of none of the {len(labels)} test images")
+    return out
 
 
 def _write(

@@ -12,20 +12,23 @@ from typing import Any
 
 import torch
 
+from trainguard.data.reading import shown
 from trainguard.data.samples import Key
 from trainguard.drill import pictures, tables
 from trainguard.drill.cells import Cell, measure
 from trainguard.drill.defenses import DEFENSES, RELABEL, defend, relabel
 from trainguard.drill.images import Images, load_images
 from trainguard.drill.machine import machine, peak_memory, reset_peak_memory, versions
-from trainguard.drill.poison import Attack, plan
+from trainguard.drill.models import build
+from trainguard.drill.poison import Attack, plan, plan_test
 from trainguard.drill.recipes import RECIPES, Setting, attack
 from trainguard.drill.repairs import NEEDED, REPAIRS, repair
 from trainguard.drill.scene import Scene, Victim
 from trainguard.drill.train import Recipe
-from trainguard.errors import StateError
-from trainguard.files import writable_folder, write_atomically
+from trainguard.errors import ModelError, StateError
+from trainguard.files import read_record, writable_folder, write_atomically
 from trainguard.progress import Progress
+from trainguard.rng import isolated_rng
 
 CLEAN = "clean"
 
@@ -153,19 +156,46 @@ def run_drill(
         "trigger_file": hashlib.sha256(Path(trigger_file).read_bytes()).hexdigest()[:16] if trigger_file else None,
     }
     scenes = [(name, seed) for name in chosen for seed in seeds]
-    for name, seed in scenes:
-        plan(images.train_labels.numpy(), chosen[name], seed)  # a rate that cannot be had shows now, not after hours
+    for name, seed in scenes:  # what cannot be had shows now, not after hours
+        plan(images.train_labels.numpy(), chosen[name], seed)
+        if chosen[name].test:
+            plan_test(images.test_labels.numpy(), chosen[name], seed)
+    _try(images, victim)
     folder = writable_folder(out)
     _same_settings(folder, settings)
+    before = _finished(folder / "cells")
     drill = Drill(settings, (), versions(), machine(place))
     with Progress(progress).stage("drill", len(scenes) * len(wanted) * epochs * len(images.train)) as stage:
         for name, seed in scenes:
             cells = _scene_cells(images, chosen[name], victim, seed, wanted, folder / "cells", stage)
             drill = replace(drill, cells=(*drill.cells, *cells))
-            drill.save(folder)  # what there is so far can be read while the rest is running
+            others = [cell for cell in before if not any(_is_same(cell, new) for new in drill.cells)]
+            replace(drill, cells=(*drill.cells, *others)).save(folder)  # to be read while the rest is running
     if table:
         tables.show(drill.cells)
     return drill
+
+
+def _try(images: Images, victim: Victim) -> None:
+    """Build the model and send two images through it: before anything is trained or written."""
+    _, channels, height, width = images.train.shape
+    with isolated_rng(0):
+        net = build(victim.model, images.num_classes, channels, min(height, width)).eval()
+        try:
+            with torch.no_grad():
+                net(images.train[:2].float() / 255)
+        except Exception as error:  # a stranger's model may raise anything
+            raise ModelError(f"{victim.model} cannot take images of {height}x{width}: {shown(error)}") from error
+
+
+def _finished(folder: Path) -> list[Cell]:
+    """The finished cells of earlier runs, by name."""
+    found = [Cell.load(place) for place in sorted(folder.glob("*"))]
+    return [cell for cell in found if cell is not None]
+
+
+def _is_same(one: Cell, other: Cell) -> bool:
+    return (one.attack, one.defense, one.seed) == (other.attack, other.defense, other.seed)
 
 
 def _scene_cells(
@@ -213,7 +243,8 @@ def _run(scene: Scene, defense: str, place: Path, tick: Any) -> Cell:
 
 
 def _attacks(names: Sequence[str], setting: Setting) -> dict[str, Attack]:
-    listed = (*RECIPES, CLEAN) if "all" in names else tuple(dict.fromkeys(names))
+    every = (*RECIPES, CLEAN) if "all" in names else ()
+    listed = dict.fromkeys((*every, *(name for name in names if name != "all")))
     return {name: Attack(CLEAN) if name == CLEAN else attack(name, setting) for name in listed}
 
 
@@ -231,8 +262,8 @@ def _defenses(names: Sequence[str]) -> tuple[str, ...]:
 
 def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / "settings.json"
-    if path.is_file():
-        before = json.loads(path.read_text())
+    if path.is_file() and any(folder.glob("cells/*/cell.json")):
+        before = read_record(path, StateError)
         different = [key for key in settings if before.get(key) != settings[key]]
         if different:
             shown = ", ".join(f"{key} {before.get(key)} against {settings[key]}" for key in different)
