@@ -441,10 +441,32 @@ def test_screen_knows_its_presets(screening, images, labels):
         trainguard.screen(dataset, progress=False, preset="mine")
 
 
-@pytest.mark.parametrize("wrong", [{"budget": 0}, {"budget": -1}, {"epochs": 0}])
-def test_a_length_or_budget_of_nothing_is_refused(wrong, screening, images, labels):
-    with pytest.raises(ValueError, match="expected a budget above 0 and at least 1 epoch"):
-        trainguard.screen(TensorDataset(images, labels), progress=False, **wrong)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"budget": 0},
+        {"budget": -1},
+        {"budget": float("nan")},
+        {"epochs": 0},
+        {"epochs": "30"},
+        {"epochs": float("nan")},
+        {"seed": -1},
+        {"seed": None},
+    ],
+)
+def test_what_no_screening_can_be_made_with_is_refused_before_anything_is_read(wrong):
+    ((name, value),) = wrong.items()
+    for call in (lambda: trainguard.Guard(**wrong), lambda: trainguard.screen(None, progress=False, **wrong)):
+        with pytest.raises(ValueError, match=f"expected.* {name}.* got {value!r}"):
+            call()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_other_numbers_is_checked_and_relabels(dtype, screening, images, labels):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)).to(dtype)
+    guard = trainguard.Guard(progress=False)
+    guard.protect(DataLoader(TensorDataset(images, labels), batch_size=10), model, bounds=(0, 1))
+    guard.relabel(model)
 
 
 def test_screen_refuses_a_model_that_does_not_fit(screening, images, labels):

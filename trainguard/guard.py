@@ -59,6 +59,7 @@ class Guard:
         callbacks: Sequence[Any] = (),
         enabled: bool = True,
     ) -> None:
+        check_length(epochs, budget, seed)
         self.enabled = enabled
         self._accelerator = accelerator
         self._screening: dict[str, Any] = {
@@ -312,6 +313,7 @@ def screen(
         ModelError: the model cannot be copied or run, or does not fit the labels.
         StateError: the state in `state_dir` is about other data or other settings.
     """
+    check_length(epochs, budget, seed)
     images = open_images(
         readable(dataset),
         pixel_range=given_range(pixel_range, mean, std, bounds),
@@ -353,8 +355,7 @@ def run_screening(
         raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
     if options.get("trained") and (model is None or PRESETS[preset].variant == "paper"):
         raise ValueError("trained=True needs the model, and the default preset")
-    if budget <= 0 or (epochs is not None and epochs < 1):
-        raise ValueError(f"expected a budget above 0 and at least 1 epoch, got budget={budget} and epochs={epochs}")
+    check_length(epochs, budget, seed)
     with undisturbed(seed):
         return screen_images(
             images,
@@ -367,6 +368,20 @@ def run_screening(
             device=_device(accelerator, model),
             **options,
         )
+
+
+def check_length(epochs: int | None, budget: float, seed: int) -> None:
+    """Refuse what no screening can be made with, before anything is read.
+
+    Raises:
+        ValueError: one of them is not a number that will do.
+    """
+    if not (epochs is None or (isinstance(epochs, (int, float)) and epochs >= 1)):
+        raise ValueError(f"expected epochs= of at least 1 epoch, or None, got {epochs!r}")
+    if not (isinstance(budget, (int, float)) and 0 < budget < float("inf")):
+        raise ValueError(f"expected a budget above 0, got {budget!r}")
+    if not (isinstance(seed, (int, np.integer)) and seed >= 0):
+        raise ValueError(f"expected seed= as a whole number from 0, got {seed!r}")
 
 
 def _follow(host: HostLoader, images: ImageStore, label_column: Key | None) -> tuple[LiveView, Follower]:

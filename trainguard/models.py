@@ -31,7 +31,7 @@ def working_copy(model: Model, images: ImageStore) -> nn.Module:
         images: what it must be able to classify.
 
     Returns:
-        The copy, in eval mode, on the device of the module's parameters.
+        The copy, in eval mode and single precision, on the device of the module's parameters.
 
     Raises:
         ModelError: it cannot be copied, built or run, or its output does not fit the labels.
@@ -39,7 +39,7 @@ def working_copy(model: Model, images: ImageStore) -> nn.Module:
     copied = build(model, images) if isinstance(model, str) else copy_of(model)
     copied.eval()
     check_model(copied, images)
-    return copied
+    return copied if dtype_of(copied) == torch.float32 else copied.float()
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -85,7 +85,7 @@ def check_model(model: nn.Module, images: ImageStore) -> None:
     """
     index = images.readable[:CHECKED]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    x = images.pixel_range.to_model(images.batch(index, device))
+    x = images.pixel_range.to_model(images.batch(index, device)).to(dtype_of(model))
     try:
         with torch.no_grad(), short_strides(model):
             output = logits_of(model(x))
@@ -100,7 +100,7 @@ def check_model(model: nn.Module, images: ImageStore) -> None:
     if output.shape[1] != images.num_classes:
         raise ModelError(
             f"the model has {output.shape[1]} outputs, the data set has {images.num_classes} classes: give the model's "
-            "last layer one output per class"
+            "last layer one output per class, or pass model=None to check nothing against it"
         )
     if not bool(torch.isfinite(output).all()):
         raise ModelError(
@@ -166,6 +166,12 @@ def classifier_layer(net: nn.Module, num_classes: int) -> nn.Module | None:
     return layers[-1] if layers else None
 
 
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """What kind of numbers a model takes: that of its first floating-point weights."""
+    found = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return next(found, torch.float32)
+
+
 def digest_of(model: nn.Module) -> str:
     """SHA-256 of a model's weights and buffers with their names."""
     digest = hashlib.sha256()
@@ -173,6 +179,12 @@ def digest_of(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def shapes_of(model: nn.Module) -> str:
+    """SHA-256 of the names and shapes of a model's weights and buffers: its architecture, as far as they tell."""
+    shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
+    return hashlib.sha256(repr(shapes).encode()).hexdigest()
 
 
 def logits_of(output: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainguard.files import plain, writable_folder, write_atomically
+from trainguard.files import plain, read_record, writable_folder, write_atomically
 
 Verdict = Literal["clean", "poisoned", "undecided"]
 
@@ -21,7 +21,7 @@ _ARRAYS = ("score", "consistency", "suspect", "keep", "labels", "proposed", "thr
 _FORMAT = 2
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class ScreenResult:
     r"""The outcome of screening a data set of N samples and K classes.
 
@@ -83,6 +83,8 @@ class ScreenResult:
     def annotate(self, dataset: Any) -> Any:
         """A Hugging Face `dataset` with two more columns: `poison_score` (float32) and `keep` (bool).
 
+        Those of an earlier screening are replaced.
+
         Raises:
             TypeError: `dataset` has no columns.
             ValueError: `dataset` has another length than the one that was screened.
@@ -94,6 +96,8 @@ class ScreenResult:
         self._check_length(dataset)
         kept = np.zeros(len(self.score), dtype=bool)
         kept[self.keep] = True
+        columns = {"poison_score": self.score, "keep": kept}
+        dataset = dataset.remove_columns([name for name in columns if name in dataset.column_names])
         return dataset.add_column("poison_score", self.score).add_column("keep", kept)
 
     def _check_length(self, dataset: Any) -> None:
@@ -151,7 +155,7 @@ class ScreenResult:
         folder = Path(folder)
         if not (folder / "result.json").is_file():
             raise ValueError(f"{folder} holds no screening result (no result.json): pass the folder given to save()")
-        header = json.loads((folder / "result.json").read_text())
+        header = read_record(folder / "result.json")
         if header.pop("format", None) != _FORMAT:
             raise ValueError(f"{folder}/result.json has another format than {_FORMAT}: screen again")
         digests = header.pop("digests", {})
@@ -161,9 +165,14 @@ class ScreenResult:
             from trainguard.evidence import Evidence
 
             evidence = Evidence.from_arrays(_arrays_in(folder / "evidence.npz", digests))
-        for name in ("target_classes", "unreadable", "class_names"):
-            header[name] = tuple(header[name])
-        return cls(**values, **header, evidence=evidence)
+        try:
+            for name in ("target_classes", "unreadable", "class_names"):
+                header[name] = tuple(header[name])
+            return cls(**values, **header, evidence=evidence)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder}/result.json is no whole result of this version ({error}): screen again"
+            ) from None
 
     def report(self, path: str | Path, dataset: Any = None) -> Path:
         """Writes one self-contained HTML page; pass `dataset` to show images where the result kept no thumbnails."""

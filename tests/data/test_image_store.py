@@ -452,3 +452,9 @@ def test_plain_pixels_under_a_range_of_another_are_normalised_after_the_data_set
     store = open_images(TensorDataset(images, labels), pixel_range=given)
     assert store.pixel_range == given and not recwarn
     assert torch.equal((store.batch(range(60)) * 255).round(), (images * 255).round())
+
+
+def test_two_valued_images_are_black_and_white():
+    masks = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5
+    store = open_images(TensorDataset(masks, torch.arange(20) % 2))
+    assert torch.equal(store.batch(range(20)), masks.float())

@@ -186,3 +186,42 @@ def test_walk_ends_on_circles_and_leaves_long_lists_out():
 def test_find_generators_finds_those_a_data_set_keeps():
     dataset = types.SimpleNamespace(rng=np.random.default_rng(), transform=types.SimpleNamespace(g=torch.Generator()))
     assert find_generators(dataset) == [dataset.rng, dataset.transform.g]
+
+
+def test_noise_is_no_normalisation():
+    class AddGaussianNoise:
+        mean, std = 0.0, 0.1
+
+    class Stats:
+        mean, std = (0.4,), (0.2,)
+
+    class Normalize:
+        mean, std = (0.5,), (0.25,)
+
+    for first in (AddGaussianNoise(), Stats()):
+        assert transform_range([first, Normalize()]).high == (2.0,)
+    assert transform_range([AddGaussianNoise()]) is None
+    assert transform_range([Stats()]).low == pytest.approx((-2.0,))
+
+
+def test_a_normalisation_may_be_of_pixels_to_255():
+    class Normalize:
+        mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+    found = transform_range([Normalize()])
+    assert found.agrees_with(PixelRange.from_mean_std((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"mean": [0.5], "std": [0]}, "above 0"),
+        ({"mean": [0.5, 0.5, 0.5], "std": 0.2}, "as many values for mean as for std"),
+        ({"bounds": (0,)}, r"bounds= as the two model inputs .*, got \(0,\)"),
+        ({"bounds": 5}, "bounds= as the two model inputs"),
+        ({"pixel_range": (0, 1)}, "pixel_range= as a PixelRange"),
+    ],
+)
+def test_what_is_no_range_is_refused(said, message):
+    with pytest.raises(DataError, match=message):
+        given_range(**said)

@@ -294,3 +294,30 @@ def test_names_of_any_bytes_can_be_written(tmp_path, screened):
     result = dataclasses.replace(result, evidence=dataclasses.replace(result.evidence, names=names))
     page = build(result, tmp_path / "report.html")
     assert "caf\\udce9.png" in page.read_text()
+
+
+@pytest.mark.parametrize("name", ["result.json", "audit.json", "drill.json", "weights.json"])
+@pytest.mark.parametrize("damage", ["", "{", "[]"])
+def test_a_damaged_record_is_named(tmp_path, name, damage):
+    content = damage or '{"kind": "purify"'
+    (tmp_path / name).write_text(content if name != "weights.json" else '{"kind": "purify"')
+    with pytest.raises(ValueError, match=rf"{name[:-5]}\.json (cannot be read|holds a list)"):
+        build(tmp_path, tmp_path / "page.html")
+
+
+def test_of_several_purifications_none_is_guessed(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.json").write_text('{"kind": "purify"}')
+    with pytest.raises(ValueError, match="holds 2 purifications: pass the file of one"):
+        build(tmp_path, tmp_path / "page.html")
+
+
+def test_a_class_name_that_is_no_text_can_be_drawn(tmp_path, screened, read):
+    result = dataclasses.replace(screened(), class_names=("caf\udce9", "狐", "c", "d")[: len(screened().class_names)])
+    assert "caf" in read(build(result, tmp_path / "page.html")).text
+
+
+def test_a_bend_that_leads_nowhere_is_not_shown_as_one(tmp_path, read):
+    bent = dataclasses.replace(audit_of(3), bend=np.array([0.05, 0.3, 0.12], dtype=np.float32))
+    text = read(build(bent, tmp_path / "page.html")).source
+    assert "0.05" in text and "0.12" in text and ">0.3<" not in text

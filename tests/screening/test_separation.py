@@ -189,3 +189,12 @@ def test_where_a_sample_leans_is_read_without_it():
     places = leaning(told, part, 0)
     assert places[part].min() > places[~part].max()
     assert not leaning(noise, np.zeros(200, bool), 0).any()
+
+
+def test_copies_of_one_image_are_not_parted_by_what_rounding_makes_of_them():
+    rng = np.random.default_rng(0)
+    same = np.tile(rng.normal(size=20), (100, 1))
+    assert split_class(same, 0) == []
+    assert split_class(same + 1e-6 * rng.normal(size=same.shape), 0) == []
+    twelve = np.tile(rng.normal(size=(12, 20)), (25, 1))  # fewer images than directions
+    assert all(np.isfinite(split.gap) for split in split_class(twelve, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,13 @@ class PixelRange:
 
     @classmethod
     def from_mean_std(cls, mean: Sequence[float], std: Sequence[float], source: str = "given") -> PixelRange:
-        """The range of `(x - mean) / std`, with mean and std in [0, 1] pixels, one per channel."""
+        """The range of `(x - mean) / std`, with mean and std in [0, 1] pixels, one per channel.
+
+        Raises:
+            DataError: not as many means as standard deviations, or one of these is not above 0.
+        """
+        if len(mean) != len(std) or any(not float(s) > 0 for s in std):
+            raise DataError(f"expected as many values for mean as for std, which are above 0, got {mean} and {std}")
         return cls(
             tuple(-float(m) / float(s) for m, s in zip(mean, std, strict=True)),
             tuple((1 - float(m)) / float(s) for m, s in zip(mean, std, strict=True)),
@@ -122,7 +129,11 @@ def given_range(
     if mean is not None and std is not None:
         return PixelRange.from_mean_std(np.atleast_1d(mean).tolist(), np.atleast_1d(std).tolist())
     if bounds is not None:
+        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+            raise DataError(f"expected bounds= as the two model inputs of black and of white, got {bounds!r}")
         return PixelRange((float(bounds[0]),), (float(bounds[1]),), "given")
+    if pixel_range is not None and not isinstance(pixel_range, PixelRange):
+        raise DataError(f"expected pixel_range= as a PixelRange, got {pixel_range!r}: pass bounds= for two numbers")
     return pixel_range
 
 
@@ -131,23 +142,39 @@ def loader_range(loader: Any) -> PixelRange | None:
     mean, std = _numbers_at(loader, "mean"), _numbers_at(loader, "std")
     if mean is None or std is None or len(mean) != len(std):
         return None
-    scale = 255.0 if max(std) > 1 else 1.0
-    return PixelRange.from_mean_std([m / scale for m in mean], [s / scale for s in std], "loader")
+    return PixelRange.from_mean_std(*_in_unit(mean, std), "loader")
 
 
 def transform_range(*roots: Any) -> PixelRange | None:
     """The range by the first normalisation found in a pipeline: an object with numbers as `mean` and `std`.
 
     Knows torchvision's v1 and v2 `Normalize`, albumentations' and timm's, and Hugging Face image processors by their
-    attributes alone. `F.normalize` inside a function of the user's is not seen; the black and white probe sees it.
+    attributes alone. What says in its name that it normalises comes first; noise, which has a mean and a standard
+    deviation too, does not count. `F.normalize` inside a function of the user's is not seen; the black and white probe
+    sees it.
     """
-    for found in walk(*roots):
+    holders = list(walk(*roots))
+    named = [found for found in holders if "normali" in type(found).__name__.lower()]
+    others = [found for found in holders if not {"noise", "normal"} & set(_words(type(found).__name__))]
+    for found in (*named, *others):
         for mean_name, std_name in (("mean", "std"), ("image_mean", "image_std")):
             mean, std = _numbers_at(found, mean_name), _numbers_at(found, std_name)
-            usable = mean is not None and std is not None and len(mean) == len(std) and min(std) > 0
-            if usable and getattr(found, "do_normalize", True):
-                return PixelRange.from_mean_std(mean, std, "transform")  # type: ignore[arg-type]
+            if mean is None or std is None or len(mean) != len(std) or min(std) <= 0:
+                continue
+            if getattr(found, "do_normalize", True):
+                return PixelRange.from_mean_std(*_in_unit(mean, std), "transform")
     return None
+
+
+def _words(name: str) -> list[str]:
+    """`AddGaussianNoise` as add, gaussian, noise."""
+    return re.findall(r"[a-z]+", re.sub(r"([A-Z])", r" \1", name).lower())
+
+
+def _in_unit(mean: list[float], std: list[float]) -> tuple[list[float], list[float]]:
+    """Mean and std in [0, 1] pixels, where they may be of pixels from 0 to 255."""
+    scale = 255.0 if max(*std, *mean) > 1 else 1.0
+    return [m / scale for m in mean], [s / scale for s in std]
 
 
 def probe_range(run: Callable[[Image.Image], Any], height: int, width: int, channels: int) -> PixelRange | None:

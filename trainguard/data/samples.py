@@ -150,6 +150,8 @@ def as_bytes(image: Any, shape: tuple[int, int, int], pixel_range: PixelRange) -
         )
     if values.dtype == torch.uint8:
         return values.contiguous()
+    if values.dtype == torch.bool:
+        return values.to(torch.uint8).mul_(255).contiguous()
     if not values.is_floating_point():
         values = values.long()  # torch has no minimum of unsigned 16 bits
         least, most = int(values.min()), int(values.max())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trainguard.checkpoints import load_weights, read_checkpoint, weights_path, write_weights
-from trainguard.files import write_atomically
+from trainguard.files import read_record, write_atomically
 from trainguard.purification.bending import MOST
 
 _FORMAT = 1
@@ -263,7 +263,7 @@ def as_html(title: str, rows: Iterable[tuple[str, str]]) -> str:
 def _read_record(path: Path, kind: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} does not exist: pass what save() was given")
-    record = json.loads(path.read_text())
+    record = read_record(path)
     if record.get("kind") != kind or record.get("format") != _FORMAT:
         raise ValueError(f'{path} holds no result of kind "{kind}" in format {_FORMAT}')
     return record

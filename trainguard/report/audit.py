@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainguard.purification.bending import MOST
 from trainguard.report import pictures
 from trainguard.report.parts import Matrix, Share, Table, costs, flattened
 
@@ -58,7 +59,11 @@ def context(result: AuditResult) -> dict[str, Any]:
 
 def _classes(result: AuditResult, names: list[str]) -> Table:
     order, near = np.argsort(-result.pull, kind="stable").tolist(), result.nearness
-    bend = np.where(result.bend > 0, result.bend, np.nan) if len(result.bend) else np.full(len(order), np.nan)
+    bend = (
+        np.where((result.bend > 0) & (result.bend < MOST), result.bend, np.nan)
+        if len(result.bend)
+        else np.full(len(order), np.nan)
+    )
     rows = [
         (
             names[i],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -146,6 +147,7 @@ def _axes(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
 
 def _title(text: str, most: int = 48) -> str:
     """Names come from the data: shortened, and never read as mathematics."""
+    text = text.encode("utf-8", "backslashreplace").decode()  # a folder's name may be no text
     short = text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
     return short.replace("$", r"\$")
 
@@ -158,7 +160,9 @@ def _last(values: Sequence[float]) -> float:
 def _svg(figure: Figure, text: str) -> Markup:
     """The drawing as an `<svg>` element that carries `text` for a screen reader."""
     buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": text}):  # several drawings share a page: their ids must not meet
+    salted = rc_context({"svg.hashsalt": text.encode("utf-8", "backslashreplace").decode()})
+    with salted, warnings.catch_warnings():  # several drawings share a page: their ids must not meet
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has the letters that our font has not
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from functools import cache
@@ -16,7 +15,7 @@ from markupsafe import Markup
 
 import trainguard
 from trainguard.evidence import Evidence, collect_evidence
-from trainguard.files import write_atomically
+from trainguard.files import read_record, write_atomically
 from trainguard.report import audit, drill, purification, screening
 from trainguard.report.export import write_decisions
 from trainguard.report.parts import Share, percentage, shown, sort_key
@@ -91,12 +90,18 @@ def _load(place: Path) -> Any:
 
         return AuditResult.load(place)
     if (place / "drill.json").is_file():
-        return json.loads((place / "drill.json").read_text())
-    records = sorted(place.glob("*.json")) if place.is_dir() else [place.with_suffix(".json")]
-    for record in records:
-        found = json.loads(record.read_text()) if record.is_file() else None
-        if isinstance(found, dict) and found.get("kind") == "purify":
-            return found
+        return read_record(place / "drill.json")
+    if not place.is_dir():
+        records = [place.with_suffix(".json")] if place.with_suffix(".json").is_file() else []
+    else:
+        records = [
+            record for record in sorted(place.glob("*.json")) if '"purify"' in record.read_text(errors="replace")
+        ]
+    found = [record for record in map(read_record, records) if record.get("kind") == "purify"]
+    if len(found) > 1:
+        raise ValueError(f"{place} holds {len(found)} purifications: pass the file of one of them")
+    if found:
+        return found[0]
     raise ValueError(f"{place} holds no result: pass what screen, audit, purify or drill wrote")
 
 

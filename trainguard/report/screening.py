@@ -137,10 +137,15 @@ def _classes(result: ScreenResult, names: Names) -> Table:
             float(result.thresholds[i]),
             i in result.target_classes,
         )
-        for i in np.argsort(-flagged, kind="stable").tolist()
+        for i in sorted(range(k), key=lambda i: (i not in result.target_classes, -flagged[i]))[:LISTED]
     ]
     columns = ("class", "samples", "flagged", "share flagged", "threshold", "suspected target")
-    return Table("classes", "Flagged samples by given label", columns, rows)
+    return Table("classes", "Flagged samples by given label" + _first(k), columns, rows)
+
+
+def _first(count: int) -> str:
+    """What a caption says where not all rows are written out."""
+    return f", the first {LISTED:,} of {count:,} classes" if count > LISTED else ""
 
 
 def _findings(result: ScreenResult, names: Names) -> Table | None:
@@ -150,11 +155,11 @@ def _findings(result: ScreenResult, names: Names) -> Table | None:
         return None
     shown = {key: column for key, column in FINDINGS.items() if key in found[0]}
     rows = []
-    for row in sorted(found, key=lambda row: (-row["strength"], -row["distance"])):
+    for row in sorted(found, key=lambda row: (-row["strength"], -row["distance"]))[:LISTED]:
         values = (row[key] if row["strength"] > 0 or key in ALWAYS_SEEN else float("nan") for key in shown)
         cells = (Share(0.0 if v < 0 else v) if key in SHARES else v for key, v in zip(shown, values, strict=True))
         rows.append((names.label(row["label"]), *cells))
-    caption = "Two parts of a class, and what speaks against one of them"
+    caption = "Two parts of a class, and what speaks against one of them" + _first(len(found))
     return Table("findings", caption, ("class", *shown.values()), rows)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from trainguard.data.store import ImageStore
 from trainguard.distributed import Processes
 from trainguard.evidence import collect_evidence
-from trainguard.models import digest_of
+from trainguard.models import digest_of, shapes_of
 from trainguard.progress import Progress
 from trainguard.results import ScreenResult
 from trainguard.screening.settings import Settings
@@ -142,6 +142,8 @@ def screen_images(
     made_with = settings.to_dict() | {"seed": seed, "epochs": epochs, "budget": budget, "spend": spend}
     if trained and model is not None:
         made_with["trained"] = digest_of(model)
+    if settings.variant == "paper" and model is not None:
+        made_with["network"] = shapes_of(model)
     key = {"fingerprint": store.fingerprint, "samples": len(store), "trainguard": versions()["trainguard"]} | made_with
     start = time.perf_counter()
     run = Run(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from trainguard.data.store import ImageStore
-from trainguard.models import logits_of
+from trainguard.models import dtype_of, logits_of
 
 
 def relabel(
@@ -41,7 +41,7 @@ def relabel(
         with torch.no_grad():
             for start in range(0, len(index), batch_size):
                 part = slice(start, start + batch_size)
-                x = images.pixel_range.to_model(images.batch(index[part], device))
+                x = images.pixel_range.to_model(images.batch(index[part], device)).to(dtype_of(model))
                 best, predicted = logits_of(model(x)).float().softmax(dim=1).max(dim=1)
                 sound = best.isfinite().cpu().numpy()
                 labels[part][sound] = predicted.cpu().numpy()[sound]

@@ -25,6 +25,7 @@ SAME_WAY = 0.3  # cosine from which directions in two classes count as one
 SHARED_BY = 3  # classes, for a direction to be one that poison may have in others too
 DIRECTIONS = 100  # principal directions of a class that the discriminant may use
 KEPT = 10  # splits of one class that are given
+ROUNDING = 1e-4  # of the largest value: what copies of one image differ by
 STARTS = 6  # widest directions that first guesses are taken from
 ENDS = (0.05, 0.1, 0.2)  # shares of a class at either end of such a direction, likewise
 SETTLES = 20  # rounds in which a guess of a fixed share may settle
@@ -159,8 +160,8 @@ def split_class(whitened: Array, seed: int, orders: Sequence[Array] = ()) -> lis
     """
     n = len(whitened)
     x = whitened - whitened.mean(0)
-    if not x.any():
-        return []
+    if np.abs(x).max(initial=0) <= ROUNDING * np.abs(whitened).max(initial=0):
+        return []  # copies of one image
     _, directions = np.linalg.eigh(x.T @ x)
     z = x @ directions[:, ::-1][:, : min(DIRECTIONS, max(2, n // 5))]
     lines = Discriminants(z, seed)
@@ -298,8 +299,9 @@ def _independent(z: Array, seed: int) -> list[Array]:
     """(n, 1) places along the independent components that are least like a Gaussian."""
     found = []
     some = np.sort(np.random.default_rng(seed).permutation(len(z))[:ENOUGH])
+    varied = np.linalg.matrix_rank(z[some] - z[some].mean(0))  # copies of one image vary in nothing
     for size in INDEPENDENT:
-        if size > z.shape[1] or len(z) < 4 * size:
+        if size > varied or len(z) < 4 * size:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)

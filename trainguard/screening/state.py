@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from trainguard.errors import StateError
-from trainguard.files import writable_folder, write_atomically
+from trainguard.files import read_record, writable_folder, write_atomically
 
 
 class State:
@@ -44,7 +44,10 @@ class State:
         path = None if self._folder is None else self._folder / f"{name}.pt"
         if path is None or not path.is_file():
             return None
-        return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file fails in many ways
+            raise StateError(f"{path} cannot be read: choose another state_dir or delete it") from error
 
     def save(self, name: str, values: dict[str, Any]) -> None:
         """Keep a step, whole or not at all; arrays come back as tensors."""
@@ -58,10 +61,7 @@ class State:
 
 
 def _check(header: Path, key: dict[str, Any]) -> None:
-    try:
-        saved = json.loads(header.read_text())
-    except ValueError as error:
-        raise StateError(f"{header} cannot be read ({error}): choose another state_dir or delete it") from error
+    saved = read_record(header, StateError)
     if saved.get("fingerprint") != key["fingerprint"]:
         raise StateError(
             f"{header.parent} holds a screening of other data: fingerprint {saved.get('fingerprint')}, these data have "
