@@ -26,7 +26,7 @@ from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng, undisturbed
 from trainguard.screening.pipeline import screen_images
 from trainguard.screening.relabeling import relabel
-from trainguard.screening.settings import PRESETS
+from trainguard.screening.settings import PRESETS, check_length
 
 Steps = Literal["natural", "keep"]
 STATE_FORMAT = 1
@@ -368,20 +368,6 @@ def run_screening(
             device=_device(accelerator, model),
             **options,
         )
-
-
-def check_length(epochs: int | None, budget: float, seed: int) -> None:
-    """Refuse what no screening can be made with, before anything is read.
-
-    Raises:
-        ValueError: one of them is not a number that will do.
-    """
-    if not (epochs is None or (isinstance(epochs, (int, float)) and epochs >= 1)):
-        raise ValueError(f"expected epochs= of at least 1 epoch, or None, got {epochs!r}")
-    if not (isinstance(budget, (int, float)) and 0 < budget < float("inf")):
-        raise ValueError(f"expected a budget above 0, got {budget!r}")
-    if not (isinstance(seed, (int, np.integer)) and seed >= 0):
-        raise ValueError(f"expected seed= as a whole number from 0, got {seed!r}")
 
 
 def _follow(host: HostLoader, images: ImageStore, label_column: Key | None) -> tuple[LiveView, Follower]:

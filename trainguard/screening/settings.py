@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 
@@ -112,3 +113,17 @@ class Settings:
 
 
 PRESETS = {"default": Settings(), "paper": Settings.paper()}
+
+
+def check_length(epochs: int | None, budget: float, seed: int) -> None:
+    """Refuse what no screening can be made with, before anything is read.
+
+    Raises:
+        ValueError: one of them is not a number that will do.
+    """
+    if not (epochs is None or (isinstance(epochs, (int, float)) and epochs >= 1)):
+        raise ValueError(f"expected epochs= of at least 1 epoch, or None, got {epochs!r}")
+    if not (isinstance(budget, (int, float)) and 0 < budget < float("inf")):
+        raise ValueError(f"expected a budget above 0, got {budget!r}")
+    if not (isinstance(seed, Integral) and seed >= 0):
+        raise ValueError(f"expected seed= as a whole number from 0, got {seed!r}")
