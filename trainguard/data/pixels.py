@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -153,10 +152,8 @@ def transform_range(*roots: Any) -> PixelRange | None:
     deviation too, does not count. `F.normalize` inside a function of the user's is not seen; the black and white probe
     sees it.
     """
-    holders = list(walk(*roots))
-    named = [found for found in holders if "normali" in type(found).__name__.lower()]
-    others = [found for found in holders if not {"noise", "normal"} & set(_words(type(found).__name__))]
-    for found in (*named, *others):
+    holders = [found for found in walk(*roots) if "noise" not in type(found).__name__.lower()]
+    for found in sorted(holders, key=lambda found: "normali" not in type(found).__name__.lower()):
         for mean_name, std_name in (("mean", "std"), ("image_mean", "image_std")):
             mean, std = _numbers_at(found, mean_name), _numbers_at(found, std_name)
             if mean is None or std is None or len(mean) != len(std) or min(std) <= 0:
@@ -164,11 +161,6 @@ def transform_range(*roots: Any) -> PixelRange | None:
             if getattr(found, "do_normalize", True):
                 return PixelRange.from_mean_std(*_in_unit(mean, std), "transform")
     return None
-
-
-def _words(name: str) -> list[str]:
-    """`AddGaussianNoise` as add, gaussian, noise."""
-    return re.findall(r"[a-z]+", re.sub(r"([A-Z])", r" \1", name).lower())
 
 
 def _in_unit(mean: list[float], std: list[float]) -> tuple[list[float], list[float]]:
