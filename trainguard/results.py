@@ -98,7 +98,9 @@ class ScreenResult:
         kept[self.keep] = True
         columns = {"poison_score": self.score, "keep": kept}
         dataset = dataset.remove_columns([name for name in columns if name in dataset.column_names])
-        return dataset.add_column("poison_score", self.score).add_column("keep", kept)
+        for name, values in columns.items():
+            dataset = dataset.add_column(name, values)
+        return dataset
 
     def _check_length(self, dataset: Any) -> None:
         if len(dataset) != len(self.score):
