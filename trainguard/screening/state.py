@@ -61,7 +61,10 @@ class State:
 
 
 def _check(header: Path, key: dict[str, Any]) -> None:
-    saved = read_record(header, StateError)
+    try:
+        saved = read_record(header)
+    except ValueError as error:
+        raise StateError(f"{error}; choose another state_dir or delete it") from None
     if saved.get("fingerprint") != key["fingerprint"]:
         raise StateError(
             f"{header.parent} holds a screening of other data: fingerprint {saved.get('fingerprint')}, these data have "
