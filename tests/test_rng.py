@@ -42,6 +42,16 @@ def test_isolated_rng_restores_when_the_block_raises():
     assert draws() == expected
 
 
+def test_new_tensors_are_ours_wherever_the_user_s_go():
+    torch.set_default_device("meta")
+    try:
+        with isolated_rng(7):
+            assert torch.rand(1).device.type == "cpu"
+        assert torch.rand(1).device.type == "meta"
+    finally:
+        torch.set_default_device(None)
+
+
 def test_isolated_rng_keeps_the_initial_seed_that_workers_and_samplers_read():
     torch.manual_seed(42)
     with isolated_rng(7):

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,8 @@ def isolated_rng(seed: int, generators: Iterable[Generator] = ()) -> Iterator[No
     Covers torch (CPU and CUDA), numpy, python, and the given generators. If CUDA first starts inside the block, its
     streams are set on the way out to the state they would have had: the seed that torch was last given.
 
+    Inside the block new tensors lie on the CPU unless a place is named, whatever `torch.set_default_device` said.
+
     Args:
         seed: what the streams are seeded with inside the block.
         generators: further generators to seed, save and restore.
@@ -71,7 +73,8 @@ def isolated_rng(seed: int, generators: Iterable[Generator] = ()) -> Iterator[No
         seed_streams(seed, generators)
         if cuda_states is not None:
             torch.cuda.manual_seed_all(seed)
-        yield
+        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+            yield
     finally:
         if cuda_states is not None:
             torch.cuda.set_rng_state_all(cuda_states)

@@ -89,6 +89,17 @@ def test_images_outside_the_declared_range_are_named_with_their_values(images, l
         open_images(dataset, pixel_range=given)
 
 
+def test_noise_in_a_few_pixels_does_not_contradict_a_declared_range(images, labels):
+    given = PixelRange((0.0,) * 3, (1.0,) * 3, "given")
+    erased = images[17].clone()
+    erased[:, :2, :3] = torch.tensor([-0.4, 1.4, 0.5])
+    store = open_images(Listed(images, labels.tolist(), row17=(erased, 1)), pixel_range=given)
+    torch.testing.assert_close(store.batch([17])[0, 0, 0, :3], torch.tensor([0.0, 1.0, 128 / 255]))
+    erased[:, :2] = 1.1
+    with pytest.raises(DataError, match=r"row 17 has values from .* to 1\.1, outside the pixel range"):
+        open_images(Listed(images, labels.tolist(), row17=(erased, 1)), pixel_range=given)
+
+
 def test_a_little_overshoot_of_the_declared_range_is_an_interpolation_s(images, labels):
     given = PixelRange((0.0,) * 3, (1.0,) * 3, "given")
     dataset = Listed(images, labels.tolist(), row17=(with_pixel(images[17], 1.01), 1))

@@ -13,6 +13,7 @@ from torchvision.datasets import MNIST, FakeData, ImageFolder
 
 from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
+from trainguard.errors import DataError
 
 MEAN, STD = (0.49, 0.48, 0.44), (0.2, 0.25, 0.3)
 TRAIN = T.Compose(
@@ -74,6 +75,18 @@ def test_mixed_grey_and_colour_pictures_become_colour(images, labels):
     pictures = [as_pil(x[:1]) if i == 0 else as_pil(x) for i, x in enumerate(images)]
     store = open_images(Samples((x, int(y)) for x, y in zip(pictures, labels, strict=True)))
     assert store.shape == (3, 8, 8)
+    torch.testing.assert_close(store.batch([0])[0], images[0, :1].expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("cached", [0, 10_000])
+def test_colour_among_grey_pictures_is_not_lost_where_it_is_rare(cached, images, labels):
+    images, labels = images.repeat(3, 1, 1, 1), labels.repeat(3)
+    looked_at = set(np.linspace(0, 179, 32).astype(int).tolist())
+    rare = next(i for i in range(100, 180) if i not in looked_at)
+    pictures = [as_pil(x if i == rare else x[:1]) for i, x in enumerate(images)]
+    store = open_images(Samples((x, int(y)) for x, y in zip(pictures, labels, strict=True)), cache_bytes=cached)
+    assert store.shape == (3, 8, 8) and store.pixel_range.low == (0.0,) * 3
+    torch.testing.assert_close(store.batch([rare])[0], images[rare])
     torch.testing.assert_close(store.batch([0])[0], images[0, :1].expand(3, -1, -1))
 
 
@@ -458,3 +471,19 @@ def test_two_valued_images_are_black_and_white():
     masks = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5
     store = open_images(TensorDataset(masks, torch.arange(20) % 2))
     assert torch.equal(store.batch(range(20)), masks.float())
+
+
+@pytest.mark.parametrize("feature", [None, datasets.Array3D((8, 8, 3), "uint8")])
+def test_a_named_column_of_numbers_is_read_as_images(feature, images, labels):
+    values = (images * 255).round().byte().permute(0, 2, 3, 1)
+    features = feature and datasets.Features({"pixels": feature, "label": datasets.ClassLabel(3)})
+    columns = {"pixels": values.tolist(), "label": labels.tolist()}
+    dataset = datasets.Dataset.from_dict(columns, features=features)
+    store = open_images(dataset, image_column="pixels", label_column="label")
+    assert store.shape == (3, 8, 8) and store.name(5) == "row 5"
+    torch.testing.assert_close(store.batch(range(60)), (images * 255).round() / 255)
+    with pytest.raises(DataError, match="'label' cannot be image and label"):
+        open_images(dataset, image_column="label", label_column="label")
+    flat = datasets.Dataset.from_dict(columns | {"pixels": values.flatten(1).tolist()})
+    with pytest.raises(DataError, match=r"expected an image, got ndarray of shape \(192,\)"):
+        open_images(flat, image_column="pixels", label_column="label")

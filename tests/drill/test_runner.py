@@ -17,6 +17,7 @@ from trainguard.drill import cells, defenses, repairs, runner, tables
 from trainguard.drill.images import Images, load_images
 from trainguard.drill.machine import machine, peak_memory, reset_peak_memory, versions
 from trainguard.drill.models import MODELS, Standardised, build
+from trainguard.drill.recipes import Setting
 from trainguard.drill.runner import run_drill
 from trainguard.drill.train import Recipe, augment, predict, train_classifier, triangle
 from trainguard.errors import DataError, StateError
@@ -430,3 +431,15 @@ def test_a_later_drill_in_a_folder_keeps_the_cells_of_an_earlier_one(screened, t
         cell.write_text(damage)
         with pytest.raises(StateError, match=rf"badnets-none-seed0/cell\.json {message}|cell\.json is {message}"):
             drill(tmp_path, attacks=["badnets"], defenses=["none"])
+
+
+def test_all_leaves_out_what_two_classes_cannot_give_and_says_so(screened, tmp_path):
+    two = tiny(classes=2)
+    options = {"rate": 0.1, "epochs": 1, "defenses": ["none"], "progress": False, "table": False}
+    with pytest.warns(UserWarning, match="tact is left out: "):
+        chosen = runner._attacks(["all"], Setting(2, 0.1))
+        left = list(runner._possible(two, chosen, (0,), ["all"]))
+    assert "tact" not in left and {"badnets", "sig", "clean"} <= set(left)
+    with pytest.raises(ValueError):
+        run_drill(two, attacks=["all", "tact"], out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()

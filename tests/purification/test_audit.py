@@ -131,6 +131,18 @@ def test_movement_is_the_relative_approach_to_a_class():
     np.testing.assert_allclose(movement_of(labels, before, after, 3), [1 - (0.5 + 0.75) / 2, 0, 0], atol=1e-6)
 
 
+@pytest.mark.parametrize("constant", [True, False])
+def test_of_a_model_that_only_guesses_nothing_is_said(victim, constant):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    if constant:  # to every image what screening would call the target
+        nn.init.zeros_(net[1].weight)
+        net[1].bias.data = torch.eye(10)[TARGET]
+    found = audit(net, victim.store, images=100, eps=24 / 255, progress=False)
+    assert (found.verdict, found.confidence, found.target_classes) == ("undecided", 0.0, ())
+    assert "of 100 images right, and one that always says the same class 10%" in found.reason
+
+
 def test_balanced_takes_every_class_alike(victim):
     index = balanced(victim.store, 200, seed=0)
     counts = np.bincount(victim.store.labels[index])

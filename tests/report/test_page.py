@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 from trainguard.purification.results import AuditResult, PurifyResult
 from trainguard.report import build
+from trainguard.report import purification as purification_page
 from trainguard.results import ScreenResult
 
 
@@ -303,6 +304,12 @@ def test_a_damaged_record_is_named(tmp_path, name, damage):
     (tmp_path / name).write_text(content if name != "weights.json" else '{"kind": "purify"')
     with pytest.raises(ValueError, match=rf"{name[:-5]}\.json (cannot be read|holds a list)"):
         build(tmp_path, tmp_path / "page.html")
+
+
+def test_rounds_are_counted_from_one(tmp_path, read):
+    record = purification().to_dict()
+    assert [row[0] for row in purification_page.context(record)["history"].rows] == [1, 1, 2, 2]
+    assert record["history"][0]["round"] == 0
 
 
 def test_of_several_purifications_none_is_guessed(tmp_path):

@@ -38,6 +38,7 @@ class Row:
         label: class number.
         problem: the rest of a sentence that begins with the sample's name.
         fatal: the problem lies in the form of the data set, so that leaving the sample out would not help.
+        colour: a picture in colour, where the rows looked at were grey: all must be read again, see `Rows.coloured`.
     """
 
     index: int
@@ -45,6 +46,7 @@ class Row:
     label: int = -1
     problem: str = ""
     fatal: bool = False
+    colour: bool = False
 
 
 class Rows(Dataset):
@@ -88,12 +90,19 @@ class Rows(Dataset):
             return Row(index, problem=str(error), fatal=True)
         except Exception as error:  # a broken file, or a stranger's code that meets it, may raise anything
             return Row(index, problem=f"cannot be read: {shown(error)}")
+        if self.shape[0] == 1 and isinstance(image, Image.Image) and channels_of(image) == 3:
+            return Row(index, problem="is in colour, the first images are grey", fatal=True, colour=True)
         try:
             return Row(index, as_bytes(image, self.shape, self.stored_range), as_label(label))
         except FloatingPointError as error:
             return Row(index, problem=str(error))
         except DataError as error:
             return Row(index, problem=str(error), fatal=True)
+
+    def coloured(self) -> Rows:
+        """The same samples, all in colour."""
+        shape, ranges = (3, *self.shape[1:]), (self.pixel_range.for_channels(3), self.stored_range.for_channels(3))
+        return Rows(self.source, shape, *ranges, self._transform, self.generators)
 
     def name(self, index: int) -> str:
         """`row 17 (cats/3.png)`, or `row 17` where the image is in no file."""

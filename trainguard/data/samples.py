@@ -21,8 +21,9 @@ HARD_LABELS = (
     "screening needs one class number per sample; mix labels after the data set, in collate_fn or on the batch"
 )
 CHANNELS = (1, 3, 4)
-DECLARED_SLACK = 0.02  # 5 grey levels: what an interpolation overshoots
-DETECTED_SLACK = 0.5  # random erasing with normal noise leaves a range that was found in the transform by this much
+OVERSHOT = 0.02  # of the range, 5 grey levels: what an interpolation overshoots
+OUTSIDE = 0.1  # share of an image's values beyond that which contradicts a range that the user gave
+NOISE = 0.5  # of the range: random erasing with normal noise goes so far beyond it
 
 
 def find_keys(sample: Any, image_column: Key | None = None, label_column: Key | None = None) -> tuple[Key, Key]:
@@ -124,7 +125,8 @@ def as_floats(image: Any, channels: int | None = None) -> Tensor:
             )
         image = np.array(image.convert("L" if (channels or channels_of(image)) == 1 else "RGB"))
     if not is_image(image):
-        raise DataError(f"expected an image, got {'nothing' if image is None else type(image).__name__}")
+        form = f" of shape {tuple(image.shape)}" if isinstance(image, (Tensor, np.ndarray)) else ""
+        raise DataError(f"expected an image, got {'nothing' if image is None else type(image).__name__}{form}")
     return _channels_first(image)
 
 
@@ -163,8 +165,9 @@ def as_bytes(image: Any, shape: tuple[int, int, int], pixel_range: PixelRange) -
         bad = "NaN" if bool(torch.isnan(values).any()) else "infinite"
         raise FloatingPointError(f"has {bad} pixels ({int((~torch.isfinite(values)).sum())} of {values.numel()})")
     unit = pixel_range.to_unit(values[None])[0]
-    slack = DECLARED_SLACK if pixel_range.source == "given" else DETECTED_SLACK
-    if float(unit.min()) < -slack or float(unit.max()) > 1 + slack:
+    beyond = torch.maximum(-unit, unit - 1)
+    contradicted = pixel_range.source == "given" and float((beyond > OVERSHOT).float().mean()) > OUTSIDE
+    if contradicted or float(beyond.max()) > NOISE:
         raise DataError(
             f"has values from {float(values.min()):.3g} to {float(values.max()):.3g}, outside the pixel range "
             f"{pixel_range}: pass mean= and std=, or bounds=, as the pipeline has them"

@@ -212,6 +212,8 @@ class HuggingFaceSource(Source):
 
         image = _column(dataset, datasets.Image, image_column, "image")
         label = _column(dataset, datasets.ClassLabel, label_column, "label")
+        if image == label:
+            raise DataError(f"the column {image!r} cannot be image and label: pass image_column= and label_column=")
         self.size = len(dataset)
         self.class_names = tuple(getattr(dataset.features[label], "names", None) or ()) or None
         self.transform = (
@@ -220,16 +222,18 @@ class HuggingFaceSource(Source):
         self.raw = self.transform is not None
         self._dataset = dataset
         self._image, self._label = image, label
-        plain = dataset.with_format(None).select_columns([image, label])
-        self._plain = plain.cast_column(image, datasets.Image())
-        self._paths = plain.cast_column(image, datasets.Image(decode=False))
+        self._plain = self._paths = dataset.with_format(None).select_columns([image, label])
+        self._numbers = not isinstance(dataset.features[image], (datasets.Image, datasets.Value, dict))
+        if not self._numbers:  # files, bytes or paths
+            self._paths = self._plain.cast_column(image, datasets.Image(decode=False))
+            self._plain = self._plain.cast_column(image, datasets.Image())
 
     def read(self, index: int) -> tuple[Any, Any]:
         """Image and label; see `Source.read`."""
         row = self._plain[index]
         if row[self._image] is None:
             raise ValueError("the row holds no image (null)")
-        return row[self._image], row[self._label]
+        return np.asarray(row[self._image]) if self._numbers else row[self._image], row[self._label]
 
     def seen(self, index: int) -> Any:
         """The image through `with_transform`, else as stored."""
@@ -239,7 +243,7 @@ class HuggingFaceSource(Source):
 
     def path(self, index: int) -> str | None:
         """The file name stored with the image."""
-        stored = self._paths[index][self._image]
+        stored = None if self._numbers else self._paths[index][self._image]
         return stored["path"] if stored and stored["path"] else None
 
     def probe(self, image: Image.Image) -> Any:

@@ -173,32 +173,44 @@ def open_images(
     with isolated_rng(0, generators):
         source = open_source(dataset, image_column, label_column, generators)
         rows = learn_rows(source, pixel_range, transform, generators)
-        labels, slots = np.full((2, source.size), -1, dtype=np.int64)
-        cache = torch.empty((min(source.size, cache_bytes // math.prod(rows.shape)), *rows.shape), dtype=torch.uint8)
-        digest = hashlib.blake2b(repr((source.size, rows.shape)).encode(), digest_size=16)
-        used, problems = 0, dict[int, str]()
-        with progress.stage("reading images", source.size) if progress else nullcontext() as stage:
-            for row in rows.in_order(workers):
-                if row.image is None:
-                    problem = f"{rows.name(row.index)} {row.problem}"
-                    if row.fatal:
-                        raise DataError(problem)
-                    if on_error == "raise":
-                        raise DataError(f"{problem}; repair it, leave it out, or pass on_error='skip'")
-                    problems[row.index] = row.problem
-                    continue
-                labels[row.index] = row.label
-                digest.update(row.image.numpy().data)
-                if used < len(cache):
-                    cache[used], slots[row.index], used = row.image, used, used + 1
-                if stage:
-                    stage.advance(1)
+        store = _read_all(rows, on_error, cache_bytes, workers, progress)
+    if comparable:
+        _check_comparable(store.labels, store.class_names, rows)
+    return store
+
+
+def _read_all(rows: Rows, on_error: OnError, cache_bytes: int, workers: int, progress: Progress | None) -> ImageStore:
+    """Every sample, first to last; once more from the first where a picture in colour follows grey ones."""
+    size = len(rows)
+    labels, slots = np.full((2, size), -1, dtype=np.int64)
+    cache = torch.empty((min(size, cache_bytes // math.prod(rows.shape)), *rows.shape), dtype=torch.uint8)
+    digest = hashlib.blake2b(repr((size, rows.shape)).encode(), digest_size=16)
+    used, problems, colour = 0, dict[int, str](), False
+    with progress.stage("reading images", size) if progress else nullcontext() as stage:
+        for row in rows.in_order(workers):
+            if row.image is None:
+                colour = row.colour
+                if colour:
+                    break
+                problem = f"{rows.name(row.index)} {row.problem}"
+                if row.fatal:
+                    raise DataError(problem)
+                if on_error == "raise":
+                    raise DataError(f"{problem}; repair it, leave it out, or pass on_error='skip'")
+                problems[row.index] = row.problem
+                continue
+            labels[row.index] = row.label
+            digest.update(row.image.numpy().data)
+            if used < len(cache):
+                cache[used], slots[row.index], used = row.image, used, used + 1
+            if stage:
+                stage.advance(1)
+    if colour:
+        return _read_all(rows.coloured(), on_error, cache_bytes, workers, progress)
     if (labels < 0).all():
         first, problem = next(iter(problems.items()))
-        raise DataError(f"none of the {source.size} images can be read; the first: {rows.name(first)} {problem}")
-    class_names = _checked_classes(labels, source.class_names, rows)
-    if comparable:
-        _check_comparable(labels, class_names, rows)
+        raise DataError(f"none of the {size} images can be read; the first: {rows.name(first)} {problem}")
+    class_names = _checked_classes(labels, rows.source.class_names, rows)
     digest.update(labels.data)
     return ImageStore(rows, labels, class_names, digest.hexdigest(), cache[:used], slots, problems)
 

@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from trainguard.drill.defenses import Outcome
+from trainguard.drill.machine import commit
 from trainguard.drill.poison import Role, triggered_test
 from trainguard.drill.scene import Scene
 from trainguard.drill.train import predict
@@ -44,6 +45,7 @@ class Cell:
         train_seconds: of the training, fine-tuning included.
         peak_mb: largest memory in MiB, see `machine.peak_memory`.
         screening: seconds of the screening's stages.
+        commit: of trainguard, where it is a git checkout.
     """
 
     attack: str
@@ -67,6 +69,7 @@ class Cell:
     train_seconds: float
     peak_mb: int
     screening: dict[str, float] = field(default_factory=dict)
+    commit: str = ""
 
     @property
     def seconds(self) -> float:
@@ -136,6 +139,7 @@ def measure(scene: Scene, defense: str, outcome: Outcome, peak_mb: int) -> Cell:
         train_seconds=outcome.train_seconds,
         peak_mb=peak_mb,
         screening=dict(result.timing) if result else {},
+        commit=commit(),
     )
 
 

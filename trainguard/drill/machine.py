@@ -21,8 +21,23 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def versions() -> dict[str, str]:
     r"""Versions of trainguard, Python and the packages that figures depend on; the commit, in a git checkout."""
     packages = {"torchvision": torchvision.__version__, "timm": timm.__version__}
-    commit = _commit(Path(trainguard.__file__).parent)
-    return trainguard.versions.versions() | packages | ({"commit": commit} if commit else {})
+    ours = commit()
+    return trainguard.versions.versions() | packages | ({"commit": ours} if ours else {})
+
+
+def commit() -> str:
+    r"""The checkout's commit, with a + where files differ from it; empty outside a checkout."""
+    folder = Path(trainguard.__file__).parent
+
+    def git(*command: str) -> str:
+        return subprocess.run(("git", "-C", str(folder), *command), capture_output=True, text=True, check=True).stdout
+
+    try:
+        if not git("ls-files", "__init__.py").strip():  # installed inside another project's checkout
+            return ""
+        return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if git("status", "--porcelain").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, str | int]:
@@ -59,20 +74,6 @@ def peak_memory(device: torch.device | str = "cpu") -> int:
     except (OSError, StopIteration):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak >> (20 if sys.platform == "darwin" else 10)
-
-
-def _commit(folder: Path) -> str:
-    """The checkout's commit, with a + where files differ from it; empty outside a checkout."""
-
-    def git(*command: str) -> str:
-        return subprocess.run(("git", "-C", str(folder), *command), capture_output=True, text=True, check=True).stdout
-
-    try:
-        if not git("ls-files", "__init__.py").strip():  # installed inside another project's checkout
-            return ""
-        return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if git("status", "--porcelain").strip() else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def _processor() -> str:

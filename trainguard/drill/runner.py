@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def run_drill(
 
     Args:
         data: what `images.load_images` reads, or `images.Images`.
-        attacks: names of `recipes.RECIPES`, `"clean"` for the set as it is, or `"all"` for all of these.
+        attacks: names of `recipes.RECIPES`, `"clean"` for the set as it is, or `"all"` for all of these that the data
+            and the rate allow.
         defenses: names of `defenses.DEFENSES` (`"all"` for these) and of `repairs.REPAIRS` (`"repairs"` for these).
             `"none"` is always run: without the undefended success rate the defended one says nothing.
             `"guard+relabel"` and `"guard+purify"` need, and so bring, `"guard"`.
@@ -155,11 +157,7 @@ def run_drill(
         "cover_rate": cover_rate,
         "trigger_file": hashlib.sha256(Path(trigger_file).read_bytes()).hexdigest()[:16] if trigger_file else None,
     }
-    scenes = [(name, seed) for name in chosen for seed in seeds]
-    for name, seed in scenes:  # what cannot be had shows now, not after hours
-        plan(images.train_labels.numpy(), chosen[name], seed)
-        if chosen[name].test:
-            plan_test(images.test_labels.numpy(), chosen[name], seed)
+    scenes = [(name, seed) for name in _possible(images, chosen, seeds, attacks) for seed in seeds]
     _try(images, victim)
     folder = writable_folder(out)
     _same_settings(folder, settings)
@@ -246,6 +244,22 @@ def _attacks(names: Sequence[str], setting: Setting) -> dict[str, Attack]:
     every = (*RECIPES, CLEAN) if "all" in names else ()
     listed = dict.fromkeys((*every, *(name for name in names if name != "all")))
     return {name: Attack(CLEAN) if name == CLEAN else attack(name, setting) for name in listed}
+
+
+def _possible(images: Images, chosen: dict[str, Attack], seeds: Sequence[int], named: Sequence[str]) -> Iterator[str]:
+    """The attacks that the data can give, found out before hours have gone by; what was asked for by name must be."""
+    for name, each in chosen.items():
+        try:
+            for seed in seeds:
+                plan(images.train_labels.numpy(), each, seed)
+                if each.test:
+                    plan_test(images.test_labels.numpy(), each, seed)
+        except ValueError as error:
+            if name in named:
+                raise
+            warnings.warn(f"{name} is left out: {error}", stacklevel=3)
+        else:
+            yield name
 
 
 def _defenses(names: Sequence[str]) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ LEAD, LEAD_BAND = 0.34, 0.16  # the least bend that leads to a class over the ne
 NEAR_BAND = 0.08  # of `overlay.NEAR`: one faint picture, its radius for the nearest class over the median class's
 TARGET = 0.4  # share that makes a class a suspected target; the paper's figure
 LEARNED = 0.5  # share of the flagged samples that get their label from a model that has learned the poison
+GUESSING = 3.0  # standard errors above the share that guessing gets right, up to which a model has learned nothing
 LEAST_MOVED = 50  # adversarial examples; the standard error of a share is then at most 0.07
 
 
@@ -88,6 +89,8 @@ def audit(
     Other triggers that differ from image to image show in none of these. Where `data` are what the model was trained
     on, the poison is among them: they are screened (AdvrBD) with the model as the first probe, and what is found counts
     if the model has learned its labels.
+
+    Of a model that gets no more images right than guessing would, nothing is said: the verdict is `"undecided"`.
 
     Args:
         model: the trained model, on any device; never changed. Or a function that returns a copy of it.
@@ -157,10 +160,11 @@ def audit(
         reached = reaches(network, *known, eps, norm, torch.Generator().manual_seed(seed))
         bent = bends(network, *known, list(reached), torch.Generator().manual_seed(seed))
     pull = pull_of(counts)
-    said = judge(counts, patched, reached, bent)
+    guessing = _is_guessing(right, labels)
+    said = ("undecided", 0.0, guessing, ()) if guessing else judge(counts, patched, reached, bent)
     verdict, confidence, reason, targets = Processes.of(accelerator).broadcast(said)  # ranks may differ in a last bit
     poison = None
-    if screening and verdict != "backdoored":
+    if screening and verdict != "backdoored" and not guessing:
         with isolated_rng(seed):
             poison = screened(net, store, device=device, accelerator=accelerator, seed=seed, progress=progress)
         if poison is not None and poison.verdict == "poisoned" and poison.suspect.any():
@@ -338,6 +342,18 @@ def pixels_of(patch: Patch) -> NDArray[np.float32]:
     where = patch.mask.cpu().nonzero()
     values = patch.pattern.cpu()[:, where[:, 0], where[:, 1]].T
     return torch.cat([where.float(), values], dim=1).numpy()
+
+
+def _is_guessing(right: NDArray[np.bool_], labels: Indices) -> str:
+    """Why nothing can be said of a model that gets no more right than one that always says the same class; or empty."""
+    share = float(np.bincount(labels).max() / len(labels))
+    by_chance = share + GUESSING * (share * (1 - share) / len(labels)) ** 0.5
+    if right.mean() > by_chance:
+        return ""
+    return (
+        f"the model gets {right.mean():.0%} of {len(labels)} images right, and one that always says the same class "
+        f"{share:.0%}: it has learned nothing, or the data, the order of its classes or the pixel range are not its own"
+    )
 
 
 def _break_by_patch(

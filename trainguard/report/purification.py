@@ -69,5 +69,5 @@ def _number(value: object) -> float:
 
 def _table(history: list[Mapping[str, Any]]) -> Table:
     columns = list(dict.fromkeys(name for row in history for name in row))
-    rows = [tuple(row.get(name) for name in columns) for row in history]
+    rows = [tuple(row.get(name) for name in columns) for row in ({**row, "round": row["round"] + 1} for row in history)]
     return Table("history", "Every round and step", columns, rows)
