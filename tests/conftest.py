@@ -1,10 +1,13 @@
 """Shared by all tests: small data, one thread, random streams that do not leak from test to test."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from trainguard.rng import isolated_rng
+from trainguard.screening.settings import PRESETS
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +29,10 @@ def images():
 def labels():
     """(60,) int64, three classes in turn."""
     return torch.arange(60) % 3
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Every screening's probes take a few steps only: where it matters that it runs, and not what it finds."""
+    for name in PRESETS:
+        monkeypatch.setitem(PRESETS, name, dataclasses.replace(PRESETS[name], least_steps=8, least_epochs=0))

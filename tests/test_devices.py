@@ -1,7 +1,6 @@
 """Everything public runs where the model lies, and brings back to the CPU what it must: nothing mixes two devices."""
 
 import copy
-import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import trainguard
 from trainguard.data.pixels import PixelRange
 from trainguard.drill.runner import run_drill
-from trainguard.screening.settings import PRESETS
+from trainguard.results import ScreenResult
 
 RANGE = PixelRange.from_mean_std((0.0,), (1.0,))
 pytestmark = pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")  # it is copied all the same
@@ -41,12 +40,6 @@ def digits():
 def model():
     body = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
     return nn.Sequential(*body, nn.Linear(32, 10))
-
-
-@pytest.fixture
-def short(monkeypatch):
-    for name in PRESETS:
-        monkeypatch.setitem(PRESETS, name, dataclasses.replace(PRESETS[name], least_steps=8, least_epochs=0))
 
 
 @pytest.mark.parametrize(
@@ -85,13 +78,22 @@ def test_screening_runs_on_the_accelerator(elsewhere, digits, model, short, opti
     assert np.isfinite(result.score).all() and isinstance(result.score, np.ndarray)
 
 
-def test_a_guard_relabels_with_a_model_on_the_accelerator(elsewhere, digits, model, short, monkeypatch):
-    flagged, screen = np.arange(500) < 40, trainguard.guard.screen_images
-
-    def found(*args, **kwargs):
-        return dataclasses.replace(screen(*args, **kwargs), suspect=flagged, keep=np.flatnonzero(~flagged))
-
-    monkeypatch.setattr("trainguard.guard.screen_images", found)
+def test_a_guard_relabels_with_a_model_on_the_accelerator(elsewhere, digits, model, monkeypatch):
+    flagged, labels = np.arange(500) < 40, digits.tensors[1].numpy()
+    found = ScreenResult(
+        score=flagged.astype(np.float32),
+        consistency=np.zeros(500, np.float32),
+        suspect=flagged,
+        keep=np.flatnonzero(~flagged),
+        verdict="poisoned",
+        confidence=1.0,
+        reason="the stand-in knows",
+        target_classes=(1,),
+        labels=labels,
+        proposed=labels,
+        thresholds=np.full(10, 0.5, np.float32),
+    )
+    monkeypatch.setattr("trainguard.guard.screen_images", lambda *_, **__: found)
     guard = trainguard.Guard(elsewhere, epochs=2, progress=False)
     loader = guard.protect(DataLoader(digits, 50), model.to(DEVICE), pixel_range=RANGE)
     assert len(loader.dataset) == 460

@@ -1,4 +1,4 @@
-"""Every code block of the documentation runs, page by page, on small data."""
+"""Every code block of the documentation runs, page by page, on small data, with probes that are trained briefly."""
 
 import re
 import shlex
@@ -48,7 +48,7 @@ def draw(folder, per_class=24, classes=3, side=16):
 
 
 @pytest.fixture
-def at_hand(tmp_path, monkeypatch):
+def at_hand(tmp_path, monkeypatch, short):
     """What a reader has at hand: a folder of images, a data set, a loader, a model, an optimizer, a checkpoint."""
     monkeypatch.chdir(tmp_path)
     draw(tmp_path / "photos")

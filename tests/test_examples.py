@@ -47,7 +47,7 @@ def test_the_guarded_script_differs_in_one_import_and_two_lines():
 
 
 @pytest.mark.parametrize("name", ["plain_pytorch", "plain_pytorch_guarded"])
-def test_the_scripts_train_and_print_both_rates(name, tiny_data, capsys):
+def test_the_scripts_train_and_print_both_rates(name, tiny_data, short, capsys):
     shares = run(name, tiny_data, capsys, "--attack", "badnets")
     assert set(shares) == {"ACC", "ASR"} and all(0 <= share <= 1 for share in shares.values())
     assert shares["ACC"] > 0.5

@@ -89,7 +89,7 @@ def test_an_architecture_that_does_not_fit_is_named(delivered, tmp_path):
         audit_checkpoint(path, arch="resnet-of-mine", data=data, progress=False)
 
 
-def test_the_example_purifies_a_checkpoint_with_a_folder_of_images(delivered, tmp_path, monkeypatch, capsys):
+def test_the_example_purifies_a_checkpoint_with_a_folder_of_images(delivered, short, tmp_path, monkeypatch, capsys):
     import runpy
 
     for row in range(30):

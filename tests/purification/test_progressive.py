@@ -113,7 +113,7 @@ def test_clean_data_need_one_round_and_lose_nothing_to_forgive(victim):
 
 
 def test_without_shared_images_clean_data_have_an_adversarial_step(victim):
-    options = QUICK | {"seed": 3, "max_accuracy_loss": 1.0}
+    options = QUICK | {"seed": 3, "plain_batches": (4,), "max_accuracy_loss": 1.0}
     runs = [purify(victim.model, victim.store, clean=True, shared=shared, **options) for shared in (None, 0.0)]
     assert [run.settings["shared"] for run in runs] == [0.5, 0.0]
     assert [run.history[0]["batches"] for run in runs] == [0, 40] and not same(runs[0].model, runs[1].model)
