@@ -49,6 +49,16 @@ LAYOUTS = {
         "state_dict_ema": s,
         "args": argparse.Namespace(lr=0.1),
     },
+    "with a schedule and streams": lambda s: {
+        "model": s,
+        "scheduler": torch.optim.lr_scheduler.MultiStepLR(
+            torch.optim.SGD(net().parameters(), 0.1), [3, 5]
+        ).state_dict(),
+        "seen": {1, 2},
+        "raw": [b"bytes", bytearray(b"more"), 1j],
+    },
+    "not counted": lambda s: {name: value for name, value in s.items() if "num_batches" not in name},
+    "with another state": lambda s: s | {"0._extra_state": {"scale": 2}},
     "averaged model": lambda s: {"model_ema": prefixed(s, "module.") | {"n_averaged": torch.tensor(3)}},
 }
 
@@ -70,6 +80,24 @@ def test_average_can_be_left_aside_and_the_record_says_what_was_taken(tmp_path):
     assert same(model, net(1)) and checkpoint.where == "state_dict"
     assert read_checkpoint(tmp_path / "w.pt").where == "state_dict_ema"
     assert checkpoint.sha256 == hashlib.sha256((tmp_path / "w.pt").read_bytes()).hexdigest()
+
+
+class Scaled(nn.Linear):
+    """Keeps something in its state that is no tensor, as quantization layers do."""
+
+    def get_extra_state(self):
+        return {"scale": 2}
+
+    def set_extra_state(self, state):
+        assert state == {"scale": 2}
+
+
+def test_what_is_no_tensor_in_a_state_stays_the_model_s(tmp_path):
+    model = nn.Sequential(Scaled(3, 2))
+    write_weights(tmp_path / "w", model, {})
+    other = nn.Sequential(Scaled(3, 2))
+    load_weights(other, read_checkpoint(tmp_path / "w.safetensors"))
+    assert torch.equal(other[0].weight, model[0].weight)
 
 
 def test_safetensors_is_read_by_content_not_by_suffix(tmp_path):

@@ -128,6 +128,15 @@ def test_wrong_use_is_one_line_and_exit_code_2(capsys, argv):
     assert captured.err.startswith("trainguard") and captured.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [["--bounds", "-1,1"], ["--bounds=-1,1"], ["--mean", "-.5", "--std", "1"]])
+def test_numbers_may_begin_with_a_minus(words, monkeypatch, folder, tmp_path):
+    said = {}
+    stub(monkeypatch, "trainguard.guard", screen=lambda *_, **options: said.update(options) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["screen", str(folder), "--out", str(tmp_path), *words])
+    assert said.get("bounds") == (-1.0, 1.0) or said.get("mean") == (-0.5,)
+
+
 def test_unusable_input_is_one_line_and_exit_code_2(monkeypatch, capsys, folder, tmp_path):
     def screen(*_, **__):
         raise DataError("images outside [0, 1]:\n  row 3 has 7.5")

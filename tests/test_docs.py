@@ -79,7 +79,7 @@ def run_shell(text):
 
 
 # The pages run on a few dozen images of noise, on which no fine-tuning can keep what was never learned.
-@pytest.mark.filterwarnings("ignore:the model is returned as it came")
+@pytest.mark.filterwarnings("ignore:the model is returned as it came", "ignore:the model gets")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_documentation_runs(page, at_hand):
     namespace = at_hand if page.name != "tutorial.md" else {}

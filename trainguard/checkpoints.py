@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from trainguard.errors import ModelError
 from trainguard.files import plain, write_atomically
-from trainguard.models import bare
+from trainguard.models import bare, load_tensors, tensors_of
 
 State = dict[str, Tensor]
 
@@ -36,10 +36,14 @@ _LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 _HARMLESS = frozenset(
     {
         "collections.OrderedDict",
+        "collections.Counter",  # the milestones of a learning rate schedule
+        "_codecs.encode",  # bytes, in the protocol of torch.save
         "argparse.Namespace",  # timm's train script saves its arguments
         "torch._utils._rebuild_tensor",
         "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_tensor_v3",  # of eight bits
         "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_parameter_with_state",
         "torch._tensor._rebuild_from_type_v2",
         "torch.Tensor",
         "torch.nn.parameter.Parameter",
@@ -47,6 +51,7 @@ _HARMLESS = frozenset(
         "torch.device",
         "torch.storage.UntypedStorage",
     }
+    | {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "complex", "bytearray")}
     | {f"torch.{name}" for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)}
     | {f"torch.{name}" for name in dir(torch) if name.endswith("Storage")}
 )
@@ -128,8 +133,10 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
         ModelError: names that are missing or too many, a shape that differs, or weights that are not finite; all named.
     """
     model = bare(model)
-    expected = model.state_dict()
+    expected = tensors_of(model)
     weights = _without_prefix(checkpoint, expected.keys())
+    counts = {name: value for name, value in expected.items() if name.endswith(".num_batches_tracked")}
+    weights = counts | weights  # torch before 0.4.1 and other frameworks do not count
     path = checkpoint.path
     missing = [name for name in expected if name not in weights]
     surplus = [name for name in weights if name not in expected]
@@ -148,7 +155,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     if wrong:
         raise ModelError(
             f"{path} does not fit {type(model).__name__}: {_some(wrong, '; ')}: "
-            "give the architecture that it was saved from, and data with all of its classes"
+            "give the architecture that it was saved from, and images with all of its classes and channels, at the "
+            "size that it was trained at (--size)"
         )
     infinite = [  # where the model's own are too, they belong there: the mask of an attention
         name
@@ -157,7 +165,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     ]
     if infinite:
         raise ModelError(f"{path} holds NaN or infinite weights in {_some(infinite)}: it comes from a failed training")
-    model.load_state_dict(weights)
+    load_tensors(model, weights)
 
 
 def write_weights(path: str | Path, model: nn.Module, about: Mapping[str, Any]) -> Path:
@@ -175,7 +183,7 @@ def write_weights(path: str | Path, model: nn.Module, about: Mapping[str, Any]) 
         The path of the weights; the JSON has the same name with `.json`.
     """
     path = weights_path(path)
-    state = bare(model).state_dict()
+    state = tensors_of(bare(model))
     weights = {_uncompiled(name): value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
     content = safetensors.torch.save(weights, metadata={"format": "pt"})
     record = {"weights": path.name, "sha256": hashlib.sha256(content).hexdigest(), **about}
@@ -283,6 +291,7 @@ def _find_weights(content: Any, path: Path, averaged: bool) -> tuple[State, str]
             except ModelError:  # settings under a name that others use for weights
                 continue
             return weights, f"{key}.{where}".rstrip(".")
+    content = {name: value for name, value in content.items() if not str(name).endswith("_extra_state")}
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
         found = ", ".join(f"{name} ({type(value).__name__})" for name, value in list(content.items())[:6]) or "nothing"
         raise ModelError(f"{path} holds no state dict: expected names and tensors, found {found}")

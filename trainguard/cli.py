@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     command = "trainguard"
     try:
-        arguments = build_parser().parse_args(argv)
+        arguments = build_parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
         command = f"trainguard {arguments.command}"
         return arguments.run(arguments)
     except KeyboardInterrupt:
@@ -56,6 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"{command}: {one_line(error)}", file=sys.stderr)
         return WRONG_USE
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """The words with numbers that begin with a minus joined to their option, which argparse would take for options."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] in ("--bounds", "--mean", "--std") and re.match(r"-[\d.]", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def one_line(error: BaseException) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from trainguard.data.pixels import PixelRange
@@ -53,24 +54,30 @@ def bare(model: nn.Module) -> nn.Module:
             return model
 
 
-def build(name: str, images: ImageStore) -> nn.Module:
+def build(name: str, images: ImageStore, *, library: str = "") -> nn.Module:
     """A fresh timm or torchvision model for these images, without downloaded weights.
+
+    Args:
+        name: of the model.
+        images: what it is to classify.
+        library: `"torchvision"` for its model of a name that timm has too, for another architecture.
 
     Raises:
         ModelError: neither library knows the name, or the model cannot be built for this image size.
     """
     import timm
+    import torchvision.models
     from torchvision.models import get_model, list_models
 
     channels, height, width = images.shape
     try:
-        if timm.is_model(name):
+        if timm.is_model(name) and library != "torchvision":
             settings: dict[str, Any] = {"num_classes": images.num_classes, "in_chans": channels}
             try:  # transformers of a fixed size must be told the size; others do not know the word
                 return timm.create_model(name, img_size=(height, width), **settings)
             except TypeError:
                 return timm.create_model(name, **settings)
-        if name in list_models():
+        if name in list_models(module=torchvision.models):  # not those that find or segment
             return get_model(name, weights=None, num_classes=images.num_classes)
     except Exception as error:  # every architecture refuses a size or a channel count in its own way
         raise ModelError(f"cannot build {name!r} for images of shape {images.shape}: {error}") from error
@@ -140,6 +147,12 @@ def short_strides(net: nn.Module) -> Iterator[None]:
         )
 
 
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """fp32 inside whatever autocast there is around it; not every kind of device knows autocast."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
 class UnitPixels(nn.Module):
     """A classifier that eats images in [0, 1].
 
@@ -147,6 +160,9 @@ class UnitPixels(nn.Module):
         net: eats images in its own pixel range and gives logits, or an output that has `logits`.
         pixel_range: from unit pixels to the model's own.
         channels_last: hand the images over in channels_last memory format.
+
+    Attributes:
+        mixed: whether the net can run in the precision of an autocast around it, see `training.settle`.
     """
 
     def __init__(self, net: nn.Module, pixel_range: PixelRange, channels_last: bool = True) -> None:
@@ -154,10 +170,14 @@ class UnitPixels(nn.Module):
         self.net = net
         self.pixel_range = pixel_range
         self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.mixed = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] to (B, K) logits."""
-        return logits_of(self.net(self.pixel_range.to_model(x).contiguous(memory_format=self.format)))
+        # A copy, as the strides of a single channel fit both formats, and layers go by the strides.
+        x = self.pixel_range.to_model(x).clone(memory_format=self.format)
+        with nullcontext() if self.mixed else full_precision(x.device):
+            return logits_of(self.net(x))
 
 
 def classifier_layer(net: nn.Module, num_classes: int) -> nn.Module | None:
@@ -172,10 +192,20 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return next(found, torch.float32)
 
 
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """The weights and buffers in a model's state, where modules may keep other things as well (`get_extra_state`)."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put weights and buffers into a model, all that `tensors_of` names, and leave its other state as it is."""
+    model.load_state_dict({**model.state_dict(), **tensors})
+
+
 def digest_of(model: nn.Module) -> str:
     """SHA-256 of a model's weights and buffers with their names."""
     digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    for name, value in tensors_of(model).items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -183,7 +213,7 @@ def digest_of(model: nn.Module) -> str:
 
 def shapes_of(model: nn.Module) -> str:
     """SHA-256 of the names and shapes of a model's weights and buffers: its architecture, as far as they tell."""
-    shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
+    shapes = [(name, tuple(value.shape)) for name, value in tensors_of(model).items()]
     return hashlib.sha256(repr(shapes).encode()).hexdigest()
 
 
@@ -208,8 +238,13 @@ def copy_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
                 f"expected a model, a function that builds one, or a timm name, got {type(model).__name__}"
                 + (f" that gives {type(made).__name__}" if callable(model) else "")
             )
-        return bare(made)
+        try:
+            return copy_of(made)  # a function may give the same model every time
+        except ModelError:
+            return bare(made)
     _refuse_shards(model)
+    if any(parameter.is_meta and type(parameter.data) is Tensor for parameter in model.parameters()):
+        raise ModelError("the model has no weights yet (it lies on the meta device): give it some first")
     try:
         copied = copy.deepcopy(bare(model))
     except Exception as error:  # weight_norm after a forward pass, locks and file handles: each in its own way
@@ -220,6 +255,8 @@ def copy_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     for name in ("forward", "_original_forward"):
         vars(copied).pop(name, None)
     for module in copied.modules():
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            continue  # the hook that gives them their shape
         for hooks in (getattr(module, name) for name in HOOKS):
             for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.nn.utils")]:
                 del hooks[key]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainguard.data.store import ImageStore
 from trainguard.distributed import Processes
+from trainguard.models import UnitPixels, full_precision, short_strides
 from trainguard.progress import Stage
 
 SCORING_BATCH = 512
@@ -62,10 +63,36 @@ def autocast(device: torch.device | str) -> AbstractContextManager:
     return full_precision(device)
 
 
-def full_precision(device: torch.device) -> AbstractContextManager:
-    """fp32 inside whatever autocast there is around it; not every kind of device knows autocast."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+def settle(network: UnitPixels, images: Tensor) -> Tensor:
+    """Find out how a user's network can be run, fastest way first, and keep to it.
+
+    Some flatten with `view`, which wants contiguous memory; some put parts together that must be of one precision.
+
+    Args:
+        network: one of our own copies; strides of it may be shortened on the way.
+        images: (B, C, H, W) in [0, 1], on the network's device.
+
+    Returns:
+        What it gives for them.
+
+    Raises:
+        Exception: what the network raises in contiguous memory and full precision.
+    """
+    for network.format, network.mixed in (
+        (torch.channels_last, True),
+        (torch.contiguous_format, True),
+        (torch.contiguous_format, False),
+    ):
+        for value in (*network.net.parameters(), *network.net.buffers()):
+            if value.ndim == 4:
+                value.data = value.data.contiguous(memory_format=network.format)
+        try:
+            with torch.enable_grad(), autocast(images.device), short_strides(network):
+                return network(images)
+        except Exception:  # whatever the user's forward may raise
+            if not network.mixed:
+                raise
+    raise AssertionError  # the last way returns or raises
 
 
 def device_of(model: nn.Module) -> torch.device:

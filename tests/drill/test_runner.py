@@ -328,6 +328,7 @@ def test_all_means_all():
     assert runner._defenses(["paper+relabel"]) == ("none", "paper", "paper+relabel")
 
 
+@pytest.mark.filterwarnings("ignore:the model gets")  # two epochs teach it nothing
 def test_finished_models_are_mended_and_audited(screened, tmp_path, monkeypatch):
     few = {"adversarial_batches": (2,), "plain_batches": (2,), "screening": False, "max_accuracy_loss": 1.0}
     monkeypatch.setattr(repairs, "purify", partial(repairs.purify, **few))

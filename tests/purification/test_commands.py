@@ -2,20 +2,25 @@ import hashlib
 import json
 import math
 import pathlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from PIL import Image
 from torch.utils.data import TensorDataset
 
 from trainguard.checkpoints import UnsafeCheckpoint, load_weights, read_checkpoint
 from trainguard.errors import ModelError
-from trainguard.purification import audit_checkpoint, purify_checkpoint
+from trainguard.models import build
+from trainguard.purification import audit_checkpoint, commands, purify_checkpoint
+from trainguard.purification.commands import model_of
+from trainguard.sources import open_data
 
 # The delivered model never learned anything, so that purifying it may find nothing worth keeping.
-pytestmark = pytest.mark.filterwarnings("ignore:the model is returned as it came")
+pytestmark = pytest.mark.filterwarnings("ignore:the model is returned as it came", "ignore:the model gets")
 ARCH = "test_resnet"  # timm's smallest, made for tests
 FEW = {
     "progress": False,
@@ -107,3 +112,41 @@ def test_the_example_purifies_a_checkpoint_with_a_folder_of_images(delivered, sh
     assert (tmp_path / "out.safetensors").exists()
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["settings"]["pixel_range"] == {"low": [-1.0] * 3, "high": [1.0] * 3}
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "resnet18"])
+def test_a_name_of_both_libraries_is_the_one_that_fits(name, tmp_path, monkeypatch):
+    """timm and torchvision have different networks under some names."""
+    made = torchvision.models.get_model(name, weights=None, num_classes=4)
+    torch.save(made.state_dict(), tmp_path / "w.pt")
+    images = SimpleNamespace(shape=(3, 32, 32), num_classes=4)
+    model = model_of(name, read_checkpoint(tmp_path / "w.pt"), images).eval()
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), made.eval()(x))
+    with pytest.raises(ModelError, match="neither timm nor torchvision"):
+        build("fasterrcnn_resnet50_fpn", images)  # it classifies nothing, and would fetch weights
+
+
+def test_grey_images_are_given_to_a_model_of_colour_images_in_three_channels(delivered, tmp_path, monkeypatch):
+    for row in range(12):
+        folder = tmp_path / "grey" / f"class{row % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), 20 * row).save(folder / f"{row}.png")
+    seen = {}
+
+    def watch(model, store, **options):
+        seen["shape"], seen["pixels"] = store.shape, store.batch([1])
+        assert model()(store.batch([0])).shape == (1, 3)
+
+    monkeypatch.setattr(commands, "audit", watch)
+    dataset = open_data(tmp_path / "grey")
+    audit_checkpoint(delivered[0], arch=ARCH, data=dataset, bounds=(0, 1))
+    assert seen["shape"] == (3, 16, 16) and seen["pixels"].shape == (1, 3, 16, 16)
+    assert seen["pixels"].unique().tolist() == [pytest.approx(60 / 255)]
+
+
+def test_a_folder_in_the_place_of_the_weights_is_found_before_the_work(delivered, tmp_path):
+    (tmp_path / "out.safetensors").mkdir()
+    with pytest.raises(FileExistsError, match="is a folder"):
+        purify_checkpoint(delivered[0], arch=ARCH, data=delivered[1], out=tmp_path / "out", **FEW)

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import json
+import threading
 import warnings
 
 import numpy as np
@@ -368,8 +369,100 @@ def test_few_images_need_not_be_comparable_where_nothing_is_screened(victim):
     for data in (few, TensorDataset(few.tensors[0], torch.zeros(6, dtype=torch.int64))):
         result = purify(victim.model, data, clean=True, patches=0, plain_batches=(1,), pixel_range=RANGE, **QUICK)
         assert len(result.keep) == 5
-    with pytest.raises(DataError, match="single sample"):
-        purify(victim.model, few, pixel_range=RANGE, **QUICK)
+
+
+class Viewing(nn.Module):
+    """Flattens as the tutorials do, which wants contiguous memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, 10)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().view(-1, 4 * 36))
+
+
+class Placing(Viewing):
+    """Puts parts into a tensor of its own, which wants one precision."""
+
+    def forward(self, x):
+        placed = torch.zeros(len(x), 10)
+        placed[torch.arange(len(x))] = super().forward(x)
+        return placed
+
+
+class Locked(Viewing):
+    """Cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class Numbered(Viewing):
+    """Holds whole numbers as a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.order = nn.Parameter(torch.arange(3), requires_grad=False)
+
+
+@pytest.mark.filterwarnings("ignore:the model gets")
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("made", [Viewing, Placing, Locked, Numbered])
+def test_models_of_all_makes_are_purified_and_audited(made, mixed, victim, monkeypatch):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: mixed)
+    model = made if made is Locked else made()
+    result = purify(model, victim.store, **TINY | {"rounds": 1, "max_accuracy_loss": 1.0})
+    assert result.changed and isinstance(result.model, made)
+    assert audit(model, victim.store, images=20, attack_steps=1, screening=False, progress=False).images >= 0
+
+
+@pytest.mark.filterwarnings("ignore:the model gets")
+def test_a_function_that_gives_the_same_model_every_time_does_not_lend_it(victim):
+    model = small_net()
+    before = copy.deepcopy(model)
+    result = purify(lambda: model, victim.store, **TINY | {"rounds": 1, "max_accuracy_loss": 1.0})
+    assert same(model, before) and not same(result.model, before)
+
+
+class Silent(Viewing):
+    """Has no gradient."""
+
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Silent, "has no gradient to its images"),
+        (lambda: torch.jit.trace(Viewing(), torch.zeros(2, 1, 8, 8)), "a TorchScript program cannot be fine-tuned"),
+        (lambda: Viewing().to("meta"), "has no weights yet"),
+    ],
+)
+def test_models_that_cannot_be_fine_tuned_are_named(model, message, victim):
+    for call in (purify, audit):
+        with pytest.raises(ModelError, match=message):
+            call(model(), victim.store, progress=False, screening=False)
+
+
+def test_a_model_that_only_guesses_is_purified_with_a_warning(victim):
+    images, labels = victim.store.batch(range(200)), torch.from_numpy(victim.store.labels[:200])
+    shifted = TensorDataset(RANGE.to_model(images), (labels + 1) % 10)  # another order of its classes
+    with pytest.warns(
+        UserWarning, match="the model gets .* the order of its classes or the pixel range are not its own"
+    ):
+        purify(victim.model, shifted, pixel_range=RANGE, **TINY | {"rounds": 1, "max_accuracy_loss": 1.0})
+
+
+def test_a_class_of_one_image_is_no_hindrance(victim, short):
+    images, labels = victim.store.batch(range(60)), torch.from_numpy(victim.store.labels[:60].copy())
+    labels[labels == 9] = 0
+    labels[5] = 9
+    data = TensorDataset(RANGE.to_model(images), labels)
+    assert audit(victim.model, data, images=30, pixel_range=RANGE, progress=False).images > 10
 
 
 def test_data_are_read_as_the_user_says(victim):

@@ -20,7 +20,7 @@ from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.progress import Progress
 from trainguard.purification.bending import bends, lead_of
 from trainguard.purification.finetuning import RADIUS, FineTuning, accuracy, fitting_radius
-from trainguard.purification.network import check_outputs, features_of, for_training
+from trainguard.purification.network import check_outputs, features_of, for_training, guessing
 from trainguard.purification.overlay import NEAR, reaches, usual_of
 from trainguard.purification.poison import screened
 from trainguard.purification.results import AuditResult
@@ -51,7 +51,6 @@ LEAD, LEAD_BAND = 0.34, 0.16  # the least bend that leads to a class over the ne
 NEAR_BAND = 0.08  # of `overlay.NEAR`: one faint picture, its radius for the nearest class over the median class's
 TARGET = 0.4  # share that makes a class a suspected target; the paper's figure
 LEARNED = 0.5  # share of the flagged samples that get their label from a model that has learned the poison
-GUESSING = 3.0  # standard errors above the share that guessing gets right, up to which a model has learned nothing
 LEAST_MOVED = 50  # adversarial examples; the standard error of a share is then at most 0.07
 
 
@@ -131,7 +130,7 @@ def audit(
     store = open_store(
         data,
         given_range(pixel_range, mean, std, bounds),
-        comparable=screening,
+        comparable=False,
         image_column=image_column,
         label_column=label_column,
         on_error=on_error,
@@ -160,13 +159,14 @@ def audit(
         reached = reaches(network, *known, eps, norm, torch.Generator().manual_seed(seed))
         bent = bends(network, *known, list(reached), torch.Generator().manual_seed(seed))
     pull = pull_of(counts)
-    guessing = _is_guessing(right, labels)
-    said = ("undecided", 0.0, guessing, ()) if guessing else judge(counts, patched, reached, bent)
+    nothing = guessing(float(right.mean()), labels)
+    said = ("undecided", 0.0, nothing, ()) if nothing else judge(counts, patched, reached, bent)
     verdict, confidence, reason, targets = Processes.of(accelerator).broadcast(said)  # ranks may differ in a last bit
     poison = None
-    if screening and verdict != "backdoored" and not guessing:
+    if screening and verdict != "backdoored" and not nothing:
         with isolated_rng(seed):
-            poison = screened(net, store, device=device, accelerator=accelerator, seed=seed, progress=progress)
+            copied = for_training(copy_of(model), device)
+            poison = screened(copied, store, device=device, accelerator=accelerator, seed=seed, progress=progress)
         if poison is not None and poison.verdict == "poisoned" and poison.suspect.any():
             flagged = np.flatnonzero(poison.suspect)
             learned = accuracy(network, store, flagged)
@@ -342,18 +342,6 @@ def pixels_of(patch: Patch) -> NDArray[np.float32]:
     where = patch.mask.cpu().nonzero()
     values = patch.pattern.cpu()[:, where[:, 0], where[:, 1]].T
     return torch.cat([where.float(), values], dim=1).numpy()
-
-
-def _is_guessing(right: NDArray[np.bool_], labels: Indices) -> str:
-    """Why nothing can be said of a model that gets no more right than one that always says the same class; or empty."""
-    share = float(np.bincount(labels).max() / len(labels))
-    by_chance = share + GUESSING * (share * (1 - share) / len(labels)) ** 0.5
-    if right.mean() > by_chance:
-        return ""
-    return (
-        f"the model gets {right.mean():.0%} of {len(labels)} images right, and one that always says the same class "
-        f"{share:.0%}: it has learned nothing, or the data, the order of its classes or the pixel range are not its own"
-    )
 
 
 def _break_by_patch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from trainguard.checkpoints import Checkpoint, load_weights, read_checkpoint, weights_path
 from trainguard.data.pixels import given_range
 from trainguard.data.store import ImageStore
+from trainguard.errors import ModelError
 from trainguard.files import writable_folder
 from trainguard.models import build
 from trainguard.purification.audit import audit
@@ -40,10 +42,11 @@ def purify_checkpoint(
         ModelError: the file is damaged or does not fit the architecture.
         DataError: the data cannot be used.
     """
+    if weights_path(out).is_dir():
+        raise FileExistsError(f"{weights_path(out)} is a folder: name a file to write")
     writable_folder(weights_path(out).parent)  # not only after the work
     found = read_checkpoint(checkpoint)
-    screening = options.get("screening", True) and not clean and options.get("initial") is None
-    store = _opened(data, options, comparable=screening)
+    store = _opened(data, options, found)
     outcome = purify(lambda: model_of(arch, found, store), store, clean=clean, **options)
     origin = {"path": str(found.path), "sha256": found.sha256, "weights under": found.where, "arch": arch}
     outcome.save(out, input=origin)
@@ -65,19 +68,26 @@ def audit_checkpoint(checkpoint: str | Path, *, arch: str, data: Any, **options:
         DataError: the data cannot be used.
     """
     found = read_checkpoint(checkpoint)
-    store = _opened(data, options, comparable=options.get("screening", True))
+    store = _opened(data, options, found)
     return audit(lambda: model_of(arch, found, store), store, **options)
 
 
-def _opened(data: Any, options: dict[str, Any], *, comparable: bool) -> ImageStore:
-    """The data, opened once by what `options` say of how to read them, which is taken from there."""
+def _opened(data: Any, options: dict[str, Any], checkpoint: Checkpoint) -> ImageStore:
+    """The data, opened once by what `options` say of how to read them, which is taken from there.
+
+    Grey images are given to a model of colour images as such, as every loader that converts to RGB does.
+    """
     said = {name: options.pop(name, None) for name in ("pixel_range", "mean", "std", "bounds")}
     reading = {name: options.pop(name) for name in ("image_column", "label_column", "on_error") if name in options}
-    return open_store(data, given_range(**said), comparable=comparable, **reading)
+    store = open_store(data, given_range(**said), comparable=False, **reading)
+    stem = next((value for value in checkpoint.weights.values() if value.ndim == 4), None)
+    return store.coloured() if store.shape[0] == 1 and stem is not None and stem.shape[1] == 3 else store
 
 
 def model_of(arch: str, checkpoint: Checkpoint, images: ImageStore) -> nn.Module:
     """The architecture by name, with the checkpoint's weights, in eval mode.
+
+    Of a name that timm and torchvision give to different architectures, the one that the weights fit.
 
     Args:
         arch: a timm or torchvision name.
@@ -88,5 +98,12 @@ def model_of(arch: str, checkpoint: Checkpoint, images: ImageStore) -> nn.Module
         ModelError: nobody knows the name, or the weights do not fit.
     """
     model = build(arch, images)
-    load_weights(model, checkpoint)
+    try:
+        load_weights(model, checkpoint)
+    except ModelError:
+        with suppress(ModelError):
+            model = build(arch, images, library="torchvision")
+            load_weights(model, checkpoint)
+            return model.eval()
+        raise
     return model.eval()

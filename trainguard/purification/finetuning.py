@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainguard.models import UnitPixels
+from trainguard.models import UnitPixels, tensors_of
 from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.purification.augmentation import random_view
 from trainguard.purification.network import Tap, features_of
@@ -219,7 +219,7 @@ def fine_tune(
 
 def _finite(network: UnitPixels) -> set[str]:
     """The weights and buffers that are finite throughout."""
-    return {name for name, value in network.state_dict().items() if bool(value.isfinite().all())}
+    return {name for name, value in tensors_of(network).items() if bool(value.isfinite().all())}
 
 
 def _kept_to(

@@ -6,28 +6,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainguard.errors import ModelError
-from trainguard.models import UnitPixels, classifier_layer, short_strides
+from trainguard.models import UnitPixels, classifier_layer
+from trainguard.training import settle
+
+GUESSING = 3.0  # standard errors above the share that guessing gets right, up to which a model has learned nothing
 
 
 def for_training(net: nn.Module, device: torch.device) -> nn.Module:
-    """The copy made ready for fine-tuning: float32 (or complex), on the device, channels_last, parameters open."""
+    """The copy made ready for fine-tuning: float32 (or complex), on the device, parameters open.
+
+    Raises:
+        ModelError: it is a TorchScript program.
+    """
+    if isinstance(net, torch.jit.ScriptModule):
+        raise ModelError("a TorchScript program cannot be fine-tuned: pass the model that it was made of")
     net.to(device=device)
     for value in (*net.parameters(), *net.buffers()):
         if value.is_floating_point():
             value.data = value.data.float()
-        if value.ndim == 4:
-            value.data = value.data.to(memory_format=torch.channels_last)
     for parameter in net.parameters():
-        parameter.requires_grad_(True)
+        if parameter.is_floating_point() or parameter.is_complex():
+            parameter.requires_grad_(True)
     return net
 
 
 def check_outputs(network: UnitPixels, images: Tensor, num_classes: int) -> int:
-    """Run a few images through and look at what comes out. Strides of the network may be shortened on the way.
+    """Run a few images through, find out how the network runs best (`training.settle`), and look at what comes out.
 
     Args:
         network: in eval mode.
@@ -38,23 +48,44 @@ def check_outputs(network: UnitPixels, images: Tensor, num_classes: int) -> int:
         K, the width of the output.
 
     Raises:
-        ModelError: the model fails on these images, gives something else than (B, K) logits with K >= `num_classes`, or
-            gives NaN.
+        ModelError: the model fails on these images, gives something else than (B, K) logits with K >= `num_classes`,
+            gives NaN, or has no gradient.
     """
+    images = images.detach().clone().requires_grad_()
     try:
-        with torch.no_grad(), short_strides(network):
-            logits: Any = network(images)
+        logits: Any = settle(network, images)
     except Exception as error:  # whatever the user's forward may raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"the model fails on images of shape {tuple(images.shape)}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"expected logits of shape ({len(images)}, classes) from the model, got {got}")
-    if logits.shape[1] < num_classes:
+    if logits.shape[1] < max(2, num_classes):
         raise ModelError(f"the model has {logits.shape[1]} outputs, the data set has {num_classes} classes")
     if not logits.isfinite().all():
         raise ModelError("the model gives NaN or infinite logits: its weights or its pixel range are wrong")
+    if not logits.requires_grad or torch.autograd.grad(logits.float().sum(), images, allow_unused=True)[0] is None:
+        raise ModelError(
+            "the model has no gradient to its images: pass the one that was trained, not quantized or under no_grad"
+        )
     return logits.shape[1]
+
+
+def guessing(accuracy: float, labels: NDArray[np.int64]) -> str:
+    """What to say of a model that gets no more images right than one that always says the same class; or nothing.
+
+    Args:
+        accuracy: in [0, 1].
+        labels: (n,) of the images that it was measured on.
+    """
+    share = float(np.bincount(labels).max() / len(labels))
+    by_chance = share + GUESSING * (share * (1 - share) / len(labels)) ** 0.5
+    if accuracy > min(by_chance, 0.99) or len(np.unique(labels)) < 2:
+        return ""
+    return (
+        f"the model gets {accuracy:.0%} of {len(labels)} images right, and one that always says the same class "
+        f"{share:.0%}: it has learned nothing, or the data, the order of its classes or the pixel range are not its own"
+    )
 
 
 def renew_head(net: nn.Module, num_classes: int) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from trainguard.distributed import Processes
-from trainguard.models import copy_of
 from trainguard.results import ScreenResult
 from trainguard.screening.pipeline import screen_images
 
@@ -27,10 +27,10 @@ def screened(
     progress: bool,
     state_dir: str | Path | None = None,
 ) -> ScreenResult | None:
-    """Screen the data; None where there is too little to screen.
+    """Screen the data; None where they are of one class.
 
     Args:
-        infected: the model; it has learned whatever there is to be learned from the data. Not changed.
+        infected: a copy of the model, which has learned whatever there is to be learned from the data.
         store: the data.
         device: where to compute.
         accelerator: shares the work among its processes; None for one.
@@ -38,11 +38,11 @@ def screened(
         progress: show it.
         state_dir: folder that a killed screening resumes from.
     """
-    if store.num_classes < 2:
+    if len(np.unique(store.labels[store.readable])) < 2:
         return None
     return screen_images(
         store,
-        copy_of(infected),
+        infected,
         trained=True,
         seed=seed,
         processes=Processes.of(accelerator),

@@ -2,7 +2,6 @@ r"""PBE Algorithm 1: erase a backdoor by alternately purifying the model and the
 
 from __future__ import annotations
 
-import copy
 import platform
 import time
 import warnings
@@ -17,7 +16,7 @@ from torch import nn
 
 from trainguard.data.pixels import given_range
 from trainguard.distributed import Processes
-from trainguard.models import UnitPixels, copy_of
+from trainguard.models import UnitPixels, copy_of, load_tensors
 from trainguard.perturbation import Norm
 from trainguard.progress import Progress
 from trainguard.purification.defaults import PASSES, defaults_for
@@ -30,7 +29,7 @@ from trainguard.purification.finetuning import (
     mirrors_alike,
     usual_rate,
 )
-from trainguard.purification.network import check_outputs, for_training, renew_head
+from trainguard.purification.network import check_outputs, for_training, guessing, renew_head
 from trainguard.purification.overlay import Overlay, leading_overlays
 from trainguard.purification.poison import screened
 from trainguard.purification.results import PurifyResult
@@ -202,17 +201,18 @@ def purify(
     reading = {"image_column": image_column, "label_column": label_column, "on_error": on_error}
     screening = screening and not clean and initial is None
     given = given_range(pixel_range, mean, std, bounds)
-    store = open_store(data, given, comparable=screening, **reading)
+    store = open_store(data, given, comparable=False, **reading)
     infected = copy_of(model)
     device = accelerator.device if accelerator is not None else device_of(infected)
     infected_network = UnitPixels(for_training(infected, device), store.pixel_range).eval()
     with isolated_rng(seed):
         few = store.batch(store.readable[[0, -1]], device)
         classes = check_outputs(infected_network, few, store.num_classes)
-        check_outputs(copy.deepcopy(infected_network).train(), few, store.num_classes)
+        trained = UnitPixels(for_training(copy_of(model), device), store.pixel_range).train()
+        check_outputs(trained, few, store.num_classes)
         if screening:
             initial = screened(
-                infected,
+                for_training(copy_of(model), device),
                 store,
                 device=device,
                 accelerator=accelerator,
@@ -293,12 +293,14 @@ def purify(
         if usual.renewed:
             renew_head(run.network.net, classes)
         run.before = accuracy(run.infected, *judge)
+        if said := guessing(accuracy(run.infected, store, sample), store.labels[sample]):
+            warnings.warn(said, UserWarning, stacklevel=3)  # through `undisturbed`
         keeper = Keeper(state_dir, run)
         keeper.restore()
         alternate(run, show, keeper)
     purified = copy_of(model)
     if run.best is not None:
-        purified.load_state_dict(run.best)
+        load_tensors(purified, run.best)
     else:
         warnings.warn(
             f"the model is returned as it came: {run.stopped}; raise max_accuracy_loss=, lower lr= or eps=, "

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from trainguard.errors import DataError, StateError
 from trainguard.files import writable_folder, write_atomically
-from trainguard.models import UnitPixels, digest_of
+from trainguard.models import UnitPixels, digest_of, load_tensors, tensors_of
 from trainguard.results import ScreenResult
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class Keeper:
             "timing": json.dumps(run.timing),
             "extra": torch.from_numpy(run.extra),
             "previous": None if run.previous is None else torch.from_numpy(run.previous),
-            "weights": run.network.net.state_dict(),
+            "weights": tensors_of(run.network.net),
             "best": run.best,
             "best_accuracy": run.best_accuracy,
             "last_accuracy": run.last_accuracy,
@@ -256,7 +256,7 @@ class Keeper:
                 f"{self.path} belongs to another purification (differs in: {', '.join(other)}): "
                 "give another state_dir, or the same arguments"
             )
-        run.network.net.load_state_dict(state["weights"])
+        load_tensors(run.network.net, state["weights"])
         run.round, run.step, run.stopped = state["round"], state["step"], state["stopped"]
         run.history, run.timing = json.loads(state["history"]), json.loads(state["timing"])
         run.extra = state["extra"].numpy()

@@ -7,6 +7,7 @@ poisoned wherever a sample is flagged.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +19,17 @@ from trainguard.screening.enhancement import enhancement_loss
 from trainguard.screening.learning import fresh_probe, logits, recipe_for, train
 from trainguard.screening.partition import least_consistent
 from trainguard.screening.pipeline import Decision, Run
-from trainguard.training import Recipe, outputs
+from trainguard.training import Recipe, outputs, settle
 
 
 def decide(run: Run) -> Decision:
     """Screen as the paper does: warm up; then four times score, partition, unlearn and relearn; then identify."""
     store, settings = run.store, run.settings
     index, labels = store.readable, store.labels
-    probe = fresh_probe(run, run.seed) if run.model is None else UnitPixels(run.model, store.pixel_range).to(run.device)
+    probe: Any = fresh_probe(run, run.seed)
+    if run.model is not None:
+        probe = UnitPixels(run.model, store.pixel_range).to(run.device).eval()
+        settle(probe, store.batch(index[:1], run.device))
     for parameter in probe.parameters():
         parameter.requires_grad_(True)
     train(run, "warm-up", probe, index, recipe_for(run, len(index), settings.warmup_share, settings.shift))

@@ -41,7 +41,7 @@ from trainguard.screening.separation import LEAST_SIZE
 from trainguard.screening.settings import Settings
 from trainguard.screening.sharpening import Opinion, sharpened
 from trainguard.screening.suspicion import FITTED, suspicions, witness_of
-from trainguard.training import outputs
+from trainguard.training import outputs, settle
 
 NEIGHBOURS = 3  # few: a natural group is tighter than the crowd around it, poison is mixed into it
 ONE_SOURCE = 0.6  # share of a part that is taken for one other class from which it may come from there alone
@@ -108,7 +108,9 @@ def _on_one_scale(features: np.ndarray) -> np.ndarray:
 def _learned(run: Run) -> Probe | Trained:
     """A probe that has learned everything: the given model if it was trained on these data, else a small one now."""
     if run.trained is not None:
-        return Trained(UnitPixels(run.trained, run.store.pixel_range), run.store.num_classes).to(run.device).eval()
+        network = UnitPixels(run.trained, run.store.pixel_range).to(run.device).eval()
+        settle(network, run.store.batch(run.store.readable[:1], run.device))
+        return Trained(network, run.store.num_classes)
     probe, index = fresh_probe(run, run.seed), run.store.readable
     recipe = recipe_for(run, len(index), run.settings.warmup_share, run.settings.warmup_shift)
     train(run, "warm-up", probe, index, recipe)
