@@ -573,3 +573,49 @@ def test_whole_batches_and_columns_are_read_from_a_protected_data_set(screening,
     view = Guard(progress=False).protect(DataLoader(table, 16, collate_fn=list), None).dataset
     assert view["label"] == view[:]["label"] == [int(labels[row]) for row in KEPT]
     assert view[[1, 3]]["label"] == [int(labels[1]), int(labels[4])]
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that lies on another device, as a checkpoint read with map_location= has them."""
+
+    def numpy(self):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_a_state_that_was_loaded_onto_a_device_is_taken_up(screening, images, labels):
+    guard = Guard(progress=False)
+    guard.protect(DataLoader(TensorDataset(images, labels), 10), network())
+    guard.relabel(network())
+    state = guard.state_dict()
+    there = lambda value: value.as_subclass(Elsewhere) if isinstance(value, torch.Tensor) else value  # noqa: E731
+    moved = state | {
+        "result": {name: there(value) for name, value in state["result"].items()},
+        "relabelled": [there(part) for part in state["relabelled"]],
+    }
+    again = Guard(progress=False)
+    again.load_state_dict(moved)
+    assert again.result.keep.tolist() == KEPT
+
+
+@pytest.mark.parametrize("form", ["torch", "transform", "some columns"])
+def test_annotate_leaves_columns_and_format_as_they_are(form, screening, images, labels):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(3)})
+    pictures = [T.functional.to_pil_image(image) for image in images]
+    dataset = datasets.Dataset.from_dict({"image": pictures, "label": labels.tolist()}, features=features)
+    result = trainguard.screen(dataset, progress=False)
+    shuffled = dataset.shuffle(seed=1)
+    if form == "torch":
+        shuffled = shuffled.with_format("torch")
+    elif form == "some columns":
+        shuffled = shuffled.with_format("numpy", columns=["label"])
+    else:
+        shuffled = shuffled.with_transform(lambda batch: {"pixel_values": [T.ToTensor()(x) for x in batch["image"]]})
+    noted = result.annotate(shuffled)
+    every = ["image", "label", "poison_score", "keep"]
+    assert noted.column_names == every and noted.features["image"] == datasets.Image()
+    assert noted.format["type"] == shuffled.format["type"]
+    assert list(noted[0]) == {"torch": every, "some columns": ["label"], "transform": ["pixel_values"]}[form]
+    assert noted.with_format(None)["keep"][:] == np.isin(np.arange(60), KEPT).tolist()

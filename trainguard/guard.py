@@ -14,6 +14,7 @@ from torch import nn
 from trainguard.data.loaders import Follower, HostLoader, open_loader, population_of, readable
 from trainguard.data.pixels import ASSUMED, PixelRange, given_range
 from trainguard.data.samples import Key, find_label
+from trainguard.data.sources import for_reading
 from trainguard.data.store import CACHE_BYTES, ImageStore, OnError, open_images
 from trainguard.data.views import LiveView
 from trainguard.data.walk import find_generators
@@ -226,7 +227,7 @@ class Guard:
         self._result = result
         self._steps = state["steps"]
         relabelled = state["relabelled"]
-        self._new_labels = None if relabelled is None else (relabelled[0].numpy(), relabelled[1].numpy())
+        self._new_labels = None if relabelled is None else (relabelled[0].cpu().numpy(), relabelled[1].cpu().numpy())
         if self._view is not None:
             self._apply()
 
@@ -375,7 +376,7 @@ def _follow(host: HostLoader, images: ImageStore, label_column: Key | None) -> t
     dataset: Any = host.inner.dataset
     population = population_of(host.inner)
     with isolated_rng(0, find_generators(dataset)):
-        label_key = find_label(dataset[int(images.readable[0])], label_column)
+        label_key = find_label(for_reading(dataset)[int(images.readable[0])], label_column)
     view = LiveView(dataset, label_key, population)
     return view, Follower(host.inner, view)
 

@@ -20,7 +20,7 @@ def pack_result(result: ScreenResult) -> dict[str, Any]:
 def unpack_result(packed: dict[str, Any]) -> ScreenResult:
     """The result that `pack_result` packed."""
     values: dict[str, Any] = {
-        name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in packed.items()
+        name: value.cpu().numpy() if isinstance(value, torch.Tensor) else value for name, value in packed.items()
     }
     for name in ("target_classes", "unreadable", "class_names"):
         values[name] = tuple(values[name])

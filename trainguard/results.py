@@ -97,10 +97,16 @@ class ScreenResult:
         kept = np.zeros(len(self.score), dtype=bool)
         kept[self.keep] = True
         columns = {"poison_score": self.score, "keep": kept}
+        form = dataset.format
+        # Columns are added through whatever format is set, a training transform included.
+        dataset = dataset.with_format(None)
         dataset = dataset.remove_columns([name for name in columns if name in dataset.column_names])
         for name, values in columns.items():
             dataset = dataset.add_column(name, values)
-        return dataset
+        chosen = [name for name in form["columns"] if name not in columns]
+        if len(chosen) == len(dataset.column_names) - len(columns):
+            chosen = dataset.column_names
+        return dataset.with_format(form["type"], chosen, form["output_all_columns"], **form["format_kwargs"])
 
     def _check_length(self, dataset: Any) -> None:
         if len(dataset) != len(self.score):

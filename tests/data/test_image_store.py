@@ -13,7 +13,9 @@ from torchvision.datasets import MNIST, FakeData, ImageFolder
 
 from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
+from trainguard.data.views import LiveView
 from trainguard.errors import DataError
+from trainguard.sources import open_data
 
 MEAN, STD = (0.49, 0.48, 0.44), (0.2, 0.25, 0.3)
 TRAIN = T.Compose(
@@ -487,3 +489,135 @@ def test_a_named_column_of_numbers_is_read_as_images(feature, images, labels):
     flat = datasets.Dataset.from_dict(columns | {"pixels": values.flatten(1).tolist()})
     with pytest.raises(DataError, match=r"expected an image, got ndarray of shape \(192,\)"):
         open_images(flat, image_column="pixels", label_column="label")
+
+
+GREY = T.Compose([T.Grayscale(), T.ToTensor(), T.Normalize([0.5], [0.5])])
+
+
+@pytest.mark.parametrize("sizes", [(8,), (8, 9, 10)])
+def test_pictures_in_colour_that_training_sees_in_grey_are_grey(sizes, tmp_path, images, labels):
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (tmp_path / str(int(label))).mkdir(exist_ok=True)
+        side = sizes[i % len(sizes)]
+        as_pil(image).resize((side, side)).save(tmp_path / str(int(label)) / f"{i}.png")
+    pipeline = GREY if len(sizes) == 1 else T.Compose([T.Resize((8, 8)), GREY])
+    store = open_images(ImageFolder(tmp_path, pipeline))
+    assert store.shape == (1, 8, 8) and store.pixel_range.low == (-1.0,)
+
+
+def test_rare_colour_is_not_lost_where_pictures_are_scaled(tmp_path):
+    looked_at = set(np.linspace(0, 179, 32).astype(int).tolist())
+    for i in range(180):
+        folder = tmp_path / f"{'ab'[i // 90]}"
+        folder.mkdir(exist_ok=True)
+        rare = i in (95, 97) and i not in looked_at
+        side = 10 + i % 3
+        Image.new("RGB" if rare else "L", (side, side), (255, 0, 0) if rare else 90).save(folder / f"{i:03}.png")
+    store = open_images(open_data(tmp_path, size=8))
+    assert store.shape == (3, 8, 8) and store.batch([95])[0, :, 4, 4].tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("sizes", [(8,), (8, 9, 10)])
+def test_what_a_hugging_face_transform_makes_counts_and_not_what_it_leaves_beside_it(sizes, images, labels):
+    pictures = [as_pil(x).resize((sizes[i % len(sizes)],) * 2) for i, x in enumerate(images)]
+    pipeline = T.Compose([T.Resize((4, 4)), T.ToTensor(), T.Normalize([0.5] * 3, [0.5] * 3)])
+
+    def transformed(batch):
+        batch["pixel_values"] = [pipeline(image) for image in batch["image"]]
+        batch["labels"] = batch["label"]
+        return batch
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(3)})
+    dataset = datasets.Dataset.from_dict({"image": pictures, "label": labels.tolist()}, features=features)
+    dataset.set_transform(transformed)
+    for named in ({}, {"image_column": "pixel_values", "label_column": "labels"}):
+        store = open_images(dataset, **named)
+        assert store.shape == (3, 4, 4) and store.pixel_range.low == (-1.0,) * 3
+
+
+class Wrapper(Dataset):
+    """Hands its transform on to the data set inside."""
+
+    def __init__(self, base):
+        self.base = base
+
+    def __len__(self):
+        return len(self.base)
+
+    def __getitem__(self, index):
+        return self.base[index]
+
+    @property
+    def transform(self):
+        return self.base.transform
+
+    @transform.setter
+    def transform(self, transform):
+        self.base.transform = transform
+
+
+class Delegating(Dataset):
+    """Asks the data set inside for whatever it does not have: it cannot be copied before it is filled."""
+
+    def __init__(self, base):
+        self.base = base
+
+    def __len__(self):
+        return len(self.base)
+
+    def __getitem__(self, index):
+        return self.base[index]
+
+    def __getattr__(self, name):
+        return getattr(self.base, name)
+
+
+@pytest.mark.parametrize("wrap", [Wrapper, Delegating, lambda base: LiveView(base, 1)])
+def test_the_transform_of_a_wrapped_data_set_stays_where_it_is(wrap, tmp_path):
+    base = ImageFolder(write_folder(tmp_path), T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)]))
+    before = base.transform
+    store = open_images(wrap(base))
+    assert base.transform is before and store.pixel_range.agrees_with(PixelRange.from_mean_std(MEAN, STD))
+
+
+class Lazy(Dataset):
+    """Opens its file when it is first read, and keeps it."""
+
+    def __init__(self, path):
+        self.path, self.file = path, None
+
+    def __len__(self):
+        return 400
+
+    def __getitem__(self, index):
+        if self.file is None:
+            self.file = open(self.path, "rb")
+        self.file.seek(192 * index)
+        content = self.file.read(192)
+        return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(3, 8, 8).copy()), index % 2
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file")
+def test_a_file_that_is_opened_on_the_first_read_is_left_to_the_user_and_to_each_process(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 3, 8, 8), dtype=np.uint8)
+    (tmp_path / "data.bin").write_bytes(pixels.tobytes())
+    dataset = Lazy(tmp_path / "data.bin")
+    for workers in (0, 2, 2, 2):
+        store = open_images(dataset, workers=workers)
+        assert dataset.file is None
+        assert np.array_equal((store.batch(range(400)) * 255).round().byte().numpy(), pixels)
+
+
+class Entropic(Dataset):
+    """Noise of a generator that nobody can seed."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return torch.from_numpy(np.random.default_rng().random((3, 8, 8), dtype=np.float32)), index % 2
+
+
+def test_random_numbers_that_nobody_can_hold_are_named():
+    with pytest.warns(UserWarning, match="row 0 is another image when it is read again"):
+        open_images(Entropic())

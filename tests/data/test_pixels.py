@@ -69,6 +69,19 @@ def test_given_range_takes_three_ways_and_no_two():
         given_range(NORMALISED, bounds=(0, 1))
 
 
+def test_a_given_normalisation_of_pixels_to_255_is_refused():
+    for mean, std in (((123.7, 116.3, 103.5), (58.4, 57.1, 57.4)), (0, 255)):
+        with pytest.raises(DataError, match="divide them by 255"):
+            given_range(mean=mean, std=std)
+
+
+def test_a_loader_may_keep_its_normalisation_in_any_precision():
+    loader = types.SimpleNamespace(
+        mean=torch.full((1, 3, 1, 1), 127.5, dtype=torch.bfloat16), std=torch.full((1, 3, 1, 1), 127.5).half()
+    )
+    assert loader_range(loader).low == (-1.0,) * 3
+
+
 def test_loader_range_reads_timm_s_values_times_255():
     tensors = types.SimpleNamespace(
         mean=torch.tensor(MEAN).view(1, 3, 1, 1) * 255, std=torch.tensor(STD).view(1, 3, 1, 1) * 255

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from trainguard.data.samples import relabelled
+from trainguard.data.samples import find_label, relabelled
 from trainguard.data.views import LiveView, evenly
 from trainguard.errors import DataError
 
@@ -220,3 +220,23 @@ def test_a_relabelled_sample_has_the_type_it_had_and_the_old_one_is_untouched(sa
 def test_a_label_with_a_place_for_each_class_gets_the_new_class(old):
     new = relabelled((7, old), 1, 2)[1]
     assert type(new) is type(old) and list(new) == [0, 0, 1] and list(old) == [0, 1, 0]
+
+
+def test_a_label_that_a_dict_holds_twice_is_replaced_twice():
+    samples = [{"image": i, "label": i % 3, "labels": i % 3, "y": 7} for i in range(6)]
+    view = LiveView(samples, "label")
+    view.keep(np.arange(4))
+    view.relabel(np.array([4, 5]), np.array([0, 0]))
+    assert view[4] == {"image": 4, "label": 0, "labels": 0, "y": 7} and samples[4]["labels"] == 1
+    assert find_label(samples[4] | {"y": 1}) == "label"
+    with pytest.raises(DataError, match="3 could be it"):
+        find_label(samples[4])
+
+
+def test_a_view_lies_on_the_cpu_wherever_new_tensors_go():
+    torch.set_default_device("meta")
+    try:
+        view = LiveView(Numbers(4), 1)
+        assert len(view) == 4 and view[3] == (3, 0)
+    finally:
+        torch.set_default_device(None)

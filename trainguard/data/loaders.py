@@ -261,7 +261,7 @@ def weights_for(view: LiveView, weights: torch.Tensor) -> torch.Tensor:
     """
     positions = torch.from_numpy(view.positions)
     times = torch.bincount(positions, minlength=len(weights))
-    shared = weights[positions] / times[positions]
+    shared = weights.cpu()[positions] / times[positions]
     if not bool((shared > 0).any()):
         raise DataError("every kept sample has the sampling weight 0: there is nothing left to train on")
     return shared

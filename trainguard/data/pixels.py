@@ -119,13 +119,15 @@ def given_range(
         bounds: the model inputs of black and of white, equal for all channels.
 
     Raises:
-        DataError: more than one way at once, or a mean without its std.
+        DataError: more than one way at once, a mean without its std, or both of pixels from 0 to 255.
     """
     if (mean is None) != (std is None):
         raise DataError("expected mean= and std= together, got one of them: pass both")
     if sum(way is not None for way in (pixel_range, mean, bounds)) > 1:
         raise DataError("expected one of pixel_range=, mean= with std=, or bounds=, got several: pass one")
     if mean is not None and std is not None:
+        if max(np.max(mean), np.max(std) / 2) > 1:
+            raise DataError(f"expected mean= and std= of pixels from 0 to 1, got {mean} and {std}: divide them by 255")
         return PixelRange.from_mean_std(np.atleast_1d(mean).tolist(), np.atleast_1d(std).tolist())
     if bounds is not None:
         if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
@@ -260,6 +262,8 @@ def _numbers_at(found: Any, name: str) -> list[float] | None:
         value = getattr(found, name, None)
         if value is None or callable(value) or isinstance(value, (str, bytes)):
             return None
+        if isinstance(value, Tensor):  # numpy knows neither other devices nor bf16
+            value = value.detach().cpu().double()
         numbers = np.asarray(value, dtype=np.float64).reshape(-1).tolist()
     except Exception:  # a property of a stranger's object may raise anything; it is not the number looked for
         return None

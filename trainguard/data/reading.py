@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,6 +78,8 @@ class Rows(Dataset):
         self.generators = generators
         self._transform = transform
         self._evened: set[tuple[int, int]] = set()
+        self._widened = False  # grey images get three channels
+        self._greyed = False  # training makes pictures in colour grey
 
     def __len__(self) -> int:
         return self.source.size
@@ -85,13 +88,15 @@ class Rows(Dataset):
         seed_streams(index, self.generators)
         try:
             image, label = self.source.read(index)
+            if self.shape[0] == 1 and not self._transform and self._stays_in_colour(image, index):
+                return Row(index, problem="is in colour, the first images are grey", fatal=True, colour=True)
             image = self._transform(image) if self._transform else self._scaled(image, index)
         except DataError as error:
             return Row(index, problem=str(error), fatal=True)
         except Exception as error:  # a broken file, or a stranger's code that meets it, may raise anything
             return Row(index, problem=f"cannot be read: {shown(error)}")
-        if self.shape[0] == 1 and isinstance(image, Image.Image) and channels_of(image) == 3:
-            return Row(index, problem="is in colour, the first images are grey", fatal=True, colour=True)
+        if self._widened and not isinstance(image, Image.Image) and channels_of(image) == 1:
+            image = as_floats(image).expand(3, -1, -1)
         try:
             return Row(index, as_bytes(image, self.shape, self.stored_range), as_label(label))
         except FloatingPointError as error:
@@ -102,7 +107,9 @@ class Rows(Dataset):
     def coloured(self) -> Rows:
         """The same samples, all in colour."""
         shape, ranges = (3, *self.shape[1:]), (self.pixel_range.for_channels(3), self.stored_range.for_channels(3))
-        return Rows(self.source, shape, *ranges, self._transform, self.generators)
+        rows = Rows(self.source, shape, *ranges, self._transform, self.generators)
+        rows._widened = True
+        return rows
 
     def name(self, index: int) -> str:
         """`row 17 (cats/3.png)`, or `row 17` where the image is in no file."""
@@ -111,11 +118,23 @@ class Rows(Dataset):
 
     def in_order(self, workers: int) -> Iterator[Row]:
         """All rows, first to last, read by `workers` processes (0: this one)."""
+        rows = self
+        if workers:  # which must not share a file that was opened here
+            rows = copy.copy(self)
+            rows.source = self.source.reopened()
         loader: DataLoader = DataLoader(
-            self, batch_size=CHUNK, num_workers=workers, collate_fn=_packed if workers else list
+            rows, batch_size=CHUNK, num_workers=workers, collate_fn=_packed if workers else list
         )
         for chunk in loader:
             yield from _unpacked(*chunk) if workers else chunk
+
+    def _stays_in_colour(self, image: Any, index: int) -> bool:
+        """Whether a picture is in colour, and training sees it so."""
+        if self._greyed or not isinstance(image, Image.Image) or channels_of(image) == 1:
+            return False
+        seen = self.source.seen(index) if self.source.raw else image
+        self._greyed = not (isinstance(seen, Image.Image) and channels_of(seen) == 3)
+        return not self._greyed
 
     def _scaled(self, image: Any, index: int) -> Any:
         """An image from before the training transform at the size that the transform makes; others as they are."""

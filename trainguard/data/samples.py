@@ -175,14 +175,29 @@ def as_bytes(image: Any, shape: tuple[int, int, int], pixel_range: PixelRange) -
     return unit.clamp_(0, 1).mul_(255).round_().to(torch.uint8).contiguous()
 
 
+def twins(sample: Any, key: Key) -> list[Key]:
+    """Other usual names under which a dict holds the same label: a transform may have copied it for the model."""
+    if not isinstance(sample, Mapping):
+        return []
+    return [
+        other
+        for other in sample
+        if other in LABEL_NAMES and other != key and np.array_equal(np.asarray(sample[other]), np.asarray(sample[key]))
+    ]
+
+
 def relabelled(sample: Any, key: Key, label: int) -> Any:
     """A copy of a sample with another label, of the type the old one had; of a vector, all at the new class.
+
+    Where a dict holds the same label under other usual names, these get it too.
 
     Args:
         sample: tuple, list, named tuple or dict; not changed.
         key: where the label is.
         label: the new one.
     """
+    for twin in twins(sample, key):
+        sample = with_label(sample, twin, label_like(sample[twin], label))
     return with_label(sample, key, label_like(sample[key], label))
 
 
@@ -220,6 +235,8 @@ def _named(sample: Mapping[Key, Any], column: Key | None, what: str) -> Key:
         found = [key for key, value in sample.items() if is_image(value)]
     else:
         found = [key for key in sample if key in LABEL_NAMES]
+        if len(found) > 1 and len(twins(sample, found[0])) == len(found) - 1:
+            found = found[:1]
         found = found or [key for key, value in sample.items() if _is_number(value)]
     if len(found) != 1:
         count = (

@@ -53,6 +53,10 @@ class Source(ABC):
     def probe(self, image: Image.Image) -> Any:
         """One PIL image sent through the transform."""
 
+    def reopened(self) -> Source:
+        """The same source without what reading left behind, such as an open file: processes must not share one."""
+        return self
+
 
 def open_source(
     dataset: Any, image_column: Key | None = None, label_column: Key | None = None, generators: Sequence[Generator] = ()
@@ -136,16 +140,30 @@ class TorchSource(Source):
         self._transform = next((one for one in found if callable(one)), None)
         # Whoever sets `dataset.transform` anew leaves torchvision's `dataset.transforms` stale: look at one of them.
         self.transform = self._transform if isinstance(dataset, VisionDataset) else dataset
-        self._dataset = dataset
+        self._untouched = copied(dataset)
         self._wanted = image_column, label_column
         self._keys: tuple[Key, Key] | None = None
-        self._read_raw = getattr(dataset, "read_raw", None)
-        self._plain = None if self._read_raw else _without_transform(dataset)
+        self._plain: Any = None
+        self._open()
         if self._plain is not None and not self._transform_is_all(rows, generators):
             self._plain = None
         self.raw = self._read_raw is not None or self._plain is not None
         names = getattr(dataset, "classes", None)
         self.class_names = tuple(map(str, names)) if isinstance(names, (list, tuple)) and names else None
+
+    def _open(self) -> None:
+        """Copies to read from: the user's own data set may open a file when it is first read, and keep it."""
+        self._dataset = copied(self._untouched)
+        self._read_raw = getattr(self._dataset, "read_raw", None)
+        self._plain = None if self._read_raw else _without_transform(copied(self._untouched))
+
+    def reopened(self) -> TorchSource:
+        """The same, as before anything was read; see `Source.reopened`."""
+        again = copy.copy(self)
+        again._open()
+        if self._plain is None:
+            again._plain = None
+        return again
 
     def read(self, index: int) -> tuple[Any, Any]:
         """Image and label; see `Source.read`."""
@@ -210,7 +228,11 @@ class HuggingFaceSource(Source):
     def __init__(self, dataset: Any, image_column: Key | None, label_column: Key | None) -> None:
         import datasets
 
-        image = _column(dataset, datasets.Image, image_column, "image")
+        transformed = dataset.format["type"] == "custom"  # there a name may be of what the transform gives
+        self._wanted = image_column if transformed and image_column not in dataset.features else None
+        image = _column(dataset, datasets.Image, None if self._wanted else image_column, "image")
+        if transformed and label_column not in dataset.features:
+            label_column = None
         label = _column(dataset, datasets.ClassLabel, label_column, "label")
         if image == label:
             raise DataError(f"the column {image!r} cannot be image and label: pass image_column= and label_column=")
@@ -252,10 +274,15 @@ class HuggingFaceSource(Source):
         return self._image_in({key: values[0] for key, values in batch.items()})
 
     def _image_in(self, row: dict[str, Any]) -> Any:
-        images = [self._image] if is_image(row.get(self._image)) else [key for key in row if is_image(row[key])]
-        if len(images) != 1:
-            raise DataError(f"expected one image in what with_transform gives, found {len(images)} in {', '.join(row)}")
-        return row[images[0]]
+        """What training takes: the tensor that the transform made, beside the column that it was made of or not."""
+        found = [key for key in row if is_image(row[key])]
+        made = [key for key in found if not isinstance(row[key], Image.Image)]
+        wanted = next((key for key in (self._wanted, self._image) if key in found), None)
+        if self._wanted not in found and len(made) == 1:
+            wanted = made[0]
+        if wanted is None and len(found) != 1:
+            raise DataError(f"expected one image in what with_transform gives, found {len(found)} in {', '.join(row)}")
+        return row[found[0] if wanted is None else wanted]
 
 
 class SubsetSource(Source):
@@ -285,6 +312,12 @@ class SubsetSource(Source):
         """The image through the transform; see `Source.probe`."""
         return self._source.probe(image)
 
+    def reopened(self) -> SubsetSource:
+        """See `Source.reopened`."""
+        again = copy.copy(self)
+        again._source = self._source.reopened()
+        return again
+
 
 class SeenSource(Source):
     """Another source read as training sees it, where the images that it stores cannot be kept as they are."""
@@ -313,6 +346,12 @@ class SeenSource(Source):
         """The image through the transform; see `Source.probe`."""
         return self._source.probe(image)
 
+    def reopened(self) -> SeenSource:
+        """See `Source.reopened`."""
+        again = copy.copy(self)
+        again._source = self._source.reopened()
+        return again
+
 
 def _refuse(dataset: Any) -> None:
     library = sys.modules.get("datasets")
@@ -332,16 +371,30 @@ def _refuse(dataset: Any) -> None:
         raise DataError(f"expected a data set with __len__ and __getitem__, got {type(dataset).__name__}")
 
 
-def _without_transform(dataset: Any) -> Any:
-    """The data set with its transform replaced by one that does nothing, as a shallow copy; None where it has none."""
-    name = next((name for name in TRANSFORM_NAMES if callable(getattr(dataset, name, None))), None)
-    if name is None:
-        return None
-    plain = copy.copy(dataset)
+def copied(dataset: Any) -> Any:
+    """A shallow copy of a data set; itself where it cannot be copied."""
     try:
-        setattr(plain, name, _as_is)
-    except AttributeError:  # a property
+        return copy.copy(dataset)
+    except Exception:  # a user's `__getattr__` or `__copy__` may raise anything
+        return dataset
+
+
+def for_reading(dataset: Any) -> Any:
+    """A data set, or a chain of subsets of one, that can be read without a trace in the user's own object."""
+    base, index = unwrap(dataset)
+    return rewrapped(copied(base), index)
+
+
+def _without_transform(plain: Any) -> Any:
+    """A copy of a data set, its transform replaced by one that does nothing; None where that would not stay in it."""
+    own = getattr(plain, "__dict__", {})
+    name = next((name for name in TRANSFORM_NAMES if callable(own.get(name))), None)
+    forwarded = type(plain).__setattr__ is not object.__setattr__ or hasattr(
+        getattr(type(plain), name or "", None), "__set__"
+    )
+    if name is None or forwarded:
         return None
+    own[name] = _as_is
     return plain
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import warnings
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -15,12 +16,13 @@ from torch import Tensor
 from trainguard.data.pixels import PixelRange
 from trainguard.data.reading import Rows, Transform, learn_rows
 from trainguard.data.samples import Key
-from trainguard.data.sources import open_source
+from trainguard.data.sources import open_source, spread
 from trainguard.data.walk import find_generators
 from trainguard.errors import DataError
 from trainguard.progress import Progress
 from trainguard.rng import isolated_rng
 
+REPEATED = 4  # rows that are read twice
 CACHE_BYTES = 4 << 30  # 1.4 million 32x32 colour images, or 28,000 of 224x224
 
 OnError = Literal["raise", "skip"]
@@ -110,6 +112,14 @@ class ImageStore:
         problem = self._problems.get(index)
         return f"{self.name(index)} {problem}" if problem else self.name(index)
 
+    def coloured(self) -> ImageStore:
+        """The same grey images with three equal channels."""
+        store = copy.copy(self)
+        store._rows = self._rows.coloured()
+        store.shape, store.pixel_range = store._rows.shape, self.pixel_range.for_channels(3)
+        store._cache = self._cache.expand(-1, 3, -1, -1)
+        return store
+
     def only(self, index: Any) -> ImageStore:
         """The same store with only some images held in memory; the rest is read from the data set when asked for.
 
@@ -173,10 +183,25 @@ def open_images(
     with isolated_rng(0, generators):
         source = open_source(dataset, image_column, label_column, generators)
         rows = learn_rows(source, pixel_range, transform, generators)
+        _warn_of_own_randomness(rows)
         store = _read_all(rows, on_error, cache_bytes, workers, progress)
     if comparable:
         _check_comparable(store.labels, store.class_names, rows)
     return store
+
+
+def _warn_of_own_randomness(rows: Rows) -> None:
+    """Say so where a sample read twice on the same random streams is not the same."""
+    for index in spread(np.arange(len(rows)), REPEATED):
+        once, again = rows[index].image, rows[index].image
+        if once is not None and again is not None and not torch.equal(once, again):
+            warnings.warn(
+                f"{rows.name(index)} is another image when it is read again: the data set draws random numbers that "
+                "are not torch's, numpy's or python's own, such as those of np.random.default_rng(). Neither a saved "
+                "state nor another process will know these data again; keep the generator in the data set",
+                stacklevel=4,
+            )
+            return
 
 
 def _read_all(rows: Rows, on_error: OnError, cache_bytes: int, workers: int, progress: Progress | None) -> ImageStore:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainguard.data.samples import LABEL_NAMES, Key, label_like, relabelled, with_label
+from trainguard.data.samples import LABEL_NAMES, Key, label_like, relabelled, twins, with_label
 from trainguard.errors import DataError
 
 
@@ -37,10 +37,9 @@ class LiveView(Dataset):
         self._label_key = label_key
         self._population = np.arange(size) if population is None else np.asarray(population, dtype=np.int64)
         self._positions = torch.from_numpy(self._population.copy()).share_memory_()  # (P,) sample at each position
-        self._count = torch.tensor([len(self._population)]).share_memory_()  # positions in use
-        self._labels = torch.full(
-            (size,), -1, dtype=torch.int64
-        ).share_memory_()  # (N,) label put in place, -1 for none
+        # Named, as a user may have set another default device.
+        self._count = torch.tensor([len(self._population)], device="cpu").share_memory_()  # positions in use
+        self._labels = torch.full((size,), -1, device="cpu").share_memory_()  # (N,) label put in place, -1 for none
         self._aligned: dict[str, Any] = {}
 
     def __len__(self) -> int:
@@ -155,11 +154,13 @@ class LiveView(Dataset):
         new = self._labels[torch.from_numpy(samples)]
         if bool((new < 0).all()):
             return content
-        column = content[self._label_key]
-        changed: Any = copy.deepcopy(column) if isinstance(column, (Tensor, np.ndarray)) else list(column)
-        for place in torch.nonzero(new >= 0).flatten().tolist():
-            changed[place] = label_like(changed[place], int(new[place]))
-        return with_label(content, self._label_key, changed)
+        for key in (*twins(content, self._label_key), self._label_key):
+            column = content[key]
+            changed: Any = copy.deepcopy(column) if isinstance(column, (Tensor, np.ndarray)) else list(column)
+            for place in torch.nonzero(new >= 0).flatten().tolist():
+                changed[place] = label_like(changed[place], int(new[place]))
+            content = with_label(content, key, changed)
+        return content
 
     def _with_label(self, content: Any, sample: int) -> Any:
         label = int(self._labels[sample])
