@@ -92,10 +92,21 @@ class Scaled(nn.Linear):
         assert state == {"scale": 2}
 
 
-def test_what_is_no_tensor_in_a_state_stays_the_model_s(tmp_path):
-    model = nn.Sequential(Scaled(3, 2))
+class Counted(nn.Linear):
+    """Keeps a tensor there."""
+
+    def get_extra_state(self):
+        return torch.ones(1)
+
+    def set_extra_state(self, state):
+        assert state.tolist() == [1]
+
+
+@pytest.mark.parametrize("kind", [Scaled, Counted])
+def test_what_modules_keep_beside_their_weights_comes_back(kind, tmp_path):
+    model = nn.Sequential(kind(3, 2))
     write_weights(tmp_path / "w", model, {})
-    other = nn.Sequential(Scaled(3, 2))
+    other = nn.Sequential(kind(3, 2))
     load_weights(other, read_checkpoint(tmp_path / "w.safetensors"))
     assert torch.equal(other[0].weight, model[0].weight)
 

@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 from trainguard.data.store import open_images
 from trainguard.errors import ModelError
-from trainguard.models import bare, short_strides, working_copy
+from trainguard.models import bare, copy_of, short_strides, working_copy
 from trainguard.screening.relabeling import relabel
 
 
@@ -212,3 +212,14 @@ def test_strides_are_shortened_to_the_side_where_that_changes_nothing(layer, sid
     with short_strides(net):
         net(x)
     assert net[0].stride == expected and torch.allclose(net(x), before, atol=1e-6) and not net[0]._forward_pre_hooks
+
+
+def test_a_model_that_a_function_gives_keeps_its_hooks():
+    def made():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+        net.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 10,))
+        return net
+
+    x = torch.rand(2, 3, 2, 2)
+    assert torch.equal(copy_of(made)(x), made()(x))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +13,8 @@ from torch import nn
 
 from trainguard.data.loaders import Follower, HostLoader, open_loader, population_of, readable
 from trainguard.data.pixels import ASSUMED, PixelRange, given_range
-from trainguard.data.samples import Key, find_label
-from trainguard.data.sources import for_reading
+from trainguard.data.samples import Key, find_label, find_twins
+from trainguard.data.sources import left_as_is, spread
 from trainguard.data.store import CACHE_BYTES, ImageStore, OnError, open_images
 from trainguard.data.views import LiveView
 from trainguard.data.walk import find_generators
@@ -30,6 +30,7 @@ from trainguard.screening.relabeling import relabel
 from trainguard.screening.settings import PRESETS, check_length
 
 Steps = Literal["natural", "keep"]
+LOOKED_AT = 64  # rows that say whether a dict holds its label twice
 STATE_FORMAT = 1
 
 
@@ -375,9 +376,12 @@ def _follow(host: HostLoader, images: ImageStore, label_column: Key | None) -> t
     """A view of the loader's data set that still shows everything, and the loader over it."""
     dataset: Any = host.inner.dataset
     population = population_of(host.inner)
-    with isolated_rng(0, find_generators(dataset)):
-        label_key = find_label(for_reading(dataset)[int(images.readable[0])], label_column)
-    view = LiveView(dataset, label_key, population)
+    with isolated_rng(0, find_generators(dataset)), left_as_is(dataset):
+        first = dataset[int(images.readable[0])]
+        label_key = find_label(first, label_column)
+        some = spread(images.readable, LOOKED_AT) if isinstance(first, Mapping) else []
+        twins = find_twins((dataset[row] for row in some), label_key)
+    view = LiveView(dataset, label_key, population, twins)
     return view, Follower(host.inner, view)
 
 

@@ -238,13 +238,13 @@ def copy_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
                 f"expected a model, a function that builds one, or a timm name, got {type(model).__name__}"
                 + (f" that gives {type(made).__name__}" if callable(model) else "")
             )
+        _refuse_empty(made)
         try:
-            return copy_of(made)  # a function may give the same model every time
-        except ModelError:
+            return copy.deepcopy(bare(made))  # a function may give the same model every time
+        except Exception:  # the reason to give a function
             return bare(made)
     _refuse_shards(model)
-    if any(parameter.is_meta and type(parameter.data) is Tensor for parameter in model.parameters()):
-        raise ModelError("the model has no weights yet (it lies on the meta device): give it some first")
+    _refuse_empty(model)
     try:
         copied = copy.deepcopy(bare(model))
     except Exception as error:  # weight_norm after a forward pass, locks and file handles: each in its own way
@@ -261,6 +261,11 @@ def copy_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
             for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.nn.utils")]:
                 del hooks[key]
     return copied
+
+
+def _refuse_empty(model: nn.Module) -> None:
+    if any(parameter.is_meta and type(parameter.data) is Tensor for parameter in model.parameters()):
+        raise ModelError("the model has no weights yet (it lies on the meta device): give it some first")
 
 
 def _refuse_shards(model: nn.Module) -> None:

@@ -64,7 +64,7 @@ def autocast(device: torch.device | str) -> AbstractContextManager:
 
 
 def settle(network: UnitPixels, images: Tensor) -> Tensor:
-    """Find out how a user's network can be run, fastest way first, and keep to it.
+    """Find out how a user's network can be run, fastest way first from the present one on, and keep to it.
 
     Some flatten with `view`, which wants contiguous memory; some put parts together that must be of one precision.
 
@@ -78,11 +78,9 @@ def settle(network: UnitPixels, images: Tensor) -> Tensor:
     Raises:
         Exception: what the network raises in contiguous memory and full precision.
     """
-    for network.format, network.mixed in (
-        (torch.channels_last, True),
-        (torch.contiguous_format, True),
-        (torch.contiguous_format, False),
-    ):
+    ways = ((torch.channels_last, True), (torch.contiguous_format, True), (torch.contiguous_format, False))
+    for way in ways[ways.index((network.format, network.mixed)) :]:
+        network.format, network.mixed = way
         for value in (*network.net.parameters(), *network.net.buffers()):
             if value.ndim == 4:
                 value.data = value.data.contiguous(memory_format=network.format)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision import transforms as T
 from torchvision.datasets import MNIST, FakeData, ImageFolder
 
@@ -597,15 +597,87 @@ class Lazy(Dataset):
         return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(3, 8, 8).copy()), index % 2
 
 
+PIXELS = np.random.default_rng(0).integers(0, 256, (400, 3, 8, 8), dtype=np.uint8)
+
+
+@pytest.fixture
+def pixel_file(tmp_path):
+    (tmp_path / "data.bin").write_bytes(PIXELS.tobytes())
+    return tmp_path / "data.bin"
+
+
 @pytest.mark.filterwarnings("ignore:unclosed file")
-def test_a_file_that_is_opened_on_the_first_read_is_left_to_the_user_and_to_each_process(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (400, 3, 8, 8), dtype=np.uint8)
-    (tmp_path / "data.bin").write_bytes(pixels.tobytes())
-    dataset = Lazy(tmp_path / "data.bin")
-    for workers in (0, 2, 2, 2):
-        store = open_images(dataset, workers=workers)
-        assert dataset.file is None
-        assert np.array_equal((store.batch(range(400)) * 255).round().byte().numpy(), pixels)
+@pytest.mark.parametrize("wrap", [lambda base: base, Delegating, lambda base: ConcatDataset([base])])
+def test_a_file_that_is_opened_on_the_first_read_is_left_to_the_user_and_to_each_process(wrap, pixel_file):
+    base = Lazy(pixel_file)
+    for workers, cached in ((0, 10**6), (2, 10**6), (2, 10**6), (0, 0)):
+        store = open_images(wrap(base), workers=workers, cache_bytes=cached)
+        assert np.array_equal((store.batch(range(400)) * 255).round().byte().numpy(), PIXELS)
+        assert base.file is None
+
+
+class Closing(Lazy):
+    """Opens its file at once, closes it when it goes, and cannot be pickled with it."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.file = open(path, "rb")
+        self.transform = functools.partial(torch.flip, dims=(2,))
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return self.transform(image), label
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "file"}
+
+    def __del__(self):
+        self.file.close()
+
+
+def test_a_data_set_with_an_open_file_keeps_it(pixel_file):
+    dataset = Closing(pixel_file)
+    before = dataset.transform
+    store = open_images(dataset)
+    assert np.array_equal((store.batch(range(400)) * 255).round().byte().numpy(), PIXELS)
+    assert dataset.transform is before and not dataset.file.closed
+    assert np.array_equal(dataset[3][0].numpy(), PIXELS[3][:, :, ::-1])
+
+
+class Slotted:
+    """Has no __dict__, and a transform all the same."""
+
+    __slots__ = ("images", "transform")
+
+    def __init__(self, images, transform):
+        self.images, self.transform = images, transform
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.transform(self.images[index]), index % 2
+
+
+def test_attributes_may_lie_in_slots(images):
+    dataset = Slotted([as_pil(x) for x in images], TRAIN)
+    store = open_images(dataset)
+    torch.testing.assert_close(store.batch(range(60)), images)
+    assert dataset.transform is TRAIN
+
+
+def test_tensors_beside_a_picture_are_not_taken_for_it(images, labels):
+    columns = {"image": [as_pil(x) for x in images], "label": labels.tolist(), "boxes": [[[0, 0, 4, 4]]] * 60}
+    dataset = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    dataset = dataset.cast_column("label", datasets.ClassLabel(3))
+    dataset.set_transform(lambda batch: batch | {"boxes": [torch.tensor(box) for box in batch["boxes"]]})
+    assert open_images(dataset).shape == (3, 8, 8)
+
+
+def test_a_range_of_three_channels_says_that_grey_pictures_are_shown_in_colour(images, labels):
+    samples = Samples((as_pil(x[:1]), int(y)) for x, y in zip(images, labels, strict=True))
+    store = open_images(samples, pixel_range=PixelRange.from_mean_std(MEAN, STD))
+    torch.testing.assert_close(store.batch([3])[0], images[3, :1].expand(3, -1, -1))
 
 
 class Entropic(Dataset):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from trainguard.data.samples import find_label, relabelled
+from trainguard.data.samples import find_label, find_twins, relabelled
 from trainguard.data.views import LiveView, evenly
 from trainguard.errors import DataError
 
@@ -224,11 +224,15 @@ def test_a_label_with_a_place_for_each_class_gets_the_new_class(old):
 
 def test_a_label_that_a_dict_holds_twice_is_replaced_twice():
     samples = [{"image": i, "label": i % 3, "labels": i % 3, "y": 7} for i in range(6)]
-    view = LiveView(samples, "label")
+    twins = find_twins(samples, "label")
+    view = LiveView(samples, "label", twins=twins)
     view.keep(np.arange(4))
     view.relabel(np.array([4, 5]), np.array([0, 0]))
     assert view[4] == {"image": 4, "label": 0, "labels": 0, "y": 7} and samples[4]["labels"] == 1
-    assert find_label(samples[4] | {"y": 1}) == "label"
+    assert twins == ("labels",)
+    assert find_twins([{"label": 0, "target": 0}, {"label": 0, "target": 0}], "label") == ()  # one class says nothing
+    assert find_twins([{"label": 0, "target": 0}, {"label": 1, "target": 0}], "label") == ()
+    assert find_twins([{"label": i, "targets": [[i, i], [i]]} for i in range(3)], "label") == ()
     with pytest.raises(DataError, match="3 could be it"):
         find_label(samples[4])
 

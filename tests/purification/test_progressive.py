@@ -426,6 +426,19 @@ def test_a_function_that_gives_the_same_model_every_time_does_not_lend_it(victim
     assert same(model, before) and not same(result.model, before)
 
 
+class ViewingInTraining(Viewing):
+    """Flattens with view in training only."""
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        return self.head(x.view(len(x), -1) if self.training else x.flatten(1))
+
+
+@pytest.mark.filterwarnings("ignore:the model gets")
+def test_what_training_asks_of_memory_is_kept(victim):
+    assert purify(ViewingInTraining(), victim.store, **TINY | {"rounds": 1, "max_accuracy_loss": 1.0}).changed
+
+
 class Silent(Viewing):
     """Has no gradient."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -118,12 +117,8 @@ class Rows(Dataset):
 
     def in_order(self, workers: int) -> Iterator[Row]:
         """All rows, first to last, read by `workers` processes (0: this one)."""
-        rows = self
-        if workers:  # which must not share a file that was opened here
-            rows = copy.copy(self)
-            rows.source = self.source.reopened()
         loader: DataLoader = DataLoader(
-            rows, batch_size=CHUNK, num_workers=workers, collate_fn=_packed if workers else list
+            self, batch_size=CHUNK, num_workers=workers, collate_fn=_packed if workers else list
         )
         for chunk in loader:
             yield from _unpacked(*chunk) if workers else chunk
@@ -167,7 +162,7 @@ def learn_rows(
         DataError: none of the rows looked at can be read, or their form is not usable.
     """
     stored, seen = _first_images(source, transform)
-    shape: Shape = (_channels(source, seen), *_size(seen))
+    shape: Shape = (_channels(source, seen, given), *_size(seen))
     run = transform or source.probe
     asked = transform is not None or source.transform is not None
     if transform is None and source.raw and not _can_be_kept(stored, shape[0]):
@@ -241,11 +236,14 @@ def _first_images(source: Source, transform: Transform | None) -> tuple[Any, Any
     raise DataError(f"none of {min(FIRST_ROWS, source.size)} rows looked at can be read; the first: {problem}")
 
 
-def _channels(source: Source, seen: Any) -> int:
-    """Channels of the images; PIL images are grey only where none of the rows looked at has colour."""
+def _channels(source: Source, seen: Any, given: PixelRange | None) -> int:
+    """Channels of the images; PIL images are grey only where none of the rows looked at has colour, and no range of
+    three channels was given."""
     most = channels_of(seen)
     if not isinstance(seen, Image.Image):
         return most
+    if given is not None and len(given.low) == 3:
+        return 3
     for index in spread(np.arange(source.size), FIRST_ROWS):
         try:
             most = max(most, channels_of(source.seen(index)))

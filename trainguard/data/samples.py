@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -175,28 +175,37 @@ def as_bytes(image: Any, shape: tuple[int, int, int], pixel_range: PixelRange) -
     return unit.clamp_(0, 1).mul_(255).round_().to(torch.uint8).contiguous()
 
 
-def twins(sample: Any, key: Key) -> list[Key]:
-    """Other usual names under which a dict holds the same label: a transform may have copied it for the model."""
-    if not isinstance(sample, Mapping):
-        return []
-    return [
-        other
-        for other in sample
-        if other in LABEL_NAMES and other != key and np.array_equal(np.asarray(sample[other]), np.asarray(sample[key]))
-    ]
+def find_twins(samples: Iterable[Any], key: Key) -> tuple[Key, ...]:
+    """Other usual names under which dicts hold the same label: a transform may have copied it for the model.
+
+    Args:
+        samples: as training sees them, of several classes: two columns may agree on a few.
+        key: where the label is.
+
+    Returns:
+        The names under which all samples hold it.
+    """
+    seen, labels = None, set()
+    for sample in samples:
+        if not isinstance(sample, Mapping):
+            return ()
+        label = _number_in(sample[key])
+        same = {name for name in LABEL_NAMES if name in sample and name != key and _number_in(sample[name]) == label}
+        seen = same if seen is None else seen & same
+        labels.add(label)
+    return tuple(sorted(seen or ())) if len(labels - {None}) > 1 else ()
 
 
-def relabelled(sample: Any, key: Key, label: int) -> Any:
+def relabelled(sample: Any, key: Key, label: int, twins: Sequence[Key] = ()) -> Any:
     """A copy of a sample with another label, of the type the old one had; of a vector, all at the new class.
-
-    Where a dict holds the same label under other usual names, these get it too.
 
     Args:
         sample: tuple, list, named tuple or dict; not changed.
         key: where the label is.
         label: the new one.
+        twins: where it is as well, see `find_twins`.
     """
-    for twin in twins(sample, key):
+    for twin in twins:
         sample = with_label(sample, twin, label_like(sample[twin], label))
     return with_label(sample, key, label_like(sample[key], label))
 
@@ -235,8 +244,6 @@ def _named(sample: Mapping[Key, Any], column: Key | None, what: str) -> Key:
         found = [key for key, value in sample.items() if is_image(value)]
     else:
         found = [key for key in sample if key in LABEL_NAMES]
-        if len(found) > 1 and len(twins(sample, found[0])) == len(found) - 1:
-            found = found[:1]
         found = found or [key for key, value in sample.items() if _is_number(value)]
     if len(found) != 1:
         count = (
@@ -254,6 +261,14 @@ def _position(sample: tuple | list, column: Key | None, usual: int) -> int:
     if not isinstance(column, int) or not -len(sample) <= column < len(sample):
         raise DataError(f"a sample is a {type(sample).__name__} of {len(sample)}, it has no part {column!r}")
     return column
+
+
+def _number_in(value: Any) -> int | None:
+    """A label as a number; None where it is none."""
+    try:
+        return as_label(value)
+    except DataError:
+        return None
 
 
 def _is_number(value: Any) -> bool:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset
 from torchvision.datasets import VisionDataset
 
-from trainguard.data.samples import Key, as_floats, find_keys, is_image
+from trainguard.data.samples import CHANNELS, Key, as_floats, find_keys, is_image
+from trainguard.data.walk import LONGEST
 from trainguard.errors import DataError
 from trainguard.rng import Generator, seed_streams
 
@@ -53,9 +54,9 @@ class Source(ABC):
     def probe(self, image: Image.Image) -> Any:
         """One PIL image sent through the transform."""
 
-    def reopened(self) -> Source:
-        """The same source without what reading left behind, such as an open file: processes must not share one."""
-        return self
+    def left_as_is(self) -> AbstractContextManager:
+        """What reads the data set inside leaves no trace in it, such as a file that is opened on the first read."""
+        return nullcontext()
 
 
 def open_source(
@@ -140,36 +141,22 @@ class TorchSource(Source):
         self._transform = next((one for one in found if callable(one)), None)
         # Whoever sets `dataset.transform` anew leaves torchvision's `dataset.transforms` stale: look at one of them.
         self.transform = self._transform if isinstance(dataset, VisionDataset) else dataset
-        self._untouched = copied(dataset)
+        self._dataset = dataset
         self._wanted = image_column, label_column
         self._keys: tuple[Key, Key] | None = None
-        self._plain: Any = None
-        self._open()
-        if self._plain is not None and not self._transform_is_all(rows, generators):
-            self._plain = None
-        self.raw = self._read_raw is not None or self._plain is not None
+        self._read_raw = getattr(dataset, "read_raw", None)
+        self._transform_name = None if self._read_raw else _own_transform(dataset)
+        if self._transform_name is not None and not self._transform_is_all(rows, generators):
+            self._transform_name = None
+        self.raw = self._read_raw is not None or self._transform_name is not None
         names = getattr(dataset, "classes", None)
         self.class_names = tuple(map(str, names)) if isinstance(names, (list, tuple)) and names else None
-
-    def _open(self) -> None:
-        """Copies to read from: the user's own data set may open a file when it is first read, and keep it."""
-        self._dataset = copied(self._untouched)
-        self._read_raw = getattr(self._dataset, "read_raw", None)
-        self._plain = None if self._read_raw else _without_transform(copied(self._untouched))
-
-    def reopened(self) -> TorchSource:
-        """The same, as before anything was read; see `Source.reopened`."""
-        again = copy.copy(self)
-        again._open()
-        if self._plain is None:
-            again._plain = None
-        return again
 
     def read(self, index: int) -> tuple[Any, Any]:
         """Image and label; see `Source.read`."""
         if self._read_raw is not None:
             return self._read_raw(index)[:2]
-        return self._split((self._dataset if self._plain is None else self._plain)[index])
+        return self._split(self._dataset[index] if self._transform_name is None else self._without_transform(index))
 
     def seen(self, index: int) -> Any:
         """The image through the transform; see `Source.seen`."""
@@ -191,6 +178,10 @@ class TorchSource(Source):
             raise DataError("the data set has no transform")
         return self._transformed(image)
 
+    def left_as_is(self) -> AbstractContextManager:
+        """See `Source.left_as_is`."""
+        return left_as_is(self._dataset)
+
     def _transform_is_all(self, rows: Sequence[int], generators: Sequence[Generator]) -> bool:
         compared = 0
         for row in rows:
@@ -201,13 +192,20 @@ class TorchSource(Source):
                 continue
             try:
                 seed_streams(row, generators)
-                stored = self._split(self._plain[row])[0]  # type: ignore[index]
+                stored = self._split(self._without_transform(row))[0]
                 if not _is_same(self._transformed(stored), expected):
                     return False
             except Exception:  # a data set or a transform that cannot do with a bare image
                 return False
             compared += 1
         return compared > 0
+
+    def _without_transform(self, index: int) -> Any:
+        """A sample while the data set's transform does nothing."""
+        name: Any = self._transform_name
+        with left_as_is(self._dataset, deep=False):
+            setattr(self._dataset, name, _as_is)
+            return self._dataset[index]
 
     def _transformed(self, image: Any) -> Any:
         assert self._transform is not None
@@ -276,13 +274,18 @@ class HuggingFaceSource(Source):
     def _image_in(self, row: dict[str, Any]) -> Any:
         """What training takes: the tensor that the transform made, beside the column that it was made of or not."""
         found = [key for key in row if is_image(row[key])]
-        made = [key for key in found if not isinstance(row[key], Image.Image)]
+        made = [key for key in found if not isinstance(row[key], Image.Image) and _has_channels(row[key])]
         wanted = next((key for key in (self._wanted, self._image) if key in found), None)
         if self._wanted not in found and len(made) == 1:
             wanted = made[0]
         if wanted is None and len(found) != 1:
             raise DataError(f"expected one image in what with_transform gives, found {len(found)} in {', '.join(row)}")
         return row[found[0] if wanted is None else wanted]
+
+
+def _has_channels(values: Any) -> bool:
+    """Whether an array is of an image, and not of boxes or a mask."""
+    return values.ndim == 3 and (values.shape[0] in CHANNELS or values.shape[-1] in CHANNELS)
 
 
 class SubsetSource(Source):
@@ -312,11 +315,9 @@ class SubsetSource(Source):
         """The image through the transform; see `Source.probe`."""
         return self._source.probe(image)
 
-    def reopened(self) -> SubsetSource:
-        """See `Source.reopened`."""
-        again = copy.copy(self)
-        again._source = self._source.reopened()
-        return again
+    def left_as_is(self) -> AbstractContextManager:
+        """See `Source.left_as_is`."""
+        return self._source.left_as_is()
 
 
 class SeenSource(Source):
@@ -346,11 +347,9 @@ class SeenSource(Source):
         """The image through the transform; see `Source.probe`."""
         return self._source.probe(image)
 
-    def reopened(self) -> SeenSource:
-        """See `Source.reopened`."""
-        again = copy.copy(self)
-        again._source = self._source.reopened()
-        return again
+    def left_as_is(self) -> AbstractContextManager:
+        """See `Source.left_as_is`."""
+        return self._source.left_as_is()
 
 
 def _refuse(dataset: Any) -> None:
@@ -371,31 +370,56 @@ def _refuse(dataset: Any) -> None:
         raise DataError(f"expected a data set with __len__ and __getitem__, got {type(dataset).__name__}")
 
 
-def copied(dataset: Any) -> Any:
-    """A shallow copy of a data set; itself where it cannot be copied."""
+@contextmanager
+def left_as_is(dataset: Any, deep: bool = True) -> Iterator[None]:
+    """Put back, at the end, the attributes that a data set has now, and those of the data sets and readers inside it.
+
+    A file that one of them opens on its first read, and keeps, would else be shared with the processes that a loader
+    forks later on.
+
+    Args:
+        dataset: any, or a chain of subsets of one.
+        deep: also what is inside it.
+    """
+    objects = list(_inside(unwrap(dataset)[0])) if deep else [dataset]
+    before = [(each, _attributes(each)) for each in objects]
     try:
-        return copy.copy(dataset)
-    except Exception:  # a user's `__getattr__` or `__copy__` may raise anything
-        return dataset
+        yield
+    finally:
+        for each, attributes in before:
+            for name, value in _attributes(each).items():
+                if name not in attributes:
+                    object.__delattr__(each, name)
+                elif value is not attributes[name]:
+                    object.__setattr__(each, name, attributes[name])
+            for name in attributes.keys() - _attributes(each).keys():
+                object.__setattr__(each, name, attributes[name])
 
 
-def for_reading(dataset: Any) -> Any:
-    """A data set, or a chain of subsets of one, that can be read without a trace in the user's own object."""
-    base, index = unwrap(dataset)
-    return rewrapped(copied(base), index)
+def _attributes(found: Any) -> dict[str, Any]:
+    """An object's own attributes: in its `__dict__`, or in slots."""
+    slots = [name for kind in type(found).__mro__ for name in getattr(kind, "__slots__", ()) if hasattr(found, name)]
+    return {name: object.__getattribute__(found, name) for name in slots} | dict(getattr(found, "__dict__", {}))
 
 
-def _without_transform(plain: Any) -> Any:
-    """A copy of a data set, its transform replaced by one that does nothing; None where that would not stay in it."""
-    own = getattr(plain, "__dict__", {})
-    name = next((name for name in TRANSFORM_NAMES if callable(own.get(name))), None)
-    forwarded = type(plain).__setattr__ is not object.__setattr__ or hasattr(
-        getattr(type(plain), name or "", None), "__set__"
-    )
-    if name is None or forwarded:
+def _inside(found: Any, depth: int = 4) -> Iterator[Any]:
+    """A data set, and the data sets and timm readers in its attributes and in short lists there."""
+    yield found
+    for value in _attributes(found).values() if depth else ():
+        for each in value[:LONGEST] if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(each, Dataset) or type(each).__module__.startswith("timm."):
+                yield from _inside(each, depth - 1)
+
+
+def _own_transform(dataset: Any) -> str | None:
+    """The attribute that holds a data set's transform, if setting it changes that data set and no other."""
+    name = next((name for name in TRANSFORM_NAMES if callable(getattr(dataset, name, None))), None)
+    forwarded = type(dataset).__setattr__ is not object.__setattr__
+    if name is None or forwarded or isinstance(getattr(type(dataset), name, None), property):
         return None
-    own[name] = _as_is
-    return plain
+    # One that a wrapper's __getattr__ finds in the data set inside is not its own.
+    own = name in _attributes(dataset) or hasattr(type(dataset), name)
+    return name if own else None
 
 
 def _as_is(*arguments: Any, **named: Any) -> Any:

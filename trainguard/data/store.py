@@ -16,7 +16,7 @@ from torch import Tensor
 from trainguard.data.pixels import PixelRange
 from trainguard.data.reading import Rows, Transform, learn_rows
 from trainguard.data.samples import Key
-from trainguard.data.sources import open_source, spread
+from trainguard.data.sources import left_as_is, open_source, spread
 from trainguard.data.walk import find_generators
 from trainguard.errors import DataError
 from trainguard.progress import Progress
@@ -98,7 +98,7 @@ class ImageStore:
             images = torch.empty((len(index), *self.shape), dtype=torch.uint8)
             held = np.flatnonzero(slots >= 0)
             images[torch.from_numpy(held)] = self._cache[torch.from_numpy(slots[held])]
-            with isolated_rng(0, self._rows.generators):
+            with isolated_rng(0, self._rows.generators), self._rows.source.left_as_is():
                 for position in missing.tolist():
                     images[position] = self._read(int(index[position]))
         return images.to(device, non_blocking=True).float().div_(255)
@@ -181,10 +181,12 @@ def open_images(
         raise DataError(f"expected on_error='raise' or 'skip', got {on_error!r}")
     generators = find_generators(dataset)
     with isolated_rng(0, generators):
-        source = open_source(dataset, image_column, label_column, generators)
-        rows = learn_rows(source, pixel_range, transform, generators)
-        _warn_of_own_randomness(rows)
-        store = _read_all(rows, on_error, cache_bytes, workers, progress)
+        with left_as_is(dataset):
+            source = open_source(dataset, image_column, label_column, generators)
+            rows = learn_rows(source, pixel_range, transform, generators)
+            _warn_of_own_randomness(rows)
+        with left_as_is(dataset):  # what was opened above must not be shared with reading processes
+            store = _read_all(rows, on_error, cache_bytes, workers, progress)
     if comparable:
         _check_comparable(store.labels, store.class_names, rows)
     return store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainguard.data.samples import LABEL_NAMES, Key, label_like, relabelled, twins, with_label
+from trainguard.data.samples import LABEL_NAMES, Key, label_like, relabelled, with_label
 from trainguard.errors import DataError
 
 
@@ -27,14 +28,18 @@ class LiveView(Dataset):
         dataset: map-style data set of N samples.
         label_key: position or key of the label in a sample.
         population: positions that the loader may give at all (P,); all N unless told.
+        twins: other keys under which a sample holds the same label.
     """
 
-    _OWN = frozenset(("_dataset", "_label_key", "_population", "_positions", "_count", "_labels", "_aligned"))
+    _OWN = frozenset(("_dataset", "_label_key", "_population", "_positions", "_count", "_labels", "_aligned", "_twins"))
 
-    def __init__(self, dataset: Any, label_key: Key, population: np.ndarray | None = None) -> None:
+    def __init__(
+        self, dataset: Any, label_key: Key, population: np.ndarray | None = None, twins: Sequence[Key] = ()
+    ) -> None:
         size = len(dataset)
         self._dataset = dataset
         self._label_key = label_key
+        self._twins = tuple(twins)
         self._population = np.arange(size) if population is None else np.asarray(population, dtype=np.int64)
         self._positions = torch.from_numpy(self._population.copy()).share_memory_()  # (P,) sample at each position
         # Named, as a user may have set another default device.
@@ -154,7 +159,7 @@ class LiveView(Dataset):
         new = self._labels[torch.from_numpy(samples)]
         if bool((new < 0).all()):
             return content
-        for key in (*twins(content, self._label_key), self._label_key):
+        for key in (*self._twins, self._label_key):
             column = content[key]
             changed: Any = copy.deepcopy(column) if isinstance(column, (Tensor, np.ndarray)) else list(column)
             for place in torch.nonzero(new >= 0).flatten().tolist():
@@ -164,7 +169,7 @@ class LiveView(Dataset):
 
     def _with_label(self, content: Any, sample: int) -> Any:
         label = int(self._labels[sample])
-        return content if label < 0 else relabelled(content, self._label_key, label)
+        return content if label < 0 else relabelled(content, self._label_key, label, self._twins)
 
     def _in_view_order(self, value: Any, is_label: bool) -> Any:
         positions = self.positions

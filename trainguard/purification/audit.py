@@ -161,7 +161,8 @@ def audit(
     pull = pull_of(counts)
     nothing = guessing(float(right.mean()), labels)
     said = ("undecided", 0.0, nothing, ()) if nothing else judge(counts, patched, reached, bent)
-    verdict, confidence, reason, targets = Processes.of(accelerator).broadcast(said)  # ranks may differ in a last bit
+    # Ranks may differ in a last bit.
+    (verdict, confidence, reason, targets), nothing = Processes.of(accelerator).broadcast((said, nothing))
     poison = None
     if screening and verdict != "backdoored" and not nothing:
         with isolated_rng(seed):

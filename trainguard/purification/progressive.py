@@ -208,8 +208,10 @@ def purify(
     with isolated_rng(seed):
         few = store.batch(store.readable[[0, -1]], device)
         classes = check_outputs(infected_network, few, store.num_classes)
-        trained = UnitPixels(for_training(copy_of(model), device), store.pixel_range).train()
-        check_outputs(trained, few, store.num_classes)
+        tried = UnitPixels(for_training(copy_of(model), device), store.pixel_range).train()
+        check_outputs(tried, few, store.num_classes)
+        way = tried.format, tried.mixed
+        del tried
         if screening:
             initial = screened(
                 for_training(copy_of(model), device),
@@ -288,6 +290,7 @@ def purify(
         worn=[kind for kind in (broken, pictures) if kind],
         callbacks=tuple(callbacks),
     )
+    run.network.format, run.network.mixed = way
     check_outputs(run.network.eval(), few, store.num_classes)
     with isolated_rng(seed):
         if usual.renewed:
