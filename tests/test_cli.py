@@ -1,3 +1,4 @@
+import os
 import pathlib
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pyarrow
 import pytest
 from PIL import Image
 from pyarrow import parquet
+from torchvision.datasets import ImageFolder
 
 from trainguard import cli
 from trainguard.data.store import open_images
@@ -273,3 +275,88 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(monkeypatch, ca
     for argv in (["screen", str(folder), *words[0]], ["audit", "w.pt", *words[1]]):
         assert cli.main([*argv, "--out", str(tmp_path / "taken")]) == 2
         assert "expected a folder" in capsys.readouterr().err
+
+
+def fill(folder, names, side=8):
+    """Grey images, lighter with each."""
+    for i, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (side, side), (10 * i,) * 3).save(path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cat/0.png", "cat/train_1.png", "cat/test.png", "dog/0.png", "dog/my-val.png"],
+        ["cat/2021/0.png", "cat/2022/0.png", "dog/2021/1.png", "dog/0.png"],
+        ["test/0.png", "train/0.png", "valid/1.png"],
+        ["cat/0.png", "cat-big/0.png", "cat/1.png", "dog (old)/1.png", "dog/0.png", "a::b/2.PNG"],
+        ["br [v2]/0.png", "cat/[1].png"],
+    ],
+)
+def test_open_data_reads_a_folder_as_torchvision_does(names, tmp_path):
+    """Names of splits, years and brackets mean nothing."""
+    folder = fill(tmp_path / "set [1]", names)
+    (folder / names[0]).with_name("metadata.csv").write_text("file_name,caption\n0.png,x\n")
+    (folder / names[0]).with_name(".hidden.png").write_bytes(b"")
+    seen = lambda path: not pathlib.Path(path).name.startswith(".") and path.lower().endswith("png")  # noqa: E731
+    dataset, expected = open_data(folder), ImageFolder(folder, is_valid_file=seen)
+    assert dataset.features["label"].names == expected.classes
+    assert dataset["label"][:] == expected.targets
+    assert [image.getpixel((0, 0)) for image in dataset["image"]] == [x.getpixel((0, 0)) for x, _ in expected]
+
+
+def test_open_data_follows_links_and_names_what_it_leaves_out(tmp_path):
+    fill(tmp_path / "elsewhere", ["0.png", "1.png"])
+    folder = fill(tmp_path / "set", ["cat/0.png"])
+    (folder / "bird").symlink_to(tmp_path / "elsewhere")
+    (folder / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    assert open_data(folder)["label"][:] == [0, 0, 1, 1, 1]
+    fill(folder, ["loose.png"])
+    with pytest.warns(UserWarning, match="1 images in .* lie in no class folder"):
+        assert len(open_data(folder)) == 5
+
+
+def test_open_data_refuses_a_split_that_is_not_there(tmp_path):
+    folder = fill(tmp_path / "set", ["train/cat/0.png", "train/dog/0.png", "val/cat/0.png"])
+    assert len(open_data(folder)) == 2 and len(open_data(folder, split="val")) == 1
+    with pytest.raises(DataError, match="no split 'validation': it has train, val"):
+        open_data(folder, split="validation")
+    tables = tmp_path / "tables"
+    for name in ("train-0", "train-1", "test-0", "full/train-0", "mini/train-0"):
+        (tables / name).parent.mkdir(parents=True, exist_ok=True)
+        open_data(folder).to_parquet(str(tables / f"{name}.parquet"))
+    assert len(open_data(tables)) == 4 and len(open_data(tables, split="test")) == 2
+    with pytest.raises(DataError, match=r"no split 'validation': it has test-0\.parquet, train-0\.parquet"):
+        open_data(tables, split="validation")
+    for name in ("train-0", "train-1", "test-0"):
+        (tables / f"{name}.parquet").unlink()
+    with pytest.raises(DataError, match=r"several data sets, in .*/full, .*/mini: pass one"):
+        open_data(tables)
+
+
+def test_columns_that_are_named_reach_the_screening(monkeypatch, folder, tmp_path):
+    dataset = open_data(folder).cast_column("label", datasets.Value("int64"))
+    dataset.to_parquet(str(tmp_path / "plain [1].parquet"))
+    seen = []
+    stub(monkeypatch, "trainguard.guard", screen=lambda data, *_, **options: seen.append((data, options)) or 1 / 0)
+    words = ["--out", str(tmp_path / "out"), "--image-column", "image", "--label-column", "label"]
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["screen", str(tmp_path / "plain [1].parquet"), *words])
+    data, options = seen[0]
+    store = open_images(data, image_column=options["image_column"], label_column=options["label_column"])
+    assert store.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_name_that_the_terminal_cannot_show_does_not_hide_the_verdict():
+    code = (
+        "from types import SimpleNamespace; import trainguard.cli as cli\n"
+        "cli._add_demo = lambda commands: commands.add_parser('demo').set_defaults("
+        "run=lambda _: cli._show('Found', [('target', '\u732b')]) or 3)\n"
+        "raise SystemExit(cli.main(['demo']))"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.returncode == 3 and b"\\u732b" in done.stdout

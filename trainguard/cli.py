@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     command = "trainguard"
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a class name that the terminal cannot show must not hide the verdict
+            stream.reconfigure(errors="backslashreplace")
     try:
         arguments = build_parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
         command = f"trainguard {arguments.command}"
@@ -156,7 +159,8 @@ def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.bounds is not None and len(arguments.bounds) != 2:
         raise WrongUse(f"expected two numbers as --bounds, got {len(arguments.bounds)}")
     said = {name: getattr(arguments, name) for name in ("mean", "std", "bounds")}
-    return {name: value for name, value in said.items() if value is not None} | {"on_error": arguments.on_error}
+    given = {name: value for name, value in said.items() if value is not None}
+    return given | _columns(arguments) | {"on_error": arguments.on_error}
 
 
 def _show(title: str, rows: Iterable[tuple[str, str]]) -> None:

@@ -114,6 +114,12 @@ class ScreenResult:
                 f"this result is about {len(self.score)} samples, the data set has {len(dataset)}: "
                 "pass the data set that was screened"
             )
+        targets = getattr(dataset, "targets", None)
+        as_given = hasattr(dataset, "samples") and getattr(dataset, "target_transform", 0) is None
+        if as_given and isinstance(targets, list):  # torchvision's folders; others may mean something else by the name
+            read = self.labels >= 0
+            if len(targets) == len(read) and not np.array_equal(np.asarray(targets)[read], self.labels[read]):
+                raise ValueError("the data set's targets are not the labels that were screened: give it in that order")
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays of evidence, as plain JSON values (NaN becomes None)."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,10 @@ from trainguard.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+SPLITS = ("train", "test", "val", "valid", "validation")
+IMAGES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+IMAGES += (".gif", ".jfif", ".avif", ".jp2")
 
 
 def open_data(
@@ -66,7 +73,7 @@ def _open(name: str, path: Path, split: str) -> Dataset:
     if path.is_file():
         if path.suffix != ".parquet":
             raise DataError(f"{path} is not a parquet file: pass a .parquet file or a folder")
-        return _loaded(path, "parquet", data_files=str(path))
+        return _loaded(path, "parquet", data_files=escape(str(path)))
     if path.is_dir():
         return _open_folder(path, split)
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
@@ -89,12 +96,54 @@ def _open_folder(folder: Path, split: str) -> Dataset:
         return datasets.load_from_disk(str(folder))
     tables = sorted(folder.glob("*.parquet")) or sorted(folder.rglob(f"{split}*.parquet"))
     if tables:
-        mine = [table for table in tables if table.name.startswith(split)] or tables
-        return _loaded(folder, "parquet", data_files=[str(table) for table in mine])
-    root = folder / split if (folder / split).is_dir() else folder
-    if not any(child.is_dir() for child in root.iterdir()):
+        return _loaded(folder, "parquet", data_files=[escape(str(table)) for table in _of_split(folder, tables, split)])
+    parts = [child.name for child in _folders(folder) if child.name in (split, *SPLITS) and _folders(child)]
+    if parts and split not in parts:
+        raise DataError(f"{folder} has no split {split!r}: it has {', '.join(parts)}")
+    return _image_folder(folder / split if parts else folder)
+
+
+def _of_split(folder: Path, tables: list[Path], split: str) -> list[Path]:
+    """The tables of one split; all, where no name says of which they are."""
+    mine = [table for table in tables if table.name.startswith(split)]
+    if not mine and any(table.name.startswith(SPLITS) for table in tables):
+        raise DataError(f"{folder} has no split {split!r}: it has {', '.join(table.name for table in tables)}")
+    places = sorted({str(table.parent) for table in mine})
+    if len(places) > 1:
+        raise DataError(f"{folder} holds several data sets, in {', '.join(places)}: pass one of these folders")
+    return mine or tables
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, links to folders included, in the order of their names; hidden ones left out."""
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def _image_folder(root: Path) -> Dataset:
+    """One class per folder in `root`, with all images below it, in the order of torchvision's `ImageFolder`."""
+    import datasets
+
+    classes = _folders(root)
+    if not classes:
         raise DataError(f"{root} has no folder per class and no parquet file: pass the folder above the class folders")
-    return _loaded(root, "imagefolder", data_dir=str(root), drop_labels=False)
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, folder in enumerate(classes):
+        for place, _, files in sorted(os.walk(folder, followlinks=True)):
+            found = [os.path.join(place, name) for name in sorted(files) if _is_image(name)]
+            paths += found
+            labels += [label] * len(found)
+    if not paths:
+        raise DataError(f"{root} holds no image in its folders {', '.join(folder.name for folder in classes[:5])}")
+    loose = sum(child.is_file() and _is_image(child.name) for child in root.iterdir())
+    if loose:
+        warnings.warn(f"{loose} images in {root} lie in no class folder and are left out", stacklevel=4)
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=[folder.name for folder in classes])}
+    return datasets.Dataset.from_dict({"image": paths, "label": labels}, features=datasets.Features(features))
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGES
 
 
 def _loaded(place: Path, kind: str, **where: Any) -> Dataset:

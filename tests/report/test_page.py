@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import json
 import re
+import types
 import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from torch.utils.data import TensorDataset
 from trainguard.purification.results import AuditResult, PurifyResult
 from trainguard.report import build
 from trainguard.report import purification as purification_page
+from trainguard.report.screening import plane
 from trainguard.results import ScreenResult
 
 
@@ -328,3 +330,23 @@ def test_a_bend_that_leads_nowhere_is_not_shown_as_one(tmp_path, read):
     bent = dataclasses.replace(audit_of(3), bend=np.array([0.05, 0.3, 0.12], dtype=np.float32))
     text = read(build(bent, tmp_path / "page.html")).source
     assert "0.05" in text and "0.12" in text and ">0.3<" not in text
+
+
+def test_images_that_are_all_the_same_have_a_map_too():
+    assert not plane(np.zeros((80, 32), np.float16)).any()
+
+
+def test_a_folder_of_two_results_is_not_shown_as_one(tmp_path, screened):
+    screened().save(tmp_path)
+    audit_of(3).save(tmp_path)
+    with pytest.raises(ValueError, match=r"several results \(result.json, audit.json\)"):
+        build(tmp_path, tmp_path / "page.html")
+
+
+def test_a_result_is_not_applied_to_a_folder_in_another_order(screened):
+    result = screened()
+    folder = types.SimpleNamespace(samples=[], targets=result.labels[::-1].tolist(), target_transform=None)
+    folder = type("Folder", (), vars(folder) | {"__len__": lambda self: len(result.labels)})()
+    assert not np.array_equal(result.labels, result.labels[::-1])
+    with pytest.raises(ValueError, match="targets are not the labels that were screened"):
+        result.apply(folder)

@@ -83,6 +83,9 @@ def _evidence(result: ScreenResult, dataset: Any) -> Evidence | None:
 
 def _load(place: Path) -> Any:
     """What lies in a folder, or in a file that `PurifyResult.save` wrote."""
+    kinds = [name for name in ("result.json", "audit.json", "drill.json") if (place / name).is_file()]
+    if len(kinds) > 1:
+        raise ValueError(f"{place} holds several results ({', '.join(kinds)}): put each into a folder of its own")
     if (place / "result.json").is_file():
         return ScreenResult.load(place)
     if (place / "audit.json").is_file():

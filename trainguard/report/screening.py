@@ -295,6 +295,8 @@ def plane(features: NDArray) -> NDArray:
     points = features.astype(np.float64)
     if points.shape[1] == 2:
         return points
+    if not np.ptp(points, axis=0).any():  # all the same: t-SNE would not survive it
+        return np.zeros((len(points), 2))
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
