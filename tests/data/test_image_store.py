@@ -635,6 +635,32 @@ class Closing(Lazy):
         self.file.close()
 
 
+class Opening(Closing):
+    """Opens its file on the first read, and counts how often."""
+
+    opened = 0
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.file.close()
+        self.file = None
+
+    def __getitem__(self, index):
+        Opening.opened += self.file is None
+        return super().__getitem__(index)
+
+    def __del__(self):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file")
+def test_a_file_is_not_opened_for_every_image(pixel_file):
+    dataset = Opening(pixel_file)
+    store = open_images(dataset)
+    assert np.array_equal((store.batch(range(400)) * 255).round().byte().numpy(), PIXELS)
+    assert dataset.file is None and Opening.opened < 5
+
+
 def test_a_data_set_with_an_open_file_keeps_it(pixel_file):
     dataset = Closing(pixel_file)
     before = dataset.transform

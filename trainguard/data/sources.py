@@ -203,9 +203,15 @@ class TorchSource(Source):
     def _without_transform(self, index: int) -> Any:
         """A sample while the data set's transform does nothing."""
         name: Any = self._transform_name
-        with left_as_is(self._dataset, deep=False):
-            setattr(self._dataset, name, _as_is)
+        own = _attributes(self._dataset)
+        object.__setattr__(self._dataset, name, _as_is)
+        try:
             return self._dataset[index]
+        finally:
+            if name in own:
+                object.__setattr__(self._dataset, name, own[name])
+            else:
+                object.__delattr__(self._dataset, name)
 
     def _transformed(self, image: Any) -> Any:
         assert self._transform is not None
@@ -371,7 +377,7 @@ def _refuse(dataset: Any) -> None:
 
 
 @contextmanager
-def left_as_is(dataset: Any, deep: bool = True) -> Iterator[None]:
+def left_as_is(dataset: Any) -> Iterator[None]:
     """Put back, at the end, the attributes that a data set has now, and those of the data sets and readers inside it.
 
     A file that one of them opens on its first read, and keeps, would else be shared with the processes that a loader
@@ -379,10 +385,8 @@ def left_as_is(dataset: Any, deep: bool = True) -> Iterator[None]:
 
     Args:
         dataset: any, or a chain of subsets of one.
-        deep: also what is inside it.
     """
-    objects = list(_inside(unwrap(dataset)[0])) if deep else [dataset]
-    before = [(each, _attributes(each)) for each in objects]
+    before = [(each, _attributes(each)) for each in _inside(unwrap(dataset)[0])]
     try:
         yield
     finally:
@@ -398,7 +402,10 @@ def left_as_is(dataset: Any, deep: bool = True) -> Iterator[None]:
 
 def _attributes(found: Any) -> dict[str, Any]:
     """An object's own attributes: in its `__dict__`, or in slots."""
-    slots = [name for kind in type(found).__mro__ for name in getattr(kind, "__slots__", ()) if hasattr(found, name)]
+    named = [getattr(kind, "__slots__", ()) for kind in type(found).__mro__]
+    slots = [
+        name for names in named for name in ((names,) if isinstance(names, str) else names) if hasattr(found, name)
+    ]
     return {name: object.__getattribute__(found, name) for name in slots} | dict(getattr(found, "__dict__", {}))
 
 
