@@ -533,6 +533,10 @@ def test_what_a_hugging_face_transform_makes_counts_and_not_what_it_leaves_besid
     for named in ({}, {"image_column": "pixel_values", "label_column": "labels"}):
         store = open_images(dataset, **named)
         assert store.shape == (3, 4, 4) and store.pixel_range.low == (-1.0,) * 3
+    with pytest.raises(
+        DataError, match="nor what with_transform gives has 'pixels': it has image, label, pixel_values"
+    ):
+        open_images(dataset, image_column="pixels")
 
 
 class Wrapper(Dataset):

@@ -279,6 +279,10 @@ class HuggingFaceSource(Source):
 
     def _image_in(self, row: dict[str, Any]) -> Any:
         """What training takes: the tensor that the transform made, beside the column that it was made of or not."""
+        if self._wanted is not None and self._wanted not in row:
+            raise DataError(
+                f"neither the data set nor what with_transform gives has {self._wanted!r}: it has {', '.join(row)}"
+            )
         found = [key for key in row if is_image(row[key])]
         made = [key for key in found if not isinstance(row[key], Image.Image) and _has_channels(row[key])]
         wanted = next((key for key in (self._wanted, self._image) if key in found), None)
