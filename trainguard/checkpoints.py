@@ -291,8 +291,7 @@ def _find_weights(content: Any, path: Path, averaged: bool) -> tuple[State, str]
             except ModelError:  # settings under a name that others use for weights
                 continue
             return weights, f"{key}.{where}".rstrip(".")
-    others = {name for name, value in content.items() if str(name).endswith("_extra_state")}
-    content = {name: value for name, value in content.items() if name not in others or isinstance(value, Tensor)}
+    content = {k: v for k, v in content.items() if isinstance(v, Tensor) or not str(k).endswith("_extra_state")}
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
         found = ", ".join(f"{name} ({type(value).__name__})" for name, value in list(content.items())[:6]) or "nothing"
         raise ModelError(f"{path} holds no state dict: expected names and tensors, found {found}")
