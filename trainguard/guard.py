@@ -14,8 +14,9 @@ from torch import nn
 from trainguard.data.loaders import Follower, HostLoader, open_loader, population_of, readable
 from trainguard.data.pixels import ASSUMED, PixelRange, given_range
 from trainguard.data.samples import Key, find_label, find_twins
-from trainguard.data.sources import left_as_is, spread
+from trainguard.data.sources import spread
 from trainguard.data.store import CACHE_BYTES, ImageStore, OnError, open_images
+from trainguard.data.traces import left_as_is
 from trainguard.data.views import LiveView
 from trainguard.data.walk import find_generators
 from trainguard.distributed import Group, Processes

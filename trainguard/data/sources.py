@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import IterableDataset, Subset
 from torchvision.datasets import VisionDataset
 
 from trainguard.data.samples import CHANNELS, Key, as_floats, find_keys, is_image
-from trainguard.data.walk import LONGEST
+from trainguard.data.traces import attributes_of, left_as_is
 from trainguard.errors import DataError
 from trainguard.rng import Generator, seed_streams
 
@@ -203,7 +203,7 @@ class TorchSource(Source):
     def _without_transform(self, index: int) -> Any:
         """A sample while the data set's transform does nothing."""
         name: Any = self._transform_name
-        own = _attributes(self._dataset)
+        own = attributes_of(self._dataset)
         object.__setattr__(self._dataset, name, _as_is)
         try:
             return self._dataset[index]
@@ -233,6 +233,7 @@ class HuggingFaceSource(Source):
         import datasets
 
         transformed = dataset.format["type"] == "custom"  # there a name may be of what the transform gives
+        self.transform = dataset.format["format_kwargs"].get("transform") if transformed else None
         self._wanted = image_column if transformed and image_column not in dataset.features else None
         image = _column(dataset, datasets.Image, None if self._wanted else image_column, "image")
         if transformed and label_column not in dataset.features:
@@ -242,9 +243,6 @@ class HuggingFaceSource(Source):
             raise DataError(f"the column {image!r} cannot be image and label: pass image_column= and label_column=")
         self.size = len(dataset)
         self.class_names = tuple(getattr(dataset.features[label], "names", None) or ()) or None
-        self.transform = (
-            dataset.format["format_kwargs"].get("transform") if dataset.format["type"] == "custom" else None
-        )
         self.raw = self.transform is not None
         self._dataset = dataset
         self._image, self._label = image, label
@@ -285,12 +283,10 @@ class HuggingFaceSource(Source):
             )
         found = [key for key in row if is_image(row[key])]
         made = [key for key in found if not isinstance(row[key], Image.Image) and _has_channels(row[key])]
-        wanted = next((key for key in (self._wanted, self._image) if key in found), None)
-        if self._wanted not in found and len(made) == 1:
-            wanted = made[0]
-        if wanted is None and len(found) != 1:
-            raise DataError(f"expected one image in what with_transform gives, found {len(found)} in {', '.join(row)}")
-        return row[found[0] if wanted is None else wanted]
+        for meant in ([self._wanted], made, [self._image], found):
+            if len(meant) == 1 and meant[0] in found:
+                return row[meant[0]]
+        raise DataError(f"expected one image in what with_transform gives, found {len(found)} in {', '.join(row)}")
 
 
 def _has_channels(values: Any) -> bool:
@@ -380,48 +376,6 @@ def _refuse(dataset: Any) -> None:
         raise DataError(f"expected a data set with __len__ and __getitem__, got {type(dataset).__name__}")
 
 
-@contextmanager
-def left_as_is(dataset: Any) -> Iterator[None]:
-    """Put back, at the end, the attributes that a data set has now, and those of the data sets and readers inside it.
-
-    A file that one of them opens on its first read, and keeps, would else be shared with the processes that a loader
-    forks later on.
-
-    Args:
-        dataset: any, or a chain of subsets of one.
-    """
-    before = [(each, _attributes(each)) for each in _inside(unwrap(dataset)[0])]
-    try:
-        yield
-    finally:
-        for each, attributes in before:
-            for name, value in _attributes(each).items():
-                if name not in attributes:
-                    object.__delattr__(each, name)
-                elif value is not attributes[name]:
-                    object.__setattr__(each, name, attributes[name])
-            for name in attributes.keys() - _attributes(each).keys():
-                object.__setattr__(each, name, attributes[name])
-
-
-def _attributes(found: Any) -> dict[str, Any]:
-    """An object's own attributes: in its `__dict__`, or in slots."""
-    named = [getattr(kind, "__slots__", ()) for kind in type(found).__mro__]
-    slots = [
-        name for names in named for name in ((names,) if isinstance(names, str) else names) if hasattr(found, name)
-    ]
-    return {name: object.__getattribute__(found, name) for name in slots} | dict(getattr(found, "__dict__", {}))
-
-
-def _inside(found: Any, depth: int = 4) -> Iterator[Any]:
-    """A data set, and the data sets and timm readers in its attributes and in short lists there."""
-    yield found
-    for value in _attributes(found).values() if depth else ():
-        for each in value[:LONGEST] if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(each, Dataset) or type(each).__module__.startswith("timm."):
-                yield from _inside(each, depth - 1)
-
-
 def _own_transform(dataset: Any) -> str | None:
     """The attribute that holds a data set's transform, if setting it changes that data set and no other."""
     name = next((name for name in TRANSFORM_NAMES if callable(getattr(dataset, name, None))), None)
@@ -429,7 +383,7 @@ def _own_transform(dataset: Any) -> str | None:
     if name is None or forwarded or isinstance(getattr(type(dataset), name, None), property):
         return None
     # One that a wrapper's __getattr__ finds in the data set inside is not its own.
-    own = name in _attributes(dataset) or hasattr(type(dataset), name)
+    own = name in attributes_of(dataset) or hasattr(type(dataset), name)
     return name if own else None
 
 

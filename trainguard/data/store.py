@@ -16,7 +16,8 @@ from torch import Tensor
 from trainguard.data.pixels import PixelRange
 from trainguard.data.reading import Rows, Transform, learn_rows
 from trainguard.data.samples import Key
-from trainguard.data.sources import left_as_is, open_source, spread
+from trainguard.data.sources import open_source, spread
+from trainguard.data.traces import left_as_is
 from trainguard.data.walk import find_generators
 from trainguard.errors import DataError
 from trainguard.progress import Progress
