@@ -352,7 +352,7 @@ def test_columns_that_are_named_reach_the_screening(monkeypatch, folder, tmp_pat
 
 def test_a_name_that_the_terminal_cannot_show_does_not_hide_the_verdict():
     code = (
-        "from types import SimpleNamespace; import trainguard.cli as cli\n"
+        "import trainguard.cli as cli\n"
         "cli._add_demo = lambda commands: commands.add_parser('demo').set_defaults("
         "run=lambda _: cli._show('Found', [('target', '\u732b')]) or 3)\n"
         "raise SystemExit(cli.main(['demo']))"

@@ -465,8 +465,9 @@ def test_what_no_screening_can_be_made_with_is_refused_before_anything_is_read(w
 def test_a_model_of_other_numbers_is_checked_and_relabels(dtype, screening, images, labels):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)).to(dtype)
     guard = trainguard.Guard(progress=False)
-    guard.protect(DataLoader(TensorDataset(images, labels), batch_size=10), model, bounds=(0, 1))
+    loader = guard.protect(DataLoader(TensorDataset(images, labels), batch_size=10), model, bounds=(0, 1))
     guard.relabel(model)
+    assert len(loader.dataset) == 60 and {loader.dataset[i][1].item() for i in range(55, 60)} <= {0, 1, 2}
 
 
 def test_screen_refuses_a_model_that_does_not_fit(screening, images, labels):

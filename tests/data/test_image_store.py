@@ -539,8 +539,8 @@ def test_what_a_hugging_face_transform_makes_counts_and_not_what_it_leaves_besid
         open_images(dataset, image_column="pixels")
 
 
-class Wrapper(Dataset):
-    """Hands its transform on to the data set inside."""
+class Around(Dataset):
+    """Another data set's samples."""
 
     def __init__(self, base):
         self.base = base
@@ -550,6 +550,10 @@ class Wrapper(Dataset):
 
     def __getitem__(self, index):
         return self.base[index]
+
+
+class Wrapper(Around):
+    """Hands its transform on to the data set inside."""
 
     @property
     def transform(self):
@@ -560,17 +564,8 @@ class Wrapper(Dataset):
         self.base.transform = transform
 
 
-class Delegating(Dataset):
+class Delegating(Around):
     """Asks the data set inside for whatever it does not have: it cannot be copied before it is filled."""
-
-    def __init__(self, base):
-        self.base = base
-
-    def __len__(self):
-        return len(self.base)
-
-    def __getitem__(self, index):
-        return self.base[index]
 
     def __getattr__(self, name):
         return getattr(self.base, name)

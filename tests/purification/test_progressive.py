@@ -415,7 +415,8 @@ def test_models_of_all_makes_are_purified_and_audited(made, mixed, victim, monke
     model = made if made is Locked else made()
     result = purify(model, victim.store, **TINY | {"rounds": 1, "max_accuracy_loss": 1.0})
     assert result.changed and isinstance(result.model, made)
-    assert audit(model, victim.store, images=20, attack_steps=1, screening=False, progress=False).images >= 0
+    found = audit(model, victim.store, images=100, attack_steps=1, screening=False, progress=False)
+    assert found.verdict == "undecided" and "always says the same class" in found.reason  # it never learned anything
 
 
 @pytest.mark.filterwarnings("ignore:the model gets")
