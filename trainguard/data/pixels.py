@@ -126,7 +126,7 @@ def given_range(
     if sum(way is not None for way in (pixel_range, mean, bounds)) > 1:
         raise DataError("expected one of pixel_range=, mean= with std=, or bounds=, got several: pass one")
     if mean is not None and std is not None:
-        if max(np.max(mean), np.max(std) / 2) > 1:
+        if np.max(mean) > 1 or np.max(std) > 2:  # pixels in [0, 1] deviate by a half at most, and 1 is for none
             raise DataError(f"expected mean= and std= of pixels from 0 to 1, got {mean} and {std}: divide them by 255")
         return PixelRange.from_mean_std(np.atleast_1d(mean).tolist(), np.atleast_1d(std).tolist())
     if bounds is not None:
