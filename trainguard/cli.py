@@ -180,33 +180,40 @@ def _show(title: str, rows: Iterable[tuple[str, str]]) -> None:
         _write_nowhere()
 
 
+def _read(kind: Callable[[str], Any], text: str, what: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {what}, got {text}") from None
+
+
 def _at_least_one(text: str) -> int:
-    value = int(text)
+    value = _read(int, text, "a whole number of at least 1")
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
     return value
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    value = _read(float, text, "a number above 0")
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
     return value
 
 
 def _part(text: str) -> float:
-    value = float(text)
+    value = _read(float, text, "a share above 0 and up to 1")
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"expected a share above 0 and up to 1, got {text}")
     return value
 
 
 def _floats(text: str) -> tuple[float, ...]:
-    return tuple(float(number) for number in _names(text))
+    return tuple(_read(float, number, "numbers with commas between them") for number in _names(text))
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(name) for name in _names(text))
+    return tuple(_read(int, number, "whole numbers with commas between them") for number in _names(text))
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -346,6 +353,9 @@ def _add_drill(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--budget", type=_share, default=0.5, help="as for screen (default: %(default)s)")
     parser.add_argument("--seeds", type=_numbers, help="repetitions, with commas between them, instead of --seed")
     parser.add_argument("--rows", type=_at_least_one, help="use the first so many training images")
+    parser.add_argument("--size", type=_at_least_one, help="scale images to SIZE x SIZE pixels (default: the first's)")
+    parser.add_argument("--no-flip", dest="flip", action="store_false", help="never mirror images: digits, signs")
+    parser.add_argument("--device", help="where to train (default: an accelerator, if there is one)")
     parser.add_argument("--test", help="test set, where DATA has none beside it")
     parser.add_argument("--image-column", help="column of the images, where there are several")
     parser.add_argument("--label-column", help="column of the labels, where there are several")
@@ -373,6 +383,9 @@ def _drill(arguments: argparse.Namespace) -> int:
         rows=arguments.rows,
         test=arguments.test,
         test_rows=arguments.test_rows,
+        size=arguments.size,
+        flip=arguments.flip,
+        device=arguments.device,
         rate=arguments.rate,
         target=arguments.target,
         source=arguments.source,

@@ -103,6 +103,15 @@ def _open_folder(folder: Path, split: str) -> Dataset:
     return _image_folder(folder / split if parts else folder)
 
 
+def has_split(folder: Path, split: str) -> bool:
+    """Whether a folder that `open_data` opens has a split of that name; a class may be called so as well."""
+    if (folder / "dataset_dict.json").is_file():
+        return (folder / split).is_dir()
+    if any(folder.rglob(f"{split}*.parquet")):
+        return True
+    return (folder / split).is_dir() and bool(_folders(folder / split))
+
+
 def _of_split(folder: Path, tables: list[Path], split: str) -> list[Path]:
     """The tables of one split; all, where no name says of which they are."""
     mine = [table for table in tables if table.name.startswith(split)]

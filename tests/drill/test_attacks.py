@@ -1,6 +1,7 @@
 """One table of invariants for every attack of the zoo, and the rules that make it up."""
 
 import hashlib
+import math
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from trainguard.draws import draws
 from trainguard.drill import craft, pictures, triggers
 from trainguard.drill.labels import keep, shift, to
-from trainguard.drill.poison import Attack, Role, Rule, fitted, plan, poison, poison_arrays, triggered_test
+from trainguard.drill.poison import Attack, Poisoned, Role, Rule, fitted, plan, poison, poison_arrays, triggered_test
 from trainguard.drill.recipes import RECIPES, Setting, attack
 from trainguard.drill.select import everything, fraction, of_class
+from trainguard.drill.triggers import Physical, Warp
 from trainguard.errors import DataError
 
 SHAPES = {"digits": (1, 8, 8), "cifar": (3, 32, 32), "odd": (2, 20, 28)}
@@ -341,3 +343,77 @@ def test_a_rule_may_stand_for_itself_and_a_shift_finds_its_classes():
 def test_what_triggers_cannot_be_laid_on_is_refused(image):
     with pytest.raises(DataError, match=r"floats in \[0, 1\], got"):
         poison([(image, 0)] * 4, attack("badnets", Setting()))
+
+
+def test_a_turn_turns_an_image_that_is_no_square(monkeypatch):
+    upright = torch.zeros(1, 1, 20, 80)
+    upright[:, :, :, 39:41] = 1
+    monkeypatch.setattr(
+        triggers, "draws", lambda index, seed, what, n: torch.tensor([[1.0, 0.5, 0.75, 0.5, 0.5, 0.5, 0.5]])
+    )
+    turned = Physical(degrees=10, jitter=0)(upright.double(), np.array([0]), 0)[0, 0]
+    centres = (turned * torch.arange(80)).sum(1) / turned.sum(1)
+    lean = (centres[15] - centres[5]).abs() / 10
+    assert abs(float(lean) - math.tan(math.radians(10))) < 0.03
+
+
+def test_a_warp_moves_as_many_pixels_across_as_down():
+    flow = Warp(strength=1.0)
+    for height, width in ((32, 32), (32, 64)):
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        ramps = torch.stack([x / width, y / height])[None].double()
+        moved = (flow(ramps, np.array([0]), 0) - ramps)[0, :, 4:-4, 4:-4] * torch.tensor([width, height]).view(2, 1, 1)
+        across, down = moved.abs().mean((1, 2)).tolist()
+        assert 0.1 < across < 1 and 0.1 < down < 1
+
+
+def test_what_is_transparent_in_a_picture_colours_nothing():
+    for hidden in ((0.0, 0.0, 0.0), (0.0, 1.0, 0.0)):
+        picture = torch.zeros(4, 2, 2, dtype=torch.float64)
+        picture[0, :, 0] = picture[3, :, 0] = 1  # the left half opaque and red
+        picture[:3, :, 1] = torch.tensor(hidden, dtype=torch.float64)[:, None]
+        colour, mask = pictures.fit(picture, 3, 1, 1)
+        assert torch.allclose(colour.flatten(), torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)) and mask == 0.5
+
+
+def test_what_cannot_be_poisoned_is_refused_when_it_is_given_or_read():
+    images, labels, attacked = torch.rand(20, 3, 8, 8), [i % 4 for i in range(20)], attack("badnets", Setting(4, 0.5))
+    data = [(image, label) for image, label in zip(images, labels, strict=True)]
+    with pytest.raises(DataError, match="expected 20 true_labels=, one for each sample, got 19"):
+        Poisoned(data, attacked, 0, np.array(labels[:19]))
+    with pytest.raises(ValueError, match="attack 'input_aware' must be fitted first"):
+        poison(data, attack("input_aware", Setting(4)))
+    with pytest.raises(TypeError, match="expected an Attack, got str"):
+        poison(data, "badnets")
+    wide = [(image if row == 0 else 3 * image, label) for row, (image, label) in enumerate(data)]
+    poisoned = poison(wide, attacked)
+    with pytest.raises(DataError, match=r"expected samples .* with values from"):
+        poisoned[int(poisoned.poisoned_index[-1])]
+    for wrong in (images, images.numpy()):
+        with pytest.raises(DataError, match=r"expected images as a tensor of torch\.uint8"):
+            poison_arrays(wrong, torch.tensor(labels), attacked)
+
+
+def test_rules_and_triggers_of_a_user_s_are_held_to_what_they_promise():
+    images, labels = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8), torch.arange(20) % 4
+    greedy = lambda labels, free, rng: np.arange(5)  # noqa: E731
+    nothing = lambda images, index, seed: images  # noqa: E731
+    with pytest.raises(ValueError, match="rule 1 takes samples of an earlier one"):
+        poison_arrays(images, labels, Attack("twice", (Rule(greedy, nothing, to(1)), Rule(greedy, nothing, to(2)))))
+    with pytest.raises(ValueError, match="must keep their shape"):
+        shrink = lambda images, index, seed: images[:, :1]  # noqa: E731
+        poison_arrays(images, labels, Attack("shrink", Rule(greedy, shrink, to(1))))
+    data = [(torch.full((3, 8, 8), 0.5, dtype=torch.float64), 0) for _ in range(5)]
+    poison(data, Attack("in place", Rule(greedy, lambda images, index, seed: images.fill_(1), to(1))))[0]
+    assert data[0][0].max() == 0.5
+
+
+def test_a_rate_that_is_said_to_be_the_most_can_be_had():
+    for size in range(30, 330):
+        labels = np.arange(size) % 7
+        with pytest.raises(ValueError, match="lower the rate to at most") as error:
+            fraction(0.99, without=(1, 2))(labels, np.ones(size, bool), np.random.default_rng(0))
+        most = float(str(error.value).rsplit(" ", 1)[1])
+        assert len(fraction(most, without=(1, 2))(labels, np.ones(size, bool), np.random.default_rng(0))) > 0
+    with pytest.raises(ValueError, match=r"expected a rate above 0 and up to 1, got -0\.1"):
+        fraction(-0.1)(labels, np.ones(size, bool), np.random.default_rng(0))

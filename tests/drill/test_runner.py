@@ -20,7 +20,8 @@ from trainguard.drill.models import MODELS, Standardised, build
 from trainguard.drill.recipes import Setting
 from trainguard.drill.runner import run_drill
 from trainguard.drill.train import Recipe, augment, predict, train_classifier, triangle
-from trainguard.errors import DataError, StateError
+from trainguard.errors import DataError, ModelError, StateError
+from trainguard.report import drill as report_of_drill
 
 
 def tiny(count=60, classes=3):
@@ -444,3 +445,48 @@ def test_all_leaves_out_what_two_classes_cannot_give_and_says_so(screened, tmp_p
     with pytest.raises(ValueError):
         run_drill(two, attacks=["all", "tact"], out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_that_is_given_twice_counts_once(screened, tmp_path):
+    done = drill(tmp_path, attacks=["clean"], defenses=["none"], seeds=(0, 0))
+    assert len(done.cells) == 1
+    with pytest.raises(ValueError, match="expected seeds from 0, got -1"):
+        drill(tmp_path, seeds=(0, -1))
+
+
+def test_a_model_with_one_answer_for_everything_has_no_backdoor():
+    fallen = [cell("fallen", "none", 1.0, untriggered=1.0), cell("fallen", "guard", 0.0)]
+    sound = [cell("sound", "none", 0.9, untriggered=0.02), cell("older", "none", 0.9)]
+    cells = fallen + sound
+    assert [tables.implanted(cells, name) for name in ("fallen", "sound", "older")] == [False, True, True]
+    record = {"cells": [c.to_dict() for c in cells], "settings": {}, "versions": {}, "machine": {}}
+    assert report_of_drill.context(record)["unsuccessful"] == ["fallen"]
+
+
+def test_the_page_and_the_table_agree_on_what_a_defence_costs():
+    cells = [
+        cell("a", "none", 0.9, train_seconds=10.0),
+        cell("a", "guard", 0.0, screen_seconds=5.0, train_seconds=10.0),
+    ]
+    cells += [cell("b", "none", 0.9, train_seconds=100.0), cell("weak", "none", 0.1), cell("weak", "guard", 0.0)]
+    record = {"cells": [c.to_dict() for c in cells], "settings": {}, "versions": {}, "machine": {}}
+    shown = report_of_drill.context(record)
+    costs = {row[0]: row[3] for row in shown["cost"].rows}
+    in_table = {row[0]: row[-1] for row in tables.summary_rows(cells)}
+    assert costs["guard"] == 1.5 and in_table["guard"] == "1.50" and shown["headline"] == "3 attacks against 1 defence"
+
+
+def test_what_stands_in_the_way_is_said_before_anything_is_trained(tmp_path):
+    with pytest.raises(ModelError, match=r"resnet18\.foo cannot take images"):
+        drill(tmp_path, model="resnet18.foo")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "result.json").write_text("{}")
+    with pytest.raises(StateError, match=r"holds another result \(result\.json\) already"):
+        drill(tmp_path)
+
+
+def test_all_leaves_out_an_attack_that_the_target_rules_out():
+    with pytest.warns(UserWarning, match="tact is left out: tact moves one class to another"):
+        assert "tact" not in runner._attacks(["all"], Setting(10, target=0))
+    with pytest.raises(ValueError, match="tact moves one class"):
+        runner._attacks(["tact"], Setting(10, target=0))

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from trainguard.drill.defenses import Outcome
 from trainguard.drill.machine import commit
-from trainguard.drill.poison import Role, triggered_test
+from trainguard.drill.poison import Role, plan_test, triggered_test
 from trainguard.drill.scene import Scene
 from trainguard.drill.train import predict
 from trainguard.errors import StateError
@@ -29,6 +29,7 @@ class Cell:
         seed: seed of poison, initial weights, order and augmentation.
         acc: accuracy on the clean test set.
         asr: share of triggered test images that get the attack's label; None for the clean set.
+        untriggered: share of the same images that get it without the trigger; None where it was not measured.
         payload: payload samples in the training set.
         cover: cover samples in the training set.
         flagged: samples that were left out or relabelled.
@@ -70,6 +71,7 @@ class Cell:
     peak_mb: int
     screening: dict[str, float] = field(default_factory=dict)
     commit: str = ""
+    untriggered: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -140,6 +142,7 @@ def measure(scene: Scene, defense: str, outcome: Outcome, peak_mb: int) -> Cell:
         peak_mb=peak_mb,
         screening=dict(result.timing) if result else {},
         commit=commit(),
+        untriggered=_untriggered(scene, guessed.numpy()),
     )
 
 
@@ -149,6 +152,13 @@ def _success_rate(scene: Scene, outcome: Outcome) -> float | None:
     images, _, targets = triggered_test(scene.data.test, scene.data.test_labels, scene.attack, scene.seed)
     guessed = predict(outcome.model, images, device=scene.victim.device)
     return _share(guessed.numpy() == targets.numpy())
+
+
+def _untriggered(scene: Scene, guessed: np.ndarray) -> float | None:
+    if not scene.attack.test:
+        return None
+    rules = plan_test(scene.data.test_labels.numpy(), scene.attack, scene.seed)
+    return _share(np.concatenate([guessed[index] == target for _, index, target in rules]))
 
 
 def _auroc(score: np.ndarray, payload: np.ndarray, untouched: np.ndarray) -> float:

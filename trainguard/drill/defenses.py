@@ -82,7 +82,8 @@ def defend(scene: Scene, defense: str, folder: Path, tick: Tick) -> Outcome:
         keep = np.flatnonzero(scene.role != Role.PAYLOAD)
     else:
         keep = np.arange(len(scene.labels))
-    screen_seconds = time.perf_counter() - start if result else 0.0
+    # Of a screening that goes on after a kill, the seconds before it count as well.
+    screen_seconds = max(time.perf_counter() - start, result.timing.get("total", 0.0)) if result else 0.0
     model = scene.fresh_model()
     train_seconds = scene.train(model, keep, scene.labels, tick, late=folder / LATE if result else None)
     return Outcome(model, ~np.isin(np.arange(len(scene.labels)), keep), result, screen_seconds, train_seconds)

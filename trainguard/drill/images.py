@@ -3,20 +3,22 @@ r"""The drill's data: images held as uint8 in memory, from a data set on disk or
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
+from trainguard.data.pixels import ESTIMATED, PixelRange
 from trainguard.data.reading import Shape, learn_rows, resized
 from trainguard.data.samples import Key, as_floats
-from trainguard.data.sources import open_source
+from trainguard.data.sources import HuggingFaceSource, open_source, spread
 from trainguard.errors import DataError
 
 HELD_OUT = 5  # without a test split, every fifth row is one
@@ -70,11 +72,13 @@ def load_images(
     r"""Read a data set for the drill.
 
     Args:
-        data: `"digits"`; a Hugging Face data set with an image and a label column; or what `sources.open_data` opens:
-            an image folder, a parquet file or folder, a data set's name.
-        test: the same for the test set. Without it, the split `test` on the disk beside `data`, else every fifth row.
-        rows: the first so many training images; None for all.
-        test_rows: the first so many test images; None for all.
+        data: `"digits"`; a data set, such as a Hugging Face one with an image and a label column; or what
+            `sources.open_data` opens: an image folder, a parquet file or folder, a data set's name.
+        test: the same for the test set. Without it, the split `test` on the disk beside `data`, else every fifth row,
+            or every fifth of each class, where the order of the rows would leave classes out.
+        rows: the first so many training images, or as many from all over, where the first ones lack classes; None for
+            all.
+        test_rows: likewise of test images.
         size: side in pixels that images are scaled to; None for the size of the first one. Images are of the channels
             that screening would see: grey only where none of those looked at has colour.
         flip: whether training may mirror images; None for yes. Digits are never mirrored.
@@ -86,17 +90,21 @@ def load_images(
             classes.
     """
     if isinstance(data, str) and data == "digits":
+        if test is not None:
+            raise DataError("digits come with a test set: leave test= out")
         return _digits(rows, test_rows, size or 16)
     train_set, test_set = _open(data, test)
-    train_rows: Iterable[int] = range(len(train_set))
-    held_rows: Iterable[int] = range(len(train_set) if test_set is None else len(test_set))
-    if test_set is None:
-        test_set = train_set
-        train_rows = [i for i in train_rows if i % HELD_OUT != HELD_OUT - 1]
-        held_rows = [i for i in held_rows if i % HELD_OUT == HELD_OUT - 1]
     columns = image_column, label_column
-    train, labels, names = _decode(train_set, list(train_rows)[:rows], size, None, columns)
-    held, held_labels, held_names = _decode(test_set, list(held_rows)[:test_rows], size, train.shape[1:], columns)
+    known = _labels(train_set, columns, needed=test_set is None) if test_set is None or rows else None
+    train_rows = np.arange(len(train_set))
+    if test_set is None:
+        out = _held_out(len(train_set), known)
+        test_set, train_rows, held_rows, held_known = train_set, train_rows[~out], train_rows[out], known
+    else:
+        held_rows, held_known = np.arange(len(test_set)), _labels(test_set, columns) if test_rows else None
+    chosen, held_chosen = _first(train_rows, rows, known), _first(held_rows, test_rows, held_known)
+    train, labels, names, given = _decode(train_set, chosen, size, None, columns)
+    held, held_labels, held_names, _ = _decode(test_set, held_chosen, size, train.shape[1:], columns, given)
     if names and held_names:
         held_labels = _by_name(held_labels, held_names, names)
     names = names or tuple(map(str, range(int(labels.max()) + 1)))
@@ -122,24 +130,60 @@ def _by_name(labels: Tensor, names: tuple[str, ...], wanted: tuple[str, ...]) ->
     return torch.tensor([wanted.index(name) if name in wanted else -1 for name in names])[labels]
 
 
+def _labels(dataset: Any, columns: tuple[Key | None, Key | None], *, needed: bool = False) -> np.ndarray | None:
+    r"""(N,) labels of all rows, where they are listed, or else read if they are needed; None where they cannot be."""
+    try:
+        source = open_source(dataset, *columns)
+        if isinstance(source, HuggingFaceSource):
+            return np.asarray(source.labels(), dtype=np.int64)
+        return np.array([int(source.read(row)[1]) for row in range(source.size)]) if needed else None
+    except Exception:  # whatever is wrong with a row is said when it is decoded
+        return None
+
+
+def _held_out(size: int, labels: np.ndarray | None) -> np.ndarray:
+    r"""(N,) bool, one row in five; one in five of each class, where that leaves fewer classes out on either side."""
+    held = np.arange(size) % HELD_OUT == HELD_OUT - 1
+    if labels is None:
+        return held
+    rank = np.empty(size, dtype=np.int64)
+    for label in np.unique(labels):
+        rank[labels == label] = np.arange((labels == label).sum())
+    of_class = rank % HELD_OUT == HELD_OUT - 1
+
+    def there(held: np.ndarray) -> int:
+        return len(np.unique(labels[held])) + len(np.unique(labels[~held]))
+
+    return of_class if there(of_class) > there(held) else held
+
+
+def _first(rows: np.ndarray, count: int | None, labels: np.ndarray | None) -> list[int]:
+    r"""The first rows, or as many from all over where the first ones lack classes: folders come class by class."""
+    if count is None or count >= len(rows) or labels is None:
+        return rows[:count].tolist()
+    first, over = rows[:count].tolist(), spread(rows, count)
+    held, whole = len(np.unique(labels[first])), len(np.unique(labels[rows]))
+    if len(np.unique(labels[over])) <= held:
+        return first
+    warnings.warn(
+        f"the first {count} rows hold {held} of {whole} classes: {count} rows are taken from all over the data set",
+        stacklevel=4,
+    )
+    return over
+
+
 def _open(data: Any, test: Any) -> tuple[Any, Any]:
-    from trainguard.sources import open_data
+    from trainguard.sources import has_split, open_data
 
-    if not isinstance(data, str | Path):
-        return data, test
-    if test is None:
-        test = _test_name(Path(data))
-    return open_data(data), open_data(test, split="test") if isinstance(test, str | Path) else test
-
-
-def _test_name(path: Path) -> Path | None:
-    r"""Where the test split of a data set on disk lies, if it has one."""
-    if path.is_file():
+    if test is None and isinstance(data, str | Path):
+        path = Path(data)
         beside = path.with_name(path.name.replace("train", "test"))
-        return beside if beside != path and beside.exists() else None
-    if path.is_dir():
-        return path if (path / "test").is_dir() or any(path.rglob("test*.parquet")) else None
-    return None
+        if path.is_dir() and has_split(path, "test"):
+            test = path
+        elif path.is_file() and beside != path and beside.exists():
+            test = beside
+    opened = open_data(data) if isinstance(data, str | Path) else data
+    return opened, open_data(test, split="test") if isinstance(test, str | Path) else test
 
 
 def _decode(
@@ -148,23 +192,29 @@ def _decode(
     size: int | None,
     shape: torch.Size | None,
     columns: tuple[Key | None, Key | None],
-) -> tuple[Tensor, Tensor, tuple[str, ...] | None]:
-    r"""Some rows as images (n, C, H, W) uint8 and labels (n,), and the names of the classes where they are known."""
+    given: PixelRange | None = None,
+) -> tuple[Tensor, Tensor, tuple[str, ...] | None, PixelRange | None]:
+    r"""Some rows as images (n, C, H, W) uint8 and labels (n,), and the names of the classes where they are known.
+
+    And the pixel range, where it was estimated from these images: others of their kind are read by the same.
+    """
     if not rows:
-        raise DataError("the drill needs training and test images, one of the two is empty: raise rows= or test_rows=")
+        raise DataError(f"the drill needs training and test images, one of the two is empty: give {HELD_OUT} at least")
     source = open_source(Subset(dataset, rows), *columns)
     if shape is None:
         shape = torch.Size(learn_rows(source, None, None, []).shape)
         shape = torch.Size((shape[0], size, size)) if size else shape
     fit: Shape = (shape[0], shape[1], shape[2])
     images, labels = [], []
-    for row in learn_rows(source, None, lambda image: _fitted(image, fit), []).in_order(workers=0):
+    learned = learn_rows(source, given, lambda image: _fitted(image, fit), [])
+    for row in learned.in_order(workers=0):
         if row.image is None:
             path = source.path(row.index)
             raise DataError(f"row {rows[row.index]}{f' ({path})' if path else ''} {row.problem}")
         images.append(row.image)
         labels.append(row.label)
-    return torch.stack(images), torch.tensor(labels), source.class_names
+    found = learned.pixel_range if learned.pixel_range.source == ESTIMATED else None
+    return torch.stack(images), torch.tensor(labels), source.class_names, found
 
 
 def _fitted(image: Any, shape: Shape) -> Any:

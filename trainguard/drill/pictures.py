@@ -88,8 +88,10 @@ def fit(picture: Tensor, channels: int, height: int, width: int) -> tuple[Tensor
         (C, height, width) colours, with luminance (ITU-R 601) for one channel and the colours in turn for others than
         three, and the (1, height, width) mask. Averages over areas, so that small sizes keep the mean colour.
     """
-    small = F.interpolate(picture[None], size=(height, width), mode="area")[0]
-    colour, mask = small[:3], small[3:]
+    seen = torch.cat([picture[:3] * picture[3:], picture[3:]])  # what is transparent has no colour
+    small = F.interpolate(seen[None], size=(height, width), mode="area")[0]
+    mask = small[3:]
+    colour = small[:3] / mask.clamp_min(1e-6)
     if channels == 1:
         colour = (colour * colour.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
     elif channels != 3:

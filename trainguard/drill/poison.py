@@ -17,6 +17,7 @@ from trainguard.drill.select import Select
 from trainguard.drill.triggers import Trigger
 from trainguard.errors import DataError
 
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _CHUNK = 256  # images that are float64 at a time
 
 
@@ -108,6 +109,10 @@ def plan(labels: np.ndarray, attack: Attack, seed: int) -> Plan:
             index = rule.select(labels, out.rule < 0, rng)
         except ValueError as error:
             raise ValueError(f"attack {attack.name!r}, {rule.role.name.lower()}: {error}") from None
+        if not (out.rule[index] < 0).all():
+            raise ValueError(
+                f"attack {attack.name!r}: rule {number} takes samples of an earlier one: choose among free"
+            )
         out.rule[index] = number
         out.labels[index] = rule.label(labels)[index]
         out.role[index] = rule.role
@@ -119,7 +124,7 @@ class Poisoned(Dataset):
     r"""A map-style data set with an attack in it; poisoned samples are made when they are read.
 
     Args:
-        dataset: gives (image (C, H, W) float in [0, 1], label).
+        dataset: gives (image (C, H, W) float in [0, 1], label); the first sample and all that are poisoned are checked.
         attack: a fitted attack (see `fitted`).
         seed: chooses the samples and everything random about their triggers.
         true_labels: (N,) int64, where known; read from the data set otherwise, once.
@@ -139,10 +144,16 @@ class Poisoned(Dataset):
     poisoned_index: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.attack, Attack):
+            raise TypeError(f"expected an Attack, got {type(self.attack).__name__}: attack(name) makes one")
+        if self.attack.craft is not None:
+            raise ValueError(f"attack {self.attack.name!r} must be fitted first: fitted(attack, images, labels)")
         count = len(self.dataset)  # type: ignore[arg-type]
         _check_sample(self.dataset[0])
         if self.true_labels is None:
             self.true_labels = np.array([int(self.dataset[i][1]) for i in range(count)], dtype=np.int64)
+        if len(self.true_labels) != count:
+            raise DataError(f"expected {count} true_labels=, one for each sample, got {len(self.true_labels)}")
         self._plan = plan(self.true_labels, self.attack, self.seed)
         self.labels, self.role = self._plan.labels, self._plan.role
         self.poisoned_index = np.flatnonzero(self.role == Role.PAYLOAD)
@@ -151,9 +162,10 @@ class Poisoned(Dataset):
         return len(self.labels)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        image = self.dataset[i][0]
-        rule = self._plan.rule[i]
+        sample = self.dataset[i]
+        image, rule = sample[0], self._plan.rule[i]
         if rule >= 0:
+            _check_sample(sample)
             pixels = _apply(self.attack.train[rule].trigger, image[None], np.array([i % len(self)]), self.seed)
             image = pixels[0].to(image.dtype) / 255
         return image, int(self.labels[i])
@@ -170,6 +182,13 @@ def _check_sample(sample: Any) -> None:
             f"expected samples (image, label) with images (C, H, W) of floats in [0, 1], got {came}: poison the data "
             "set before it is normalised, behind ToTensor; poison_arrays takes uint8 tensors"
         )
+
+
+def _check_arrays(images: Any, labels: Any) -> None:
+    for what, values, kinds in (("images", images, (torch.uint8,)), ("labels", labels, INTEGERS)):
+        if not (isinstance(values, Tensor) and values.dtype in kinds):
+            came = getattr(values, "dtype", type(values).__name__)
+            raise DataError(f"expected {what} as a tensor of {kinds[0]}, got {came}: convert them first")
 
 
 def poison(dataset: Dataset, attack: Attack, seed: int = 0) -> Poisoned:
@@ -193,6 +212,7 @@ def poison_arrays(images: Tensor, labels: Tensor, attack: Attack, seed: int = 0)
     Returns:
         Images (N, C, H, W) uint8, labels (N,) int64, role (N,) int8 (see `Role`).
     """
+    _check_arrays(images, labels)
     plot = plan(labels.numpy(), attack, seed)
     out = images.clone()
     for number, rule in enumerate(attack.train):
@@ -215,7 +235,8 @@ def triggered_test(images: Tensor, labels: Tensor, attack: Attack, seed: int = 0
     Raises:
         ValueError: the test set has no sample whose label the attack would change.
     """
-    truth = labels.numpy()
+    _check_arrays(images, labels)
+    truth = labels.numpy().astype(np.int64)
     kept, targets, pixels = [], [], []
     for rule, index, target in plan_test(truth, attack, seed):
         out = images[index]
@@ -262,5 +283,11 @@ def _write(
 
 
 def _apply(trigger: Trigger, images: Tensor, index: np.ndarray, seed: int) -> Tensor:
-    # float64, so that a batch and a single sample round to the same pixel
-    return (trigger(images.to(torch.float64), index, seed) * 255).round().clamp(0, 255).to(torch.uint8)
+    # float64, so that a batch and a single sample round to the same pixel; a copy, as a trigger may write in place
+    made = trigger(images.to(torch.float64, copy=True), index, seed)
+    if made.shape != images.shape:
+        raise ValueError(
+            f"the trigger {type(trigger).__name__} made {tuple(made.shape)} of images {tuple(images.shape)}: it must "
+            "keep their shape"
+        )
+    return (made * 255).round().clamp(0, 255).to(torch.uint8)

@@ -295,7 +295,7 @@ def attack(name: str, setting: Setting = Setting()) -> Attack:
         ValueError: no such attack.
     """
     if name not in RECIPES:
-        raise ValueError(f"no attack {name!r}: choose from {', '.join(RECIPES)}")
+        raise ValueError(f"no attack {name!r}: choose from {', '.join(RECIPES)}, clean for none, or all")
     return RECIPES[name](setting)
 
 

@@ -29,6 +29,7 @@ from trainguard.drill.train import Recipe
 from trainguard.errors import ModelError, StateError
 from trainguard.files import read_record, writable_folder, write_atomically
 from trainguard.progress import Progress
+from trainguard.purification.finetuning import has_batch_norm
 from trainguard.rng import isolated_rng
 
 CLEAN = "clean"
@@ -141,7 +142,11 @@ def run_drill(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     picture = pictures.from_file(trigger_file) if trigger_file else None
     setting = Setting(images.num_classes, rate, target, source, cover_rate, picture)
-    victim = Victim(model, Recipe.for_model(model, epochs, flip=images.flip), place, budget)
+    recipe = Recipe.for_model(model, epochs, flip=images.flip, batch_norm=_try(images, model))
+    victim = Victim(model, recipe, place, budget)
+    seeds = tuple(dict.fromkeys(seeds))
+    if any(seed < 0 for seed in seeds):
+        raise ValueError(f"expected seeds from 0, got {min(seeds)}")
     chosen = _attacks(attacks, setting)
     wanted = _defenses(defenses)
     settings = {
@@ -158,8 +163,10 @@ def run_drill(
         "trigger_file": hashlib.sha256(Path(trigger_file).read_bytes()).hexdigest()[:16] if trigger_file else None,
     }
     scenes = [(name, seed) for name in _possible(images, chosen, seeds, attacks) for seed in seeds]
-    _try(images, victim)
     folder = writable_folder(out)
+    for name in ("result.json", "audit.json"):
+        if (folder / name).is_file():  # no report can be made of two results
+            raise StateError(f"{folder} holds another result ({name}) already: choose another folder")
     _same_settings(folder, settings)
     before = _finished(folder / "cells")
     drill = Drill(settings, (), versions(), machine(place))
@@ -174,16 +181,19 @@ def run_drill(
     return drill
 
 
-def _try(images: Images, victim: Victim) -> None:
-    """Build the model and send two images through it: before anything is trained or written."""
+def _try(images: Images, model: str) -> bool:
+    """Build the model and send two images through it, before anything is trained; whether it has BatchNorm."""
     _, channels, height, width = images.train.shape
     with isolated_rng(0):
-        net = build(victim.model, images.num_classes, channels, min(height, width)).eval()
         try:
+            net = build(model, images.num_classes, channels, min(height, width)).eval()
             with torch.no_grad():
                 net(images.train[:2].float() / 255)
+        except ValueError:  # no such model: its message says so
+            raise
         except Exception as error:  # a stranger's model may raise anything
-            raise ModelError(f"{victim.model} cannot take images of {height}x{width}: {shown(error)}") from error
+            raise ModelError(f"{model} cannot take images of {height}x{width}: {shown(error)}") from error
+    return has_batch_norm(net)
 
 
 def _finished(folder: Path) -> list[Cell]:
@@ -243,7 +253,15 @@ def _run(scene: Scene, defense: str, place: Path, tick: Any) -> Cell:
 def _attacks(names: Sequence[str], setting: Setting) -> dict[str, Attack]:
     every = (*RECIPES, CLEAN) if "all" in names else ()
     listed = dict.fromkeys((*every, *(name for name in names if name != "all")))
-    return {name: Attack(CLEAN) if name == CLEAN else attack(name, setting) for name in listed}
+    made = {}
+    for name in listed:
+        try:
+            made[name] = Attack(CLEAN) if name == CLEAN else attack(name, setting)
+        except ValueError as error:  # such as one that needs a source beside the target
+            if name in names:
+                raise
+            warnings.warn(f"{name} is left out: {error}", stacklevel=3)
+    return made
 
 
 def _possible(images: Images, chosen: dict[str, Attack], seeds: Sequence[int], named: Sequence[str]) -> Iterator[str]:

@@ -2,6 +2,7 @@ r"""Which samples a rule takes: rates are shares of the whole set, and what cann
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,12 +36,14 @@ class Select:
         candidates = np.flatnonzero(free & self.qualifies(labels))
         if self.rate is None:
             return candidates
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"expected a rate above 0 and up to 1, got {self.rate:g}")
         count = round(self.rate * len(labels))
         if count > len(candidates):
             taken = "" if free.all() else " left over by the other rules"
             raise ValueError(
                 f"rate={self.rate:g} needs {count} images {self.who()}, the data set has {len(candidates)}{taken}: "
-                f"lower the rate to at most {len(candidates) / len(labels):.3g}"
+                f"lower the rate to at most {_down(len(candidates) / len(labels))}"
             )
         if count == 0:
             raise ValueError(f"rate={self.rate:g} of {len(labels)} images is none at all: raise the rate or add images")
@@ -57,6 +60,11 @@ class Select:
         if self.without:
             parts.append("outside class " + ", ".join(map(str, self.without)))
         return " and ".join(parts) or "of any class"
+
+
+def _down(rate: float) -> str:
+    """A rate in three decimals of a percent that is not more than it."""
+    return f"{math.floor(rate * 1e5) / 1e5:g}"
 
 
 def fraction(rate: float, *, without: tuple[int, ...] = ()) -> Select:

@@ -104,9 +104,14 @@ def summary_rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
 
 
 def implanted(cells: Sequence[Cell], attack: str) -> bool:
-    r"""Whether the attack succeeds on at least half of the samples when nothing is done; True where nothing attacks."""
-    undefended = _mean(c.asr for c in _of(cells, attack, "none"))
-    return undefended is None or undefended >= IMPLANTED
+    r"""Whether the attack succeeds on at least half of the samples when nothing is done; True where nothing attacks.
+
+    And twice as often as the same samples get its label without the trigger: a model that has one answer for all images
+    has no backdoor.
+    """
+    undefended = _of(cells, attack, "none")
+    success, base = _mean(c.asr for c in undefended), _mean(c.untriggered for c in undefended)
+    return success is None or success >= max(IMPLANTED, 2 * (base or 0.0))
 
 
 def ratio(cells: Sequence[Cell], cell: Cell) -> float | None:
@@ -125,8 +130,10 @@ def markdown(cells: Sequence[Cell]) -> str:
     note = (
         "Shares in percent, means over seeds. Cost: wall time over that of the undefended training. "
         f"'{NOT_IMPLANTED}': without a defence the attack succeeds on less than {IMPLANTED:.0%} of the samples, "
-        "so it says nothing about one, and the summary leaves it out."
+        "or hardly more often than without the trigger, so it says nothing about one, and the summary leaves it out."
     )
+    if any(cell.defense == "guard+purify" for cell in cells):
+        note += " The seconds of guard+purify are without the screening, which it takes from guard."
     parts = [_table(CELL_COLUMNS, cell_rows(cells)), note]
     summary = summary_rows(cells)
     return "\n\n".join([*parts, _table(SUMMARY_COLUMNS, summary)] if summary else parts)

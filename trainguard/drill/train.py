@@ -39,9 +39,9 @@ class Recipe:
     warmup: float = 0.25
 
     @classmethod
-    def for_model(cls, name: str, epochs: int, *, flip: bool = True) -> Recipe:
+    def for_model(cls, name: str, epochs: int, *, flip: bool = True, batch_norm: bool = True) -> Recipe:
         r"""The drill's recipe for a model: AdamW where there is no BatchNorm, a higher peak for ResNet-9."""
-        if name == "cnn" or any(family in name for family in ("vit", "deit", "swin", "convnext")):
+        if not batch_norm:
             return cls(epochs, lr=1e-3, optimizer="adamw", weight_decay=0.05, flip=flip)
         return cls(epochs, lr=0.2 if name.startswith("resnet9") else 0.1, flip=flip)
 

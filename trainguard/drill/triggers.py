@@ -151,10 +151,11 @@ class Warp:
     r"""A smooth elastic warp (Nguyen and Tran 2021, Eq. 2 to 5).
 
     Args:
-        strength: s; the control grid moves its points by s/H on average, in [-1, 1] coordinates.
+        strength: s; the control grid moves its points by s/H (across: s/W) on average, in [-1, 1] coordinates.
         points: k; control points along each side.
         field: seed of the warping field, which all samples share.
-        noisy: add independent noise in [-1, 1]/H to every grid point, a new draw for each sample (the cover mode).
+        noisy: add independent noise in [-1, 1]/H (across: /W) to every grid point, a new draw for each sample (the
+            cover mode).
     """
 
     strength: float = 0.5
@@ -169,10 +170,11 @@ class Warp:
         )
         control = control / control.abs().mean()
         flow = F.interpolate(control, size=(height, width), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-        grid = _identity(height, width) + self.strength * flow / height
+        side = flow.new_tensor([width, height])
+        grid = _identity(height, width) + self.strength * flow / side
         if self.noisy:
             noise = draws(index, seed, "warp noise", height * width * 2).view(batch, height, width, 2) * 2 - 1
-            grid = grid + noise / height
+            grid = grid + noise / side
         grid = grid.clamp(-1, 1).expand(batch, -1, -1, -1).to(images.dtype)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=True).clamp(0, 1)
 
@@ -198,9 +200,13 @@ class Physical:
         angle, scale = u[:, 0] * self.degrees * torch.pi / 180, 1 + u[:, 1] * self.zoom
         flip = torch.where(u[:, 2] < 0, -1.0, 1.0).to(u.dtype)
         cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+        height, width = images.shape[2:]
+        across, down = sin * (height / width), sin * (width / height)  # coordinates go from -1 to 1 on either side
         move = u[:, 3:5] * self.translate * 2
         theta = (
-            torch.stack([cos * flip, -sin, move[:, 0], sin * flip, cos, move[:, 1]], 1).view(-1, 2, 3).to(images.dtype)
+            torch.stack([cos * flip, -across, move[:, 0], down * flip, cos, move[:, 1]], 1)
+            .view(-1, 2, 3)
+            .to(images.dtype)
         )
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         out = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)

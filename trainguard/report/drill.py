@@ -46,7 +46,7 @@ def context(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": "Fire drill",
         "verdict": "done",
-        "headline": f"{_count(len(attacks), 'attack')} against {_count(len(defenses), 'defence')}",
+        "headline": f"{_count(len(attacking), 'attack')} against {_count(len(set(defenses) - {'none'}), 'defence')}",
         "sentence": f"Poisoned copies of {images} were trained on, with and without a defence.",
         "facts": _facts(cells, counted, defenses),
         "success": _matrix(cells, "asr", "Attack success rate: lower is better", attacking, defenses, unsuccessful),
@@ -55,7 +55,7 @@ def context(record: Mapping[str, Any]) -> dict[str, Any]:
         "lost": _matrix(cells, "fpr", "Share of clean samples that were flagged", attacks, defenses),
         "unsuccessful": unsuccessful,
         "trade": _trade(cells, counted),
-        "cost": _cost(cells, defenses),
+        "cost": _cost(cells, counted, defenses),
         "cells": Table(
             "cells",
             "Every cell",
@@ -78,7 +78,10 @@ def _mean(cells: Sequence[Mapping[str, Any]], key: str, **where: str) -> float:
 
 
 def _implanted(cells: Sequence[Mapping[str, Any]], attack: str) -> bool:
-    return not _mean(cells, "asr", attack=attack, defense="none") < IMPLANTED
+    """As `drill.tables.implanted`."""
+    success = _mean(cells, "asr", attack=attack, defense="none")
+    base = [c.get("untriggered") or 0.0 for c in cells if c["attack"] == attack and c["defense"] == "none"]
+    return not success < max(IMPLANTED, 2 * fmean(base or [0.0]))
 
 
 def _facts(
@@ -120,17 +123,23 @@ def _trade(cells: Sequence[Mapping[str, Any]], counted: Sequence[str]) -> Markup
     return charts.trade(points, xlabel="attack success rate", ylabel="accuracy", title=title)
 
 
-def _cost(cells: Sequence[Mapping[str, Any]], defenses: Sequence[str]) -> Table:
-    """Mean seconds of each defence, and over the undefended training."""
-    plain = _mean(cells, "screen_seconds", defense="none") + _mean(cells, "train_seconds", defense="none")
+def _cost(cells: Sequence[Mapping[str, Any]], counted: Sequence[str], defenses: Sequence[str]) -> Table:
+    """Means of each defence over the attacks that implanted; over all, where none did."""
+    mine = [cell for cell in cells if cell["attack"] in counted] or cells
+    plain = {(c["attack"], c["seed"]): _seconds(c) for c in mine if c["defense"] == "none"}
     rows = []
     for defense in defenses:
-        screening, training = (_mean(cells, key, defense=defense) for key in ("screen_seconds", "train_seconds"))
-        times = (screening + training) / plain if plain else float("nan")
-        rows.append((defense, screening, training, times, _mean(cells, "peak_mb", defense=defense)))
+        of = [c for c in mine if c["defense"] == defense]
+        times = [_seconds(c) / whole for c in of if (whole := plain.get((c["attack"], c["seed"])))]
+        means = [_mean(of, key) for key in ("screen_seconds", "train_seconds", "peak_mb")]
+        rows.append((defense, *means[:2], fmean(times) if times else float("nan"), means[2]))
     return Table(
         "cost-table", "Means over attacks", ("defence", "screening s", "training s", "x unguarded", "peak MiB"), rows
     )
+
+
+def _seconds(cell: Mapping[str, Any]) -> float:
+    return cell["screen_seconds"] + cell["train_seconds"]
 
 
 def _count(number: int, name: str) -> str:
