@@ -34,11 +34,12 @@ def protect(trainer: Any, guard: Guard | None = None, **options: Any) -> Guard:
     """
     if guard is None:
         guard = Guard(seed=trainer.args.seed)
-    guard.adopt(trainer.accelerator, max(1, round(trainer.args.num_train_epochs)))
     make, train = trainer.get_train_dataloader, trainer.train
 
     def protected_loader() -> Any:
-        return guard.protect(make(), trainer.model, **options)
+        loader = make()
+        guard.adopt(trainer.accelerator, _epochs(trainer.args, loader))
+        return guard.protect(loader, trainer.model, **options)
 
     def resumed(resume_from_checkpoint: str | bool | None = None, *arguments: Any, **others: Any) -> Any:
         if resume_from_checkpoint is True:
@@ -52,6 +53,13 @@ def protect(trainer: Any, guard: Guard | None = None, **options: Any) -> Guard:
     trainer.get_train_dataloader, trainer.train = protected_loader, resumed
     trainer.add_callback(_Saved(guard))
     return guard
+
+
+def _epochs(args: Any, loader: Any) -> int:
+    """How long a training will be, about: `max_steps` counts where it is given."""
+    if args.max_steps <= 0:
+        return max(1, round(args.num_train_epochs))
+    return max(1, round(args.max_steps * args.gradient_accumulation_steps / max(1, len(loader))))
 
 
 class _Saved(TrainerCallback):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning import LightningDataModule
+from lightning import LightningDataModule, LightningModule
 
+from trainguard.errors import DataError
 from trainguard.guard import Guard
 
 KEY = "trainguard"  # in the data module's part of a checkpoint
 
 
-def protect(data: Any, model: Any = None, guard: Guard | None = None, **options: Any) -> LightningDataModule:
+def protect(
+    data: Any, model: Any = None, guard: Guard | None = None, *, val_dataloaders: Any = None, **options: Any
+) -> LightningDataModule:
     """Let a guard protect what a Lightning Trainer trains on: `trainer.fit(model, protect(data, model))`.
 
     Lightning asks for the loader after it has read the checkpoint that it resumes from and before it counts steps, so
@@ -22,13 +25,27 @@ def protect(data: Any, model: Any = None, guard: Guard | None = None, **options:
         data: a torch `DataLoader`, or a `LightningDataModule`, whose hooks are changed in place.
         model: see `Guard.protect`.
         guard: None for one with the Trainer's number of epochs.
+        val_dataloaders: loaders to validate on, left as they are: beside a data module `trainer.fit` takes none.
         **options: of `Guard.protect`. With `steps="keep"` flagged samples may come back in mid-run (`guard.relabel`):
             Lightning does not take a longer epoch.
 
     Returns:
         The data module; the guard is its attribute `guard`.
+
+    Raises:
+        DataError: neither a loader nor a data module, or a data module and loaders beside it.
     """
-    module = data if isinstance(data, LightningDataModule) else _Loader(data)
+    if isinstance(data, LightningModule):
+        raise DataError(
+            f"{type(data).__name__} is a model: pass the loader that it trains on, protect(model.train_dataloader()), "
+            "or a LightningDataModule"
+        )
+    if not isinstance(data, LightningDataModule):
+        module: LightningDataModule = _Loader(data) if val_dataloaders is None else _Loaders(data, val_dataloaders)
+    elif val_dataloaders is None:
+        module = data
+    else:
+        raise DataError("val_dataloaders= is for a loader: a LightningDataModule has its own val_dataloader()")
     make, state, load = module.train_dataloader, module.state_dict, module.load_state_dict
     watch = module.guard = guard or Guard()  # type: ignore[attr-defined]
 
@@ -61,6 +78,17 @@ class _Loader(LightningDataModule):
 
     def train_dataloader(self) -> Any:
         return self._loader
+
+
+class _Loaders(_Loader):
+    """A data module with one loader, and others to validate on."""
+
+    def __init__(self, loader: Any, others: Any) -> None:
+        super().__init__(loader)
+        self._others = others
+
+    def val_dataloader(self) -> Any:
+        return self._others
 
 
 class _Ranks:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from trainguard.results import ScreenResult
 
@@ -17,7 +19,8 @@ class TensorBoard:
     class; the histogram of the scores; and the verdict with its reason as text.
 
     Args:
-        where: folder of the event files, or a `torch.utils.tensorboard.SummaryWriter` of yours, which stays open.
+        where: folder of the event files, which the main process writes; or a `torch.utils.tensorboard.SummaryWriter` of
+            yours, which stays open.
 
     Raises:
         ImportError: `where` is a folder and TensorBoard is not installed.
@@ -30,7 +33,7 @@ class TensorBoard:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise ImportError("TensorBoard is not installed: pip install tensorboard") from error
-            where = SummaryWriter(str(where))  # type: ignore[no-untyped-call]
+            where = SummaryWriter(str(where)) if _is_main() else _Silent()  # type: ignore[no-untyped-call]
         self.writer: Any = where
         self._epochs: dict[str, int] = {}
 
@@ -55,3 +58,16 @@ class TensorBoard:
         self.writer.flush()
         if self._own:
             self.writer.close()
+
+
+class _Silent:
+    """A writer that writes nothing: the other processes see the same screening."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def _is_main() -> bool:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    return int(os.environ.get("RANK", 0)) == 0  # set by launchers, before the group is

@@ -606,8 +606,8 @@ def test_annotate_leaves_columns_and_format_as_they_are(form, screening, images,
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(3)})
     pictures = [T.functional.to_pil_image(image) for image in images]
     dataset = datasets.Dataset.from_dict({"image": pictures, "label": labels.tolist()}, features=features)
-    result = trainguard.screen(dataset, progress=False)
     shuffled = dataset.shuffle(seed=1)
+    result = trainguard.screen(shuffled, progress=False)
     if form == "torch":
         shuffled = shuffled.with_format("torch")
     elif form == "some columns":
@@ -620,3 +620,75 @@ def test_annotate_leaves_columns_and_format_as_they_are(form, screening, images,
     assert noted.format["type"] == shuffled.format["type"]
     assert list(noted[0]) == {"torch": every, "some columns": ["label"], "transform": ["pixel_values"]}[form]
     assert noted.with_format(None)["keep"][:] == np.isin(np.arange(60), KEPT).tolist()
+
+
+def test_relabelled_samples_come_back_in_every_loader_over_the_data(screening, images, labels):
+    guard = Guard(progress=False)
+    first = guard.protect(DataLoader(Augmented(images, labels), 16), network())
+    second = guard.protect(DataLoader(Augmented(images, labels), 10), network(), steps="keep")
+    assert len(screening.calls) == 1 and not guard.relabelled
+    guard.relabel(network())
+    assert guard.relabelled and rows(first) == rows(second) == list(range(60)) and len(second) == 6
+
+
+def test_a_guard_that_turns_to_other_data_says_that_it_forgets_the_former(screening, images, labels):
+    guard = Guard(progress=False)
+    first = guard.protect(DataLoader(Augmented(images, labels), 16), network())
+    with pytest.warns(UserWarning, match="use a Guard for each data set"):
+        second = guard.protect(DataLoader(Augmented(images.flip(0), labels), 16), network())
+    guard.relabel(network())
+    assert rows(first) == KEPT and rows(second) == list(range(60))
+
+
+def test_another_state_s_result_brings_the_given_labels_back(screening, images, labels):
+    guard, other = Guard(progress=False), Guard(progress=False)
+    protected = guard.protect(DataLoader(TensorDataset(images, labels), 16), network())
+    guard.relabel(Pixels())
+    screening.flagged = [5]
+    other.protect(DataLoader(TensorDataset(images, labels), 16), network())
+    guard.load_state_dict(other.state_dict())
+    assert torch.cat([y for _, y in protected]).tolist() == [int(y) for row, y in enumerate(labels) if row != 5]
+
+
+def test_a_state_whose_result_is_of_another_version_is_refused(screening, images, labels):
+    guard = Guard(progress=False)
+    guard.protect(DataLoader(TensorDataset(images, labels), 16), network())
+    for change in ({"surprise": 1}, {"target_classes": None}):
+        state = guard.state_dict()
+        state["result"] |= change
+        with pytest.raises(StateError, match=r"of another version .* screen again without it"):
+            Guard(progress=False).load_state_dict(state)
+
+
+def test_what_cannot_relabel_is_refused_and_outputs_beyond_the_classes_say_nothing(screening, images, labels):
+    class Wide(nn.Module):
+        def forward(self, x):
+            return torch.tensor([0.0, 2.0, 1.0, 9.0, 9.0]).expand(len(x), 5)
+
+    guard = Guard(progress=False)
+    protected = guard.protect(DataLoader(TensorDataset(images, labels), 16), network())
+    with pytest.raises(ModelError, match=r"expected the model that was trained, an nn\.Module, got function"):
+        guard.relabel(network)
+    guard.relabel(Wide())
+    assert protected.dataset[-5:][1].tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("form", ["hugging face", "targets"])
+def test_a_result_is_not_applied_to_the_same_data_in_another_order(form, screening, images, labels):
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(3), "row": datasets.Value("int64")}
+    )
+    pictures = [T.functional.to_pil_image(image) for image in images]
+    columns = {"image": pictures, "label": labels.tolist(), "row": list(range(60))}
+    dataset, shuffled = datasets.Dataset.from_dict(columns, features=features), torch.randperm(60)
+    result = trainguard.screen(dataset, progress=False)
+    if form == "targets":
+        same_order, other = TensorDataset(images, labels), TensorDataset(images[shuffled], labels[shuffled])
+        same_order.targets, other.targets = labels.tolist(), labels[shuffled]
+    else:
+        same_order, other = dataset.with_format("torch"), dataset.select(shuffled)
+        with pytest.raises(ValueError, match="another order here: shuffle or sort the data"):
+            result.annotate(other)
+    assert len(result.apply(same_order)) == 55
+    with pytest.raises(ValueError, match="another order here: shuffle or sort the data"):
+        result.apply(other)

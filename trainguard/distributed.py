@@ -44,11 +44,7 @@ class Processes:
 
     def over(self, fingerprint: str) -> Processes:
         """These processes where all of them hold the same data, else this one alone: work is shared by index."""
-        if self.world == 1:
-            return self
-        held: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(held, fingerprint)
-        return self if len(set(held)) == 1 else Processes()
+        return self if len(set(self.gathered(fingerprint))) == 1 else Processes()
 
     @property
     def is_main(self) -> bool:
@@ -66,6 +62,13 @@ class Processes:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Every rank's `value`, in their order."""
+        values: list[Any] = [value] * self.world
+        if self.world > 1:
+            torch.distributed.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -86,10 +89,7 @@ class Processes:
         Raises:
             RuntimeError: two ranks worked on one sample.
         """
-        parts: list[Any] = [(index, values)]
-        if self.world > 1:
-            parts = [None] * self.world
-            torch.distributed.all_gather_object(parts, (index, values))
+        parts = self.gathered((index, values))
         merged = np.zeros((n, *values.shape[1:]), dtype=values.dtype)
         times = np.zeros(n, dtype=np.int64)
         for places, part in parts:

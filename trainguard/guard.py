@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from trainguard.data.loaders import Follower, HostLoader, open_loader, population_of, readable
 from trainguard.data.pixels import ASSUMED, PixelRange, given_range
@@ -20,7 +23,7 @@ from trainguard.data.traces import left_as_is
 from trainguard.data.views import LiveView
 from trainguard.data.walk import find_generators
 from trainguard.distributed import Group, Processes
-from trainguard.errors import DataError, StateError
+from trainguard.errors import DataError, ModelError, StateError
 from trainguard.guard_state import check_fingerprint, pack_result, unpack_result
 from trainguard.models import Model, bare, working_copy
 from trainguard.progress import Progress
@@ -62,7 +65,7 @@ class Guard:
         callbacks: Sequence[Any] = (),
         enabled: bool = True,
     ) -> None:
-        check_length(epochs, budget, seed)
+        check_length(epochs, budget, seed, callbacks)
         self.enabled = enabled
         self._accelerator = accelerator
         self._screening: dict[str, Any] = {
@@ -79,15 +82,20 @@ class Guard:
         self._result: ScreenResult | None = None
         self._steps: Steps = "natural"
         self._new_labels: tuple[np.ndarray, np.ndarray] | None = None  # (samples that came back, their labels)
-        self._images: ImageStore | None = None  # the flagged ones of the loader that is protected
-        self._asked = ("", "")  # fingerprint and preset of that loader's screening
-        self._view: LiveView | None = None
-        self._follower: Follower | None = None
+        self._images: ImageStore | None = None  # the flagged ones of the data that are protected
+        self._asked = ("", "")  # fingerprint and preset of their screening
+        self._views: WeakKeyDictionary[LiveView, Steps] = WeakKeyDictionary()  # of them, as long as a loader has one
+        self._untouched = False  # whether the last loader came back as it was
 
     @property
     def result(self) -> ScreenResult | None:
         """What the last screening found; None before."""
         return self._result
+
+    @property
+    def relabelled(self) -> bool:
+        """Whether the flagged samples come back, after `relabel` or by a loaded state."""
+        return self._new_labels is not None
 
     def protect(
         self,
@@ -109,7 +117,8 @@ class Guard:
 
         The loader is not iterated, the model not touched, and no random stream is moved. If nothing is flagged the very
         same loader comes back. A loader over the same data as the last one takes that result, new labels included: a
-        host that builds its loader anew is not screened anew.
+        host that builds its loader anew is not screened anew, and `relabel` reaches all of them. For other data use
+        another guard: this one forgets the former.
 
         Args:
             loader: a torch `DataLoader` over a map-style data set, or a loader of a known host.
@@ -128,7 +137,8 @@ class Guard:
             preset: name of the screening settings: `"default"`, or `"paper"` for AdvrBD as published.
 
         Raises:
-            DataError: the data set or the loader's sampler cannot be used.
+            DataError: the data set or the loader's sampler cannot be used, or the processes' own data would give them
+                epochs of different lengths.
             ModelError: the model cannot be copied or run, or does not fit the labels.
             StateError: a loaded or saved state is about other data or settings.
         """
@@ -147,11 +157,20 @@ class Guard:
             on_error=on_error,
             cache_bytes=cache_bytes,
             workers=host.inner.num_workers,
+            context=host.inner.multiprocessing_context,
             progress=Progress(self._progress),
         )
-        view, follower = _follow(host, images, label_column)
-        result = self._result
-        if result is None or (self._images is not None and self._asked != (images.fingerprint, preset)):
+        view = _follow(host, images, label_column)
+        result, asked = self._result, (images.fingerprint, preset)
+        if result is None or (self._images is not None and self._asked != asked):
+            gc.collect()  # a view and its follower hold each other
+            if len(self._views):
+                warnings.warn(
+                    "this guard has protected a loader over other data, or by another preset, and now forgets it: that "
+                    "one gets no relabelled samples any more; use a Guard for each data set",
+                    stacklevel=2,
+                )
+            self._views.clear()
             result = run_screening(images, model, preset, **self._screening)
             self._result, self._new_labels, self._steps = result, None, steps
             self._log(result.figures(), step=0)  # before training's own steps: a tracker may not go back
@@ -159,42 +178,51 @@ class Guard:
             check_fingerprint(result.fingerprint, images.fingerprint)
         else:
             self._steps = steps
-        self._images, self._asked = images.only(np.flatnonzero(result.suspect)), (images.fingerprint, preset)
-        if len(result.keep) == len(images):
-            self._view = self._follower = None
-            return host.rebuild(host.inner)
-        self._view, self._follower = view, follower
-        self._apply()
-        if not _has_batches(follower.loader):
-            raise DataError(f"the {len(view)} kept samples fill no batch: pass drop_last=False or steps='keep'")
-        return host.rebuild(follower.loader)
+        self._images, self._asked = images.only(np.flatnonzero(result.suspect)), asked
+        self._untouched = len(result.keep) == len(images)
+        inner = host.inner
+        if not self._untouched:
+            self._apply(view, self._steps)
+            self._views[view], inner = self._steps, view.follower.loader
+            if _batches(inner) == 0:
+                raise DataError(f"the {len(view)} kept samples fill no batch: pass drop_last=False or steps='keep'")
+        self._check_lengths(images.fingerprint, host.inner, inner)
+        return host.rebuild(inner)
 
     def relabel(self, model: nn.Module) -> None:
         """From the next epoch on, let the loader also give the flagged samples, labelled by `model` (AdvrBD Eq. 5).
+
+        With `steps="natural"` epochs become longer by them, which a schedule that counts steps must know; with
+        `steps="keep"` they take the places of samples that came twice, at once. Where there are several processes, all
+        of them call this.
 
         Args:
             model: the user's model, trained on what `protect` kept; its mode and buffers stay as they are.
 
         Raises:
             RuntimeError: nothing has been protected yet.
+            ModelError: this is no model.
         """
         if not self.enabled:
             return
         if self._result is None or self._images is None:
             raise RuntimeError("nothing to relabel yet: call guard.protect(loader, model) first")
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"expected the model that was trained, an nn.Module, got {type(model).__name__}: pass it")
+        processes = Processes.of(self._accelerator).over(self._images.fingerprint)
         flagged = np.flatnonzero(self._result.suspect)
-        if self._view is None or len(flagged) == 0:
+        if len(flagged) == 0:
             return
         if self._images.pixel_range.source == "assumed":
             warnings.warn(f"{ASSUMED} to guard.protect, if training makes something else of them", stacklevel=2)
         given = self._result.labels[flagged]
         with isolated_rng(self._seed):
             labels, _ = relabel(bare(model), self._images, flagged, given=given)
-        processes = Processes.of(self._accelerator).over(self._images.fingerprint)
         self._new_labels = flagged, processes.broadcast(labels)
         changed = int((self._new_labels[1] != given).sum())
         self._log({"trainguard/relabelled": len(flagged), "trainguard/labels_changed": changed})
-        self._apply()
+        for view, steps in self._views.items():
+            self._apply(view, steps)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs: the result and the new labels, as tensors and plain values."""
@@ -221,17 +249,18 @@ class Guard:
         result = unpack_result(state["result"])
         if self._images is not None:
             check_fingerprint(result.fingerprint, self._images.fingerprint)
-        if self._images is not None and self._view is None and len(result.keep) < len(self._images):
+        if self._images is not None and self._untouched and len(result.keep) < len(result.labels):
             raise StateError(
-                f"the saved state leaves out {len(self._images) - len(result.keep)} samples, this run found nothing to "
-                "leave out: load the state before guard.protect"
+                f"the saved state leaves out {len(result.labels) - len(result.keep)} samples, this run found "
+                "nothing to leave out: load the state before guard.protect"
             )
         self._result = result
         self._steps = state["steps"]
         relabelled = state["relabelled"]
         self._new_labels = None if relabelled is None else (relabelled[0].cpu().numpy(), relabelled[1].cpu().numpy())
-        if self._view is not None:
-            self._apply()
+        for view in list(self._views):
+            self._views[view] = self._steps
+            self._apply(view, self._steps)
 
     def adopt(self, host: Any, epochs: int | None = None) -> None:
         """Take a host's processes and length of training where the user named none.
@@ -250,16 +279,24 @@ class Guard:
         if getattr(self._accelerator, "trackers", None):
             self._accelerator.log(figures, step=step)
 
-    def _apply(self) -> None:
-        """Bring the view, and the samplers over it, to what the result and the new labels say."""
-        assert self._result is not None and self._view is not None and self._follower is not None
-        if self._steps == "keep":
-            self._view.refill(self._result.keep, self._seed)
+    def _apply(self, view: LiveView, steps: Steps) -> None:
+        """Bring a view, and the samplers over it, to what the result and the new labels say."""
+        assert self._result is not None
+        if steps == "keep":
+            view.refill(self._result.keep, self._seed, self._new_labels)
         else:
-            self._view.keep(self._result.keep)
-        if self._new_labels is not None:
-            self._view.relabel(*self._new_labels)
-        self._follower.refresh()
+            view.keep(self._result.keep, self._new_labels)
+        view.follower.refresh()
+
+    def _check_lengths(self, fingerprint: str, before: DataLoader, after: DataLoader) -> None:
+        """Processes that hold data of their own must still take equally many steps: they wait for each other."""
+        held = Processes.of(self._accelerator).gathered((fingerprint, _batches(before), _batches(after)))
+        fingerprints, were, are = (set(values) for values in zip(*held, strict=True))
+        if len(fingerprints) > 1 and len(were) == 1 and len(are) > 1:
+            raise DataError(
+                f"each process holds data of its own, of which {min(are)} to {max(are)} batches are kept, but "
+                "processes that train together take equally many: pass steps='keep'"
+            )
 
 
 def screen(
@@ -316,7 +353,7 @@ def screen(
         ModelError: the model cannot be copied or run, or does not fit the labels.
         StateError: the state in `state_dir` is about other data or other settings.
     """
-    check_length(epochs, budget, seed)
+    check_length(epochs, budget, seed, callbacks)
     images = open_images(
         readable(dataset),
         pixel_range=given_range(pixel_range, mean, std, bounds),
@@ -373,8 +410,8 @@ def run_screening(
         )
 
 
-def _follow(host: HostLoader, images: ImageStore, label_column: Key | None) -> tuple[LiveView, Follower]:
-    """A view of the loader's data set that still shows everything, and the loader over it."""
+def _follow(host: HostLoader, images: ImageStore, label_column: Key | None) -> LiveView:
+    """A view of the loader's data set that still shows everything, with the loader over it."""
     dataset: Any = host.inner.dataset
     population = population_of(host.inner)
     with isolated_rng(0, find_generators(dataset)), left_as_is(dataset):
@@ -383,14 +420,15 @@ def _follow(host: HostLoader, images: ImageStore, label_column: Key | None) -> t
         some = spread(images.readable, LOOKED_AT) if isinstance(first, Mapping) else []
         twins = find_twins((dataset[row] for row in some), label_key)
     view = LiveView(dataset, label_key, population, twins)
-    return view, Follower(host.inner, view)
+    view.follower = Follower(host.inner, view)
+    return view
 
 
-def _has_batches(loader: torch.utils.data.DataLoader) -> bool:
+def _batches(loader: DataLoader) -> int:
     try:
-        return len(loader) > 0
+        return len(loader)
     except TypeError:  # a user's batch sampler without a length
-        return True
+        return -1
 
 
 def _device(accelerator: Any, model: Model | None) -> torch.device | None:

@@ -18,13 +18,20 @@ def pack_result(result: ScreenResult) -> dict[str, Any]:
 
 
 def unpack_result(packed: dict[str, Any]) -> ScreenResult:
-    """The result that `pack_result` packed."""
+    """The result that `pack_result` packed.
+
+    Raises:
+        StateError: it was packed by a version whose results hold something else.
+    """
     values: dict[str, Any] = {
         name: value.cpu().numpy() if isinstance(value, torch.Tensor) else value for name, value in packed.items()
     }
-    for name in ("target_classes", "unreadable", "class_names"):
-        values[name] = tuple(values[name])
-    return ScreenResult(**values)
+    try:
+        for name in ("target_classes", "unreadable", "class_names"):
+            values[name] = tuple(values[name])
+        return ScreenResult(**values)
+    except (KeyError, TypeError) as error:
+        raise StateError(f"the saved state is of another version ({error}): screen again without it") from None
 
 
 def check_fingerprint(saved: str, present: str) -> None:

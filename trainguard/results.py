@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -71,14 +72,14 @@ class ScreenResult:
         """The kept part of `dataset`, of the data set's own type where it has `select` (Hugging Face), else a `Subset`.
 
         Raises:
-            ValueError: `dataset` has another length than the one that was screened.
+            ValueError: `dataset` has another length than the one that was screened, or its labels in another order.
         """
-        self._check_length(dataset)
+        self._check_order(dataset)
         if hasattr(dataset, "select"):
             return dataset.select(self.keep)
-        from torch.utils.data import Subset
+        from trainguard.data.loaders import part_of
 
-        return Subset(dataset, self.keep.tolist())
+        return part_of(dataset, self.keep)
 
     def annotate(self, dataset: Any) -> Any:
         """A Hugging Face `dataset` with two more columns: `poison_score` (float32) and `keep` (bool).
@@ -87,13 +88,13 @@ class ScreenResult:
 
         Raises:
             TypeError: `dataset` has no columns.
-            ValueError: `dataset` has another length than the one that was screened.
+            ValueError: `dataset` has another length than the one that was screened, or its labels in another order.
         """
         if not hasattr(dataset, "add_column"):
             raise TypeError(
                 f"expected a Hugging Face Dataset, got {type(dataset).__name__}: use result.score and result.keep"
             )
-        self._check_length(dataset)
+        self._check_order(dataset)
         kept = np.zeros(len(self.score), dtype=bool)
         kept[self.keep] = True
         columns = {"poison_score": self.score, "keep": kept}
@@ -108,18 +109,23 @@ class ScreenResult:
             chosen = dataset.column_names
         return dataset.with_format(form["type"], chosen, form["output_all_columns"], **form["format_kwargs"])
 
-    def _check_length(self, dataset: Any) -> None:
+    def _check_order(self, dataset: Any) -> None:
         if len(dataset) != len(self.score):
             raise ValueError(
                 f"this result is about {len(self.score)} samples, the data set has {len(dataset)}: "
                 "pass the data set that was screened"
             )
-        targets = getattr(dataset, "targets", None)
-        as_given = hasattr(dataset, "samples") and getattr(dataset, "target_transform", 0) is None
-        if as_given and isinstance(targets, list):  # torchvision's folders; others may mean something else by the name
-            read = self.labels >= 0
-            if len(targets) == len(read) and not np.array_equal(np.asarray(targets)[read], self.labels[read]):
-                raise ValueError("the data set's targets are not the labels that were screened: give it in that order")
+        read = self.labels >= 0
+        listed = [values[read] for values in _listed_labels(dataset) if len(values) == len(read)]
+        if any(np.array_equal(values, self.labels[read]) for values in listed):
+            return
+        # Numbers of another meaning may be there as well: the same ones in another order are the labels. What
+        # torchvision's folders list are the labels in any case.
+        given = hasattr(dataset, "samples") and getattr(dataset, "target_transform", 0) is None
+        if listed and (given or any(np.array_equal(np.sort(v), np.sort(self.labels[read])) for v in listed)):
+            raise ValueError(
+                "the labels that were screened have another order here: shuffle or sort the data later"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays of evidence, as plain JSON values (NaN becomes None)."""
@@ -231,6 +237,23 @@ class ScreenResult:
             f"<tr><th align=left>{escape(what)}</th><td>{escape(value)}</td></tr>" for what, value in self.rows()
         )
         return f"<table><caption>ScreenResult</caption>{cells}</table>"
+
+
+def _listed_labels(dataset: Any) -> Iterator[NDArray[Any]]:
+    """The whole numbers that a data set lists by sample, without reading an image."""
+    features = getattr(dataset, "features", None)
+    if hasattr(dataset, "select") and isinstance(features, Mapping):
+        kinds = {name: getattr(feature, "dtype", "") for name, feature in features.items()}
+        for name in (name for name, kind in kinds.items() if str(kind).lstrip("u").startswith("int")):
+            yield np.asarray(dataset.with_format("numpy", columns=[name])[:][name])
+        return
+    for name in ("targets", "labels"):
+        values = getattr(dataset, name, None)
+        if isinstance(values, (list, tuple, np.ndarray)) or hasattr(values, "numpy"):
+            with suppress(ValueError, TypeError):
+                array = np.asarray(values)
+                if array.ndim == 1 and array.dtype.kind in "iu":
+                    yield array
 
 
 def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:

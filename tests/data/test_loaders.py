@@ -1,4 +1,6 @@
 import collections
+import copy
+import gc
 import sys
 from types import SimpleNamespace
 
@@ -23,6 +25,7 @@ from trainguard.data.views import LiveView
 from trainguard.errors import DataError
 
 KEPT = np.array([i for i in range(20) if i not in (3, 4, 11, 17)])
+BACK = np.array([3, 4, 11, 17]), np.zeros(4, dtype=np.int64)  # the others, and their new labels
 
 
 class Numbers(Dataset):
@@ -112,7 +115,7 @@ def test_natural_epochs_have_every_kept_sample_once_and_follow_a_relabel(name):
     for _ in range(2):
         assert sorted(numbers(ours)) == KEPT.tolist()
     assert len(ours) == len(list(ours)) == (16 if loader.batch_sampler is None else 6)
-    view.relabel(np.array([3, 4, 11, 17]), np.zeros(4, dtype=np.int64))
+    view.keep(KEPT, BACK)
     follower.refresh()
     assert sorted(numbers(ours)) == list(range(20))
     assert len(ours) == len(loader)
@@ -190,7 +193,7 @@ def test_subset_sampler_never_gives_a_sample_from_outside_its_subset():
     loader = DataLoader(DATA, batch_size=2, sampler=SubsetRandomSampler(train))
     view, follower = followed(loader)
     assert sorted(numbers(follower.loader)) == [0, 5, 12, 13]
-    view.relabel(np.array([3, 4, 11, 17]), np.zeros(4, dtype=np.int64))
+    view.keep(KEPT, BACK)
     follower.refresh()
     assert sorted(numbers(follower.loader)) == train
     refilled = collections.Counter(numbers(followed(loader, refill=True)[1].loader))
@@ -227,7 +230,7 @@ def test_a_number_of_samples_per_epoch_is_shortened_in_proportion_and_comes_back
     loader = DataLoader(DATA, batch_size=5, sampler=RandomSampler(DATA, replacement=True, num_samples=100))
     view, follower = followed(loader)
     assert len(numbers(follower.loader)) == 80
-    view.relabel(np.array([3, 4, 11, 17]), np.zeros(4, dtype=np.int64))
+    view.keep(KEPT, BACK)
     follower.refresh()
     assert len(numbers(follower.loader)) == 100
 
@@ -280,10 +283,70 @@ def test_a_stateful_loader_that_was_asked_for_its_state_goes_on_in_mid_epoch(shu
     assert sorted(numbers(resumed)) == KEPT.tolist()
 
 
+class Reordered(Sampler):
+    """Draws its order when it is told the epoch."""
+
+    def __init__(self, data):
+        self.data, self.order = data, None
+
+    def set_epoch(self, epoch):
+        self.order = [(position + epoch) % len(self.data) for position in range(len(self.data))]
+
+    def __iter__(self):
+        return iter(self.order)
+
+    def __len__(self):
+        return len(self.data)
+
+
+def test_a_sampler_that_has_drawn_its_order_meanwhile_is_followed_through_a_refresh():
+    loader = DataLoader(DATA, batch_size=3, sampler=Reordered(DATA))
+    view, follower = followed(loader)
+    loader.sampler.set_epoch(2)
+    assert sorted(numbers(follower.loader)) == KEPT.tolist()
+    view.keep(KEPT, BACK)
+    follower.refresh()
+    loader.sampler.set_epoch(3)
+    assert sorted(numbers(follower.loader)) == list(range(20))
+
+
+def test_a_refresh_leaves_what_was_set_on_our_samplers():
+    view, follower = followed(DataLoader(DATA, batch_sampler=Paired(Backwards(DATA), 3, gap=0.5)))
+    follower.loader.batch_sampler.gap = 0.25
+    view.keep(KEPT, BACK)
+    follower.refresh()
+    assert follower.loader.batch_sampler.gap == 0.25 and sorted(numbers(follower.loader)) == list(range(20))
+
+
+def test_a_sampler_that_is_protected_again_and_again_keeps_no_track_of_loaders_that_are_gone():
+    loader = DataLoader(DATA, batch_size=3, sampler=DistributedSampler(DATA, 1, 0))
+    Follower(loader, LiveView(DATA, 1))
+    assert "set_epoch" not in vars(loader.sampler)  # nothing was left out: it is as it was
+    for _ in range(5):
+        view, follower = followed(loader)
+        follower.refresh()
+        del view, follower
+        gc.collect()
+    _, follower = followed(loader)
+    told = vars(loader.sampler)["set_epoch"]
+    assert told.live() is follower.loader.sampler and not hasattr(told.own, "live")
+    copy.deepcopy(loader.sampler).set_epoch(3)
+    loader.sampler.set_epoch(4)
+    assert follower.loader.sampler.epoch == loader.sampler.epoch == 4
+
+
+def test_a_seeded_sampler_of_a_host_draws_as_many_in_proportion():
+    class Seeded(RandomSampler):
+        """As accelerate's."""
+
+    ours = followed(DataLoader(DATA, batch_size=5, sampler=Seeded(DATA, replacement=True, num_samples=100)))[1].loader
+    assert type(ours.sampler) is Seeded and len(numbers(ours)) == 80
+
+
 def test_a_sampler_object_stays_the_same_through_a_refresh():
     view, follower = followed(DataLoader(DATA, batch_size=3, shuffle=True))
     sampler, batch_sampler = follower.loader.sampler, follower.loader.batch_sampler
-    view.relabel(np.array([3]), np.array([0]))
+    view.keep(KEPT, BACK)
     follower.refresh()
     assert follower.loader.sampler is sampler and follower.loader.batch_sampler is batch_sampler
     assert batch_sampler.sampler is sampler

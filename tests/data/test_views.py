@@ -85,7 +85,7 @@ def test_relabel_brings_every_sample_back_once_and_moves_none(case, natural):
     view = LiveView(Numbers(size), 1, population)
     view.keep(kept) if natural else view.refill(kept, 0)
     before = contents(view)
-    view.relabel(flagged, labels)
+    view.keep(kept, (flagged, labels)) if natural else view.refill(kept, 0, (flagged, labels))
     new = dict(zip(flagged.tolist(), labels.tolist(), strict=True))
     assert sorted(contents(view)) == sorted((sample, new.get(sample, sample % 3)) for sample in pool.tolist())
     for position, (sample, label) in enumerate(before):
@@ -99,8 +99,7 @@ def test_views_are_idempotent_and_forget_what_was_before(case):
     size, kept, population, flagged, labels = case
     once, again = LiveView(Numbers(size), 1, population), LiveView(Numbers(size), 1, population)
     once.keep(kept)
-    again.refill(kept, 3)
-    again.relabel(flagged, labels)
+    again.refill(kept, 3, (flagged, labels))
     again.keep(kept)
     again.keep(kept)
     assert contents(once) == contents(again)
@@ -111,9 +110,7 @@ def test_views_are_idempotent_and_forget_what_was_before(case):
 def test_fetching_many_is_fetching_one_by_one(case, relabel):
     size, kept, population, flagged, labels = case
     view = LiveView(Numbers(size), 1, population)
-    view.keep(kept)
-    if relabel:
-        view.relabel(flagged, labels)
+    view.keep(kept, (flagged, labels) if relabel else None)
     positions = np.random.default_rng(0).integers(0, len(view), 10).tolist()
     assert view.__getitems__(positions) == [view[position] for position in positions]
 
@@ -144,7 +141,7 @@ def test_attributes_are_the_data_set_s_own_and_lists_by_sample_are_in_view_order
     view = LiveView(dataset, 1)
     view.keep(np.array([1, 2, 5]))
     assert view.classes == ["a", "b", "c"] and view.targets == [1, 2, 2]
-    view.relabel(np.array([0, 3, 4]), np.array([2, 2, 2]))
+    view.keep(np.array([1, 2, 5]), (np.array([0, 3, 4]), np.array([2, 2, 2])))
     assert view.targets == [1, 2, 2, 2, 2, 2]
     assert [label for _, label in contents(view)] == view.targets
     view.epoch = 3
@@ -158,8 +155,7 @@ def test_labels_listed_by_sample_follow_in_any_form(kind):
     dataset = Numbers(6)
     dataset.targets = kind(dataset.targets)
     view = LiveView(dataset, 1)
-    view.keep(np.array([1, 2, 5]))
-    view.relabel(np.array([0]), np.array([2]))
+    view.keep(np.array([1, 2, 5]), (np.array([0]), np.array([2])))
     assert type(view.targets) is type(dataset.targets) and [int(label) for label in view.targets] == [1, 2, 2, 2]
 
 
@@ -184,7 +180,7 @@ def test_persistent_workers_see_keep_and_relabel(context):
     assert epoch() == [(i, i % 3) for i in range(12)]
     view.keep(np.arange(0, 12, 2))
     assert epoch() == [(i, i % 3) for i in range(0, 12, 2)]
-    view.relabel(np.arange(1, 12, 2), np.zeros(6, dtype=np.int64))
+    view.keep(np.arange(0, 12, 2), (np.arange(1, 12, 2), np.zeros(6, dtype=np.int64)))
     assert epoch() == [(i, i % 3) for i in range(0, 12, 2)] + [(i, 0) for i in range(1, 12, 2)]
 
 
@@ -226,8 +222,7 @@ def test_a_label_that_a_dict_holds_twice_is_replaced_twice():
     samples = [{"image": i, "label": i % 3, "labels": i % 3, "y": 7} for i in range(6)]
     twins = find_twins(samples, "label")
     view = LiveView(samples, "label", twins=twins)
-    view.keep(np.arange(4))
-    view.relabel(np.array([4, 5]), np.array([0, 0]))
+    view.keep(np.arange(4), (np.array([4, 5]), np.array([0, 0])))
     assert view[4] == {"image": 4, "label": 0, "labels": 0, "y": 7} and samples[4]["labels"] == 1
     assert twins == ("labels",)
     assert find_twins([{"label": 0, "target": 0}, {"label": 0, "target": 0}], "label") == ()  # one class says nothing

@@ -208,3 +208,15 @@ def test_a_streaming_hugging_face_reader_is_refused(parquet, tmp_path):
     loader = hugging_face_loader("hfids", parquet(), tmp_path)
     with pytest.raises(DataError, match="no positions to flag"):
         Guard(progress=False).protect(loader, network())
+
+
+def test_what_is_kept_of_a_timm_data_set_takes_the_transform_that_timm_sets(folder, screened):
+    dataset = create_dataset("", str(folder), split="train")
+    settings = {"batch_size": 9, "is_training": True, "num_workers": 0, "device": torch.device("cpu"), "no_aug": True}
+    create_loader(dataset, 16, **settings)  # sets a transform: the files are of several sizes
+    kept = trainguard.screen(dataset, progress=False).apply(dataset)
+    dataset.transform = None
+    loader = create_loader(kept, 16, mean=(0.0,) * 3, std=(1.0,) * 3, use_multi_epochs_loader=True, **settings)
+    assert rows(loader) == KEPT and kept.transform is dataset.transform is not None
+    again = trainguard.screen(kept, progress=False)
+    assert len(again.score) == len(KEPT) and screened[-1].class_names == ("a", "b")

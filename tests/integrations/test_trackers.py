@@ -106,3 +106,13 @@ def test_without_tensorboard_the_error_says_what_to_install(tmp_path, monkeypatc
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match="pip install tensorboard"):
         TensorBoard(tmp_path)
+
+
+def test_only_the_main_process_writes_event_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    ear = TensorBoard(tmp_path / "other")
+    ear.on_probe_epoch_end("warm-up", epoch=1, loss=0.5)
+    assert not (tmp_path / "other").exists()
+    monkeypatch.setenv("RANK", "0")
+    TensorBoard(tmp_path / "main").on_probe_epoch_end("warm-up", epoch=1, loss=0.5)
+    assert list((tmp_path / "main").iterdir())

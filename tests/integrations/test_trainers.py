@@ -15,6 +15,7 @@ from two_processes import FLAGGED, SIZE, Numbered
 
 import trainguard.guard
 from trainguard import Guard
+from trainguard.errors import DataError
 
 KEPT = [i for i in range(SIZE) if i not in FLAGGED]
 STEPS = math.ceil(len(KEPT) / 8)
@@ -56,7 +57,7 @@ class Columns(Numbered):
         return {"pixels": pixels, "labels": label, "row": row}
 
 
-def hf_run(out, *, stop=None, resume=None, epochs=3, guard=None):
+def hf_run(out, *, stop=None, resume=None, epochs=3, guard=None, max_steps=-1):
     transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'trainguard[hosts]'")
     from trainguard.integrations.hf_trainer import protect
 
@@ -68,6 +69,7 @@ def hf_run(out, *, stop=None, resume=None, epochs=3, guard=None):
     settings = transformers.TrainingArguments(
         str(out),
         num_train_epochs=epochs,
+        max_steps=max_steps,
         per_device_train_batch_size=8,
         learning_rate=0.01,
         remove_unused_columns=False,
@@ -129,6 +131,9 @@ def lightning_run(lightning, data, *, epochs=3, stop=-1, resume=None, save=None,
         def training_step(self, batch, index):
             pixels, labels, rows = batch
             return self.network(pixels, labels, rows)["loss"]
+
+        def validation_step(self, batch, index):
+            assert not self.training
 
         def configure_optimizers(self):
             optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
@@ -235,3 +240,22 @@ def test_lightning_keeps_what_the_user_said(lightning, screened):
     trainer, network = lightning_run(lightning, data, epochs=1)
     assert data.guard is guard and screened[0]["epochs"] == 9
     assert trainer.global_step == math.ceil(SIZE / 8) and set(network.rows) == set(KEPT)
+
+
+def test_lightning_validates_on_the_loader_that_is_given_beside(lightning, screened):
+    from trainguard.integrations.lightning_fit import protect
+
+    held = DataLoader(Numbered(), batch_size=50)
+    data = protect(in_order(), val_dataloaders=held)
+    assert data.val_dataloader() is held
+    trainer, network = lightning_run(lightning, data, epochs=1)
+    assert network.rows == KEPT and trainer.val_dataloaders is held
+    with pytest.raises(DataError, match="a LightningDataModule has its own"):
+        protect(own_module(lightning), val_dataloaders=held)
+    with pytest.raises(DataError, match="is a model: pass the loader"):
+        protect(trainer.lightning_module)
+
+
+def test_a_trainer_that_counts_steps_says_how_many_epochs_they_are(screened, tmp_path):
+    hf_run(tmp_path, max_steps=50)
+    assert screened[0]["epochs"] == round(50 * 8 / SIZE)

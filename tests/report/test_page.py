@@ -348,5 +348,5 @@ def test_a_result_is_not_applied_to_a_folder_in_another_order(screened):
     folder = types.SimpleNamespace(samples=[], targets=result.labels[::-1].tolist(), target_transform=None)
     folder = type("Folder", (), vars(folder) | {"__len__": lambda self: len(result.labels)})()
     assert not np.array_equal(result.labels, result.labels[::-1])
-    with pytest.raises(ValueError, match="targets are not the labels that were screened"):
+    with pytest.raises(ValueError, match="labels that were screened have another order"):
         result.apply(folder)

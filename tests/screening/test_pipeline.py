@@ -12,11 +12,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from trainguard.data.store import open_images
+from trainguard.distributed import Processes
 from trainguard.errors import StateError
 from trainguard.results import ScreenResult
 from trainguard.screening import suspicion
 from trainguard.screening.pipeline import screen_images
 from trainguard.screening.settings import Settings
+from trainguard.screening.state import State
 
 SHORT = dataclasses.replace(Settings(), least_steps=150, least_epochs=0, default_epochs=4)
 
@@ -144,6 +146,52 @@ def test_a_state_of_other_data_settings_or_versions_is_refused(poisoned, tmp_pat
     (tmp_path / "screening.json").write_text(json.dumps({"fingerprint": poisoned[1].fingerprint, "seed": 9}))
     with pytest.raises(StateError, match=r"seed: saved 9, now 0.*trainguard: saved None, now "):
         screened(poisoned[1], state_dir=tmp_path)
+
+
+def test_steps_of_other_data_are_refused_where_the_header_has_gone(tmp_path):
+    for key in ({"fingerprint": "one"}, {"fingerprint": "other"}):
+        state = State(tmp_path, key)
+        (tmp_path / "screening.json").unlink()
+        if key["fingerprint"] == "one":
+            state.save("step", {"x": np.arange(3)})
+            assert (tmp_path / "screening.json").is_file() and state.load("step")["x"].tolist() == [0, 1, 2]
+            (tmp_path / "screening.json").unlink()
+        else:
+            with pytest.raises(StateError, match=r"step\.pt is of other data or settings"):
+                state.load("step")
+
+
+def test_a_state_knows_the_seconds_of_the_runs_before(tmp_path, monkeypatch):
+    now = iter([0.0, 92.0, 1000.0, 1001.0, 1005.0])
+    monkeypatch.setattr("trainguard.screening.state.time.perf_counter", lambda: next(now))
+    State(tmp_path, {"fingerprint": "one"}).save("step", {})
+    again = State(tmp_path, {"fingerprint": "one"})
+    again.load("step")
+    assert again.seconds == 93.0 and again.seconds == 97.0
+
+
+class _Told(Processes):
+    """Rank 1 of two, whose disk holds nothing, and what rank 0 tells."""
+
+    def __init__(self, told):
+        super().__init__(1, 2)
+        self.told = told
+
+    def broadcast(self, value):
+        assert value is None
+        return self.told
+
+
+def test_other_ranks_take_what_the_main_one_has_read_or_refused(tmp_path):
+    step = {"seconds": 3.0, "values": {"x": torch.ones(2)}}
+    told = _Told(None)
+    state = State(tmp_path / "nowhere", {"fingerprint": "one"}, told)
+    assert state.load("step") is None and not (tmp_path / "nowhere").exists()
+    told.told = step
+    assert state.load("step") is step["values"] and state.seconds >= 3
+    told.told = StateError("step.pt cannot be read")
+    with pytest.raises(StateError, match="cannot be read"):
+        state.load("step")
 
 
 def test_callbacks_hear_every_stage_and_epoch(few):

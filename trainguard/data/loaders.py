@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,22 +20,19 @@ from torch.utils.data import (
     RandomSampler,
     Sampler,
     SequentialSampler,
+    Subset,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
 
 from trainguard.data.pixels import PixelRange, loader_range, transform_range
 from trainguard.data.sources import rewrapped, unwrap
-from trainguard.data.views import LiveView
+from trainguard.data.views import WAY_OUT, Kept, LiveView
 from trainguard.errors import DataError
 
 HOSTS = {"timm": "trainguard.integrations.timm_train", "accelerate": "trainguard.integrations.accelerate_loop"}
-PUT_THERE = ("sampler", "batch_sampler", "generator")
+DISTRIBUTED = ("num_replicas", "rank", "epoch", "drop_last", "shuffle", "seed")  # settings of a `DistributedSampler`
 FOLLOWED = "_trainguard_followed"  # on a loader of ours: the user's own, which it follows
-WAY_OUT = (
-    "use one of torch's samplers, or screen first: result = trainguard.screen(dataset, model), and build the loader on "
-    "result.apply(dataset)"
-)
 
 
 @dataclass(frozen=True)
@@ -94,6 +91,11 @@ def readable(dataset: Any) -> Any:
     return dataset if found is None else rewrapped(found, index)
 
 
+def part_of(dataset: Any, keep: np.ndarray) -> Subset:
+    """The samples `keep` (M,) of a torch data set; of a host that sets its transform, one that takes it."""
+    return (Kept if _host_of(dataset) == "timm" else Subset)(dataset, keep.tolist())
+
+
 def _unprotected(found: HostLoader) -> HostLoader:
     """The loader that a protected one follows: screened again is all of the data, not what was kept."""
     original = vars(found.inner).get(FOLLOWED)
@@ -145,7 +147,7 @@ class Follower:
     def __init__(self, loader: DataLoader, view: LiveView) -> None:
         self._original = loader
         self._view = view
-        self._live: dict[int, Any] = {}  # id of the user's sampler -> ours
+        self._live: dict[int, tuple[Any, Any]] = {}  # id of the user's sampler -> that and ours
         self.loader: DataLoader = copy.copy(loader)
         samplers = self._follow_all()
         # DataLoader forbids setting these one by one; a copy of its state keeps whatever else a subclass or a later
@@ -157,93 +159,108 @@ class Follower:
     def refresh(self) -> None:
         """Bring the samplers in line with a view that has changed."""
         self._follow_all()
+        for sampler, live in self._live.values():
+            _tell(sampler, live)
 
     def _follow_all(self) -> dict[str, Any]:
         return {name: self._follow(getattr(self._original, name)) for name in ("sampler", "batch_sampler")}
 
     def _follow(self, sampler: Any) -> Any:
+        """The sampler that takes a user's place: a copy, of which only what depends on the view is ours."""
         if sampler is None:
             return None
+        if id(sampler) in self._live:
+            known = self._live[id(sampler)][1]
+            self._follow_inner(sampler)
+            vars(known).update(self._counts(sampler))
+            return known
         if not isinstance(sampler, Sampler):
             raise DataError(
                 f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples: {WAY_OUT}"
             )
-        fresh = self._rebuilt(sampler)
-        live = self._live.setdefault(id(sampler), fresh)
-        own = getattr(sampler, "set_epoch", None)
-        if live is fresh and callable(own):
-            vars(sampler)["set_epoch"] = _Told(own, live)  # scripts keep a handle of their sampler
-        if live is not fresh:  # accelerate's `prepare` may have put its own sampler or generator there: leave those
-            vars(live).update({name: value for name, value in vars(fresh).items() if name not in PUT_THERE})
-        return live
-
-    def _rebuilt(self, sampler: Any) -> Sampler:
-        view, size = self._view, len(self._original.dataset)  # type: ignore[arg-type]
-        kind = type(sampler)
-        if kind is BatchSampler:
-            return BatchSampler(self._follow(sampler.sampler), sampler.batch_size, sampler.drop_last)
-        if kind is SubsetRandomSampler:
-            return SubsetRandomSampler(range(len(view)), sampler.generator)
-        if kind is SequentialSampler and len(sampler.data_source) == size:
-            return SequentialSampler(view)
-        if kind is RandomSampler and len(sampler.data_source) == size:
-            count = None if sampler._num_samples is None else scaled(sampler._num_samples, view)
-            return RandomSampler(view, sampler.replacement, count, sampler.generator)
-        if kind is WeightedRandomSampler and len(sampler.weights) == size:
-            weights = weights_for(view, sampler.weights)
-            return WeightedRandomSampler(
-                weights.tolist(), scaled(sampler.num_samples, view), sampler.replacement, sampler.generator
-            )
-        if isinstance(sampler, DistributedSampler) and len(sampler.dataset) == size:  # type: ignore[arg-type]
-            plain: DistributedSampler = DistributedSampler(
-                view, sampler.num_replicas, sampler.rank, sampler.shuffle, sampler.seed, sampler.drop_last
-            )
-            plain.set_epoch(self._live.get(id(sampler), sampler).epoch)
-            return self._copied(sampler, size, vars(plain))
-        if _host_of(sampler) == "timm":
-            return self._copied(sampler, size, _adapter("timm").counts_of(sampler, view))
-        return self._copied(sampler, size)
-
-    def _copied(self, sampler: Any, size: int, known: Mapping[str, Any] = MappingProxyType({})) -> Sampler:
-        """A copy of a user's own sampler, if all that it holds is the data set, other samplers and plain settings.
-
-        `known` has the new values of attributes that need no such look.
-        """
-        changed = dict(known)
-        for name, value in vars(sampler).items():
-            if name in known or isinstance(value, _Told):
-                continue
-            if value is self._original.dataset:
-                changed[name] = self._view
-            elif isinstance(value, Sampler):
-                changed[name] = self._follow(value)
-            elif not _is_setting(value) or value == size:
-                raise DataError(
-                    f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, because of its "
-                    f"attribute {name!r}: {WAY_OUT}"
-                )
+        inner, counts = self._follow_inner(sampler), self._counts(sampler)
+        changed = {**self._held(sampler, {*inner, *counts}), **inner, **counts}
         if not changed:
             raise DataError(
                 f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, it does not hold "
                 f"the data set: {WAY_OUT}"
             )
-        fresh = copy.copy(self._live.get(id(sampler), sampler))  # it may have counted epochs meanwhile
-        if isinstance(vars(fresh).get("set_epoch"), _Told):
-            del fresh.set_epoch
-        vars(fresh).update(changed)
-        return fresh
+        live: Any = copy.copy(sampler)
+        if isinstance(vars(live).get("set_epoch"), _Told):
+            del live.set_epoch
+        vars(live).update(changed)
+        self._live[id(sampler)] = sampler, live
+        return live
+
+    def _follow_inner(self, sampler: Any) -> dict[str, Any]:
+        """The samplers that a sampler holds, followed. Accelerate's `prepare` may exchange them later: it knows why."""
+        return {name: self._follow(value) for name, value in vars(sampler).items() if isinstance(value, Sampler)}
+
+    def _counts(self, sampler: Any) -> dict[str, Any]:
+        """What a sampler computes from the data set once, as it is for the view."""
+        view, size, kind = self._view, len(self._original.dataset), type(sampler)  # type: ignore[arg-type]
+        if kind is SubsetRandomSampler:
+            return {"indices": range(len(view))}
+        if isinstance(sampler, RandomSampler) and len(vars(sampler).get("data_source", ())) == size:
+            count = vars(sampler).get("_num_samples")
+            return {"data_source": view, "_num_samples": None if count is None else scaled(count, view)}
+        if kind is SequentialSampler and len(sampler.data_source) == size:
+            return {"data_source": view}
+        if kind is WeightedRandomSampler and len(sampler.weights) == size:
+            return {"weights": weights_for(view, sampler.weights), "num_samples": scaled(sampler.num_samples, view)}
+        if isinstance(sampler, DistributedSampler) and len(sampler.dataset) == size:  # type: ignore[arg-type]
+            plain: DistributedSampler = DistributedSampler(
+                view, sampler.num_replicas, sampler.rank, sampler.shuffle, sampler.seed, sampler.drop_last
+            )
+            return {name: getattr(plain, name) for name in ("dataset", "num_samples", "total_size")}
+        return _adapter("timm").counts_of(sampler, view) if _host_of(sampler) == "timm" else {}
+
+    def _held(self, sampler: Any, known: set[str]) -> dict[str, Any]:
+        """Where a user's own sampler holds the data set, if the rest of what it holds are plain settings."""
+        if type(sampler) is BatchSampler:
+            return {}
+        held, size = {}, len(self._original.dataset)  # type: ignore[arg-type]
+        plain = DISTRIBUTED if isinstance(sampler, DistributedSampler) else ()
+        for name, value in vars(sampler).items():
+            if name in known or name in plain or isinstance(value, _Told):
+                continue
+            if value is self._original.dataset:
+                held[name] = self._view
+            elif not _is_setting(value) or value == size:
+                raise DataError(
+                    f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, because of its "
+                    f"attribute {name!r}: {WAY_OUT}"
+                )
+        return held
 
 
-@dataclass(frozen=True, eq=False)
 class _Told:
-    """In the place of a user's `sampler.set_epoch`: the sampler that took its place is told as well."""
+    """In the place of a user's `sampler.set_epoch`: the sampler that took its place is told as well, while it lives."""
 
-    own: Callable[[int], None]
-    live: Any
+    def __init__(self, own: Callable[[int], None], live: Any = None) -> None:
+        self.own = own
+        self.live = (lambda: None) if live is None else weakref.ref(live)
 
     def __call__(self, epoch: int) -> None:
         self.own(epoch)
-        self.live.set_epoch(epoch)
+        if (live := self.live()) is not None:
+            live.set_epoch(epoch)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Told, (self.own,)
+
+
+def _tell(sampler: Any, live: Any) -> None:
+    """Let a sampler's handle, which scripts keep, tell the one that took its place of every new epoch."""
+    own = link = getattr(sampler, "set_epoch", None)
+    while isinstance(link, _Told):
+        if link.live() is live:
+            return
+        link = link.own
+    while isinstance(own, _Told) and own.live() is None:
+        own = own.own
+    if callable(own):
+        vars(sampler)["set_epoch"] = _Told(own, live)
 
 
 def weights_for(view: LiveView, weights: torch.Tensor) -> torch.Tensor:

@@ -115,10 +115,14 @@ class Rows(Dataset):
         path = self.source.path(index)
         return f"row {index} ({path})" if path else f"row {index}"
 
-    def in_order(self, workers: int) -> Iterator[Row]:
-        """All rows, first to last, read by `workers` processes (0: this one)."""
+    def in_order(self, workers: int, context: Any = None) -> Iterator[Row]:
+        """All rows, first to last, read by `workers` processes (0: this one) that are started as `context` says."""
         loader: DataLoader = DataLoader(
-            self, batch_size=CHUNK, num_workers=workers, collate_fn=_packed if workers else list
+            self,
+            batch_size=CHUNK,
+            num_workers=workers,
+            collate_fn=_packed if workers else list,
+            multiprocessing_context=context if workers else None,
         )
         for chunk in loader:
             yield from _unpacked(*chunk) if workers else chunk

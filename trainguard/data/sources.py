@@ -16,6 +16,7 @@ from torchvision.datasets import VisionDataset
 
 from trainguard.data.samples import CHANNELS, Key, as_floats, find_keys, is_image
 from trainguard.data.traces import attributes_of, left_as_is
+from trainguard.data.views import Kept
 from trainguard.errors import DataError
 from trainguard.rng import Generator, seed_streams
 
@@ -89,7 +90,7 @@ def open_source(
 def unwrap(dataset: Any) -> tuple[Any, np.ndarray | None]:
     """The data set under a chain of `Subset`s, and its indices (N,) int64 in order; None where there is no chain."""
     index = None
-    while type(dataset) is Subset:
+    while type(dataset) in (Subset, Kept):
         below = np.asarray(dataset.indices, dtype=np.int64).reshape(-1)
         index = below if index is None else below[index]
         dataset = dataset.dataset
@@ -258,6 +259,10 @@ class HuggingFaceSource(Source):
         if row[self._image] is None:
             raise ValueError("the row holds no image (null)")
         return np.asarray(row[self._image]) if self._numbers else row[self._image], row[self._label]
+
+    def labels(self) -> list[Any]:
+        """All labels, without reading an image."""
+        return list(self._plain[self._label])
 
     def seen(self, index: int) -> Any:
         """The image through `with_transform`, else as stored."""

@@ -152,6 +152,7 @@ def open_images(
     on_error: OnError = "raise",
     cache_bytes: int = CACHE_BYTES,
     workers: int = 0,
+    context: Any = None,
     comparable: bool = True,
     progress: Progress | None = None,
 ) -> ImageStore:
@@ -172,6 +173,7 @@ def open_images(
         on_error: `"raise"`, or `"skip"` to list unreadable samples in `unreadable`; an index never shifts.
         cache_bytes: how much memory decoded images may take; 0 keeps none. CIFAR-10 takes 150 MB.
         workers: processes that read, as in a `DataLoader`.
+        context: how they are started, its `multiprocessing_context`.
         comparable: refuse what cannot be screened: samples of one class, or a class of one sample.
         progress: shows how far it is.
 
@@ -187,7 +189,7 @@ def open_images(
             rows = learn_rows(source, pixel_range, transform, generators)
             _warn_of_own_randomness(rows)
         with left_as_is(dataset):  # what was opened above must not be shared with reading processes
-            store = _read_all(rows, on_error, cache_bytes, workers, progress)
+            store = _read_all(rows, on_error, cache_bytes, workers, context, progress)
     if comparable:
         _check_comparable(store.labels, store.class_names, rows)
     return store
@@ -207,7 +209,9 @@ def _warn_of_own_randomness(rows: Rows) -> None:
             return
 
 
-def _read_all(rows: Rows, on_error: OnError, cache_bytes: int, workers: int, progress: Progress | None) -> ImageStore:
+def _read_all(
+    rows: Rows, on_error: OnError, cache_bytes: int, workers: int, context: Any, progress: Progress | None
+) -> ImageStore:
     """Every sample, first to last; once more from the first where a picture in colour follows grey ones."""
     size = len(rows)
     labels, slots = np.full((2, size), -1, dtype=np.int64)
@@ -215,7 +219,7 @@ def _read_all(rows: Rows, on_error: OnError, cache_bytes: int, workers: int, pro
     digest = hashlib.blake2b(repr((size, rows.shape)).encode(), digest_size=16)
     used, problems, colour = 0, dict[int, str](), False
     with progress.stage("reading images", size) if progress else nullcontext() as stage:
-        for row in rows.in_order(workers):
+        for row in rows.in_order(workers, context):
             if row.image is None:
                 colour = row.colour
                 if colour:
@@ -234,7 +238,7 @@ def _read_all(rows: Rows, on_error: OnError, cache_bytes: int, workers: int, pro
             if stage:
                 stage.advance(1)
     if colour:
-        return _read_all(rows.coloured(), on_error, cache_bytes, workers, progress)
+        return _read_all(rows.coloured(), on_error, cache_bytes, workers, context, progress)
     if (labels < 0).all():
         first, problem = next(iter(problems.items()))
         raise DataError(f"none of the {size} images can be read; the first: {rows.name(first)} {problem}")

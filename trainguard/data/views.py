@@ -1,4 +1,4 @@
-"""A live view of a data set: which samples a loader gives, and under which labels, changed while workers run."""
+"""Parts of a data set: a live view, whose samples and labels change while workers run, and one for hosts."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from trainguard.data.samples import LABEL_NAMES, Key, label_like, relabelled, with_label
 from trainguard.errors import DataError
+
+Relabelled = tuple[np.ndarray, np.ndarray]  # samples (R,) and their labels (R,), int64
+WAY_OUT = (
+    "use one of torch's samplers, or screen first: result = trainguard.screen(dataset, model), and build the loader on "
+    "result.apply(dataset)"
+)
 
 
 class LiveView(Dataset):
     """A data set behind a loader, with positions and labels that can be changed between epochs.
 
     What can change lies in shared memory: persistent workers see it, forked or spawned. A change never moves a sample
-    that is kept to another position, so that batches on their way keep their meaning.
+    that is kept to another position, and is made at once, so that batches on their way keep their meaning.
 
     Other attributes are read from and set on the data set itself. Those that list one value per sample are given in the
     view's order, so that samplers may use them.
@@ -29,9 +35,13 @@ class LiveView(Dataset):
         label_key: position or key of the label in a sample.
         population: positions that the loader may give at all (P,); all N unless told.
         twins: other keys under which a sample holds the same label.
+
+    Attributes:
+        follower: the loader over the view, and its samplers, see `loaders.Follower`: it lives as long as the view does.
     """
 
     _OWN = frozenset(("_dataset", "_label_key", "_population", "_positions", "_count", "_labels", "_aligned", "_twins"))
+    _OWN |= {"follower"}
 
     def __init__(
         self, dataset: Any, label_key: Key, population: np.ndarray | None = None, twins: Sequence[Key] = ()
@@ -46,6 +56,10 @@ class LiveView(Dataset):
         self._count = torch.tensor([len(self._population)], device="cpu").share_memory_()  # positions in use
         self._labels = torch.full((size,), -1, device="cpu").share_memory_()  # (N,) label put in place, -1 for none
         self._aligned: dict[str, Any] = {}
+        self.follower: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "follower": None}  # workers that are spawned read, and lead nobody
 
     def __len__(self) -> int:
         return int(self._count)
@@ -76,26 +90,28 @@ class LiveView(Dataset):
         """Length of the view over the length of the population, in (0, 1]."""
         return len(self) / len(self._population)
 
-    def keep(self, kept: np.ndarray) -> None:
-        """Shorten the view to the kept samples.
+    def keep(self, kept: np.ndarray, again: Relabelled | None = None) -> None:
+        """Show the kept samples, and after them those that come again.
 
         Args:
             kept: (M,) int64 samples, in any order.
+            again: samples that were left out (R,) and class numbers (R,), both int64: they come under these labels.
 
         Raises:
             DataError: nothing of the population is kept.
         """
         here = self._is_kept(kept)
-        self._show(self._population[here])
+        self._show(self._population[here], again)
 
-    def refill(self, kept: np.ndarray, seed: int) -> None:
-        """Keep the length: where a sample is left out, a kept one comes once more.
+    def refill(self, kept: np.ndarray, seed: int, again: Relabelled | None = None) -> None:
+        """Keep the length: where a sample is left out and does not come again, a kept one comes once more.
 
-        Over one pass each kept sample comes equally often, give or take one.
+        Over one pass each kept sample comes equally often, give or take one, as long as none comes again.
 
         Args:
             kept: (M,) int64 samples, in any order.
             seed: decides which samples come once more.
+            again: see `keep`; each at its own position.
 
         Raises:
             DataError: nothing of the population is kept.
@@ -103,21 +119,7 @@ class LiveView(Dataset):
         here = self._is_kept(kept)
         positions = self._population.copy()
         positions[~here] = evenly(self._population[here], int((~here).sum()), np.random.default_rng(seed))
-        self._show(positions)
-
-    def relabel(self, samples: np.ndarray, labels: np.ndarray) -> None:
-        """Give samples that were left out again, under other labels; those that are in keep their positions.
-
-        Args:
-            samples: (R,) int64.
-            labels: (R,) int64 class numbers.
-        """
-        self._labels[torch.from_numpy(samples)] = torch.from_numpy(labels)
-        again = np.isin(self._population, samples)
-        if len(self) == len(self._population):
-            self._show(np.where(again, self._population, self.positions))
-        else:
-            self._show(np.concatenate([self.positions, self._population[again]]))
+        self._show(positions, again)
 
     def __getattr__(self, name: str) -> Any:
         if name in LiveView._OWN or (name.startswith("__") and name.endswith("__")):
@@ -142,14 +144,28 @@ class LiveView(Dataset):
             raise DataError(f"none of the loader's {len(here)} samples is kept: there is nothing left to train on")
         return here
 
-    def _show(self, positions: np.ndarray) -> None:
+    def _show(self, positions: np.ndarray, again: Relabelled | None) -> None:
+        labels = torch.full_like(self._labels, -1)
+        if again is not None:
+            samples, new = again
+            labels[torch.from_numpy(samples)] = torch.from_numpy(new)
+            back = np.isin(self._population, samples)
+            if len(positions) == len(self._population):
+                positions = np.where(back, self._population, positions)
+            else:
+                positions = np.concatenate([positions, self._population[back]])
+        # Workers read meanwhile: what does not change is written as it was, and the number of positions comes last.
+        self._labels.copy_(labels)
         self._positions[: len(positions)] = torch.from_numpy(positions)
         self._count.fill_(len(positions))
         self._aligned.clear()
 
     def _sample(self, position: int) -> int:
         if not -len(self) <= position < len(self):
-            raise IndexError(f"position {position} is outside the {len(self)} samples of the protected data set")
+            raise IndexError(
+                f"position {position} is outside the {len(self)} samples of the protected data set: a sampler with "
+                f"a count of its own cannot leave samples out, {WAY_OUT}"
+            )
         return int(self._positions[position % len(self)])
 
     def _several(self, positions: Any) -> Any:
@@ -185,6 +201,19 @@ class LiveView(Dataset):
             return torch.where(torch.from_numpy(new >= 0), torch.from_numpy(new), ordered)
         changed = np.where(new >= 0, new, np.asarray(ordered))
         return changed if isinstance(ordered, np.ndarray) else type(ordered)(changed.tolist())
+
+
+class Kept(Subset):
+    """Some samples of a data set whose transform a host reads and sets from outside, as timm does."""
+
+    @property
+    def transform(self) -> Any:
+        """Of the data set itself."""
+        return self.dataset.transform  # type: ignore[attr-defined]
+
+    @transform.setter
+    def transform(self, value: Any) -> None:
+        self.dataset.transform = value  # type: ignore[attr-defined]
 
 
 def evenly(items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

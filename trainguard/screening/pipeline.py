@@ -145,7 +145,6 @@ def screen_images(
     if settings.variant == "paper" and model is not None:
         made_with["network"] = shapes_of(model)
     key = {"fingerprint": store.fingerprint, "samples": len(store), "trainguard": versions()["trainguard"]} | made_with
-    start = time.perf_counter()
     run = Run(
         store=store,
         model=model,
@@ -155,7 +154,7 @@ def screen_images(
         seed=seed,
         processes=processes,
         device=device or torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        state=State(state_dir, key, writes=processes.is_main),
+        state=State(state_dir, key, processes),
         progress=Progress(progress),
         callbacks=callbacks,
     )
@@ -190,7 +189,7 @@ def screen_images(
         class_names=store.class_names,
         fingerprint=store.fingerprint,
         settings=made_with | {"versions": versions()} | found.details,
-        timing=run.timing | {"total": time.perf_counter() - start},
+        timing=run.timing | {"total": run.state.seconds},
         history=run.history,
         evidence=evidence,
     )

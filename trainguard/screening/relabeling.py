@@ -21,7 +21,7 @@ def relabel(
     back, and no buffer changes.
 
     Args:
-        model: the clean model; eats images in `images.pixel_range`.
+        model: the clean model; eats images in `images.pixel_range`. Outputs beyond the data's classes say nothing.
         images: of the whole data set.
         index: (R,) int64, the flagged samples.
         given: (R,) int64, the labels they came with.
@@ -42,7 +42,7 @@ def relabel(
             for start in range(0, len(index), batch_size):
                 part = slice(start, start + batch_size)
                 x = images.pixel_range.to_model(images.batch(index[part], device)).to(dtype_of(model))
-                best, predicted = logits_of(model(x)).float().softmax(dim=1).max(dim=1)
+                best, predicted = logits_of(model(x)).float().softmax(dim=1)[:, : images.num_classes].max(dim=1)
                 sound = best.isfinite().cpu().numpy()
                 labels[part][sound] = predicted.cpu().numpy()[sound]
                 confidence[part][sound] = best.cpu().numpy()[sound]

@@ -115,7 +115,7 @@ class Settings:
 PRESETS = {"default": Settings(), "paper": Settings.paper()}
 
 
-def check_length(epochs: int | None, budget: float, seed: int) -> None:
+def check_length(epochs: int | None, budget: float, seed: int, callbacks: Any = ()) -> None:
     """Refuse what no screening can be made with, before anything is read.
 
     Raises:
@@ -127,3 +127,5 @@ def check_length(epochs: int | None, budget: float, seed: int) -> None:
         raise ValueError(f"expected a budget above 0, got {budget!r}")
     if not (isinstance(seed, Integral) and seed >= 0):
         raise ValueError(f"expected seed= as a whole number from 0, got {seed!r}")
+    if not isinstance(callbacks, (list, tuple)):
+        raise ValueError(f"expected a list for callbacks=, got a {type(callbacks).__name__}: write callbacks=[...]")

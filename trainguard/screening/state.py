@@ -4,60 +4,108 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from trainguard.distributed import Processes
 from trainguard.errors import StateError
 from trainguard.files import read_record, writable_folder, write_atomically
+
+ALONE = Processes()
 
 
 class State:
     """A folder of finished steps; without a folder, nothing is kept.
 
+    Only the main process reads and writes: the others, whose disks may hold something else, are told.
+
     Args:
         folder: where; None keeps nothing.
         key: what the state is about: plain JSON values, `fingerprint` among them.
-        writes: False on ranks other than 0, which read but never write.
+        processes: the ranks.
 
     Raises:
         StateError: the folder cannot be written, or holds a state of other data or settings.
     """
 
-    def __init__(self, folder: str | os.PathLike | None, key: dict[str, Any], *, writes: bool = True) -> None:
+    def __init__(self, folder: str | os.PathLike | None, key: dict[str, Any], processes: Processes = ALONE) -> None:
         self._folder = None if folder is None else Path(folder)
-        self._writes = writes
-        if self._folder is None:
-            return
-        header = self._folder / "screening.json"
-        if header.is_file():
-            _check(header, key)
-        elif writes:
-            writable_folder(self._folder)
-            with write_atomically(header) as path:
-                path.write_text(json.dumps(key, indent=1))
+        self._key, self._processes = json.dumps(key, indent=1), processes
+        self._started, self._earlier = time.perf_counter(), 0.0
+        self._told(self._prepared)
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds so far, with those of killed runs up to the last step that was kept and loaded."""
+        return self._earlier + time.perf_counter() - self._started
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """A finished step's tensors and plain values; None where it is still to do."""
-        path = None if self._folder is None else self._folder / f"{name}.pt"
-        if path is None or not path.is_file():
+        """A finished step's tensors and plain values; None where it is still to do. All ranks call this together."""
+        step = self._told(lambda: self._read(name))
+        if step is None:
             return None
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file fails in many ways
-            raise StateError(f"{path} cannot be read: choose another state_dir or delete it") from error
+        self._earlier = max(self._earlier, step["seconds"])
+        return step["values"]
 
     def save(self, name: str, values: dict[str, Any]) -> None:
         """Keep a step, whole or not at all; arrays come back as tensors."""
-        if self._folder is None or not self._writes:
+        if self._folder is None or not self._processes.is_main:
             return
         plain = {
             k: torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else v for k, v in values.items()
         }
+        if not self._header.is_file():  # somebody has emptied the folder meanwhile
+            self._prepared()
         with write_atomically(self._folder / f"{name}.pt") as path:
-            torch.save(plain, path)
+            torch.save({"key": self._key, "seconds": self.seconds, "values": plain}, path)
+
+    @property
+    def _header(self) -> Path:
+        assert self._folder is not None
+        return self._folder / "screening.json"
+
+    def _told(self, read: Callable[[], Any]) -> Any:
+        """What the main process finds, on every rank; what it raises, likewise."""
+        if self._folder is None:
+            return None
+        found: Any = None
+        if self._processes.is_main:
+            try:
+                found = read()
+            except StateError as error:
+                found = error
+        found = self._processes.broadcast(found)
+        if isinstance(found, StateError):
+            raise found
+        return found
+
+    def _prepared(self) -> None:
+        if self._header.is_file():
+            _check(self._header, json.loads(self._key))
+            return
+        writable_folder(self._header.parent)
+        with write_atomically(self._header) as path:
+            path.write_text(self._key)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self._header.with_name(f"{name}.pt")
+        if not path.is_file():
+            return None
+        try:
+            step = torch.load(path, map_location="cpu", weights_only=True)
+            saved = step["key"]
+        except Exception as error:  # a damaged file fails in many ways
+            raise StateError(f"{path} cannot be read: choose another state_dir or delete it") from error
+        if saved != self._key:
+            raise StateError(
+                f"{path} is of a screening of other data or settings: choose another state_dir or delete it"
+            )
+        return step
 
 
 def _check(header: Path, key: dict[str, Any]) -> None:
@@ -70,10 +118,9 @@ def _check(header: Path, key: dict[str, Any]) -> None:
             f"{header.parent} holds a screening of other data: fingerprint {saved.get('fingerprint')}, these data have "
             f"{key['fingerprint']}: choose another state_dir or delete it"
         )
-    plain = json.loads(json.dumps(key))
-    if saved != plain:
-        differing = sorted(k for k in saved.keys() | plain.keys() if saved.get(k) != plain.get(k))
-        told = "; ".join(f"{k}: saved {saved.get(k)}, now {plain.get(k)}" for k in differing)
+    if saved != key:
+        differing = sorted(k for k in saved.keys() | key.keys() if saved.get(k) != key.get(k))
+        told = "; ".join(f"{k}: saved {saved.get(k)}, now {key.get(k)}" for k in differing)
         raise StateError(
             f"{header.parent} holds a screening with other settings ({told}): choose another state_dir or delete it"
         )
