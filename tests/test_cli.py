@@ -360,3 +360,61 @@ def test_a_name_that_the_terminal_cannot_show_does_not_hide_the_verdict():
     environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
     assert done.returncode == 3 and b"\\u732b" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["screen", "audit"])
+def test_a_result_is_not_put_among_the_images(command, monkeypatch, capsys, folder, tmp_path):
+    stub(monkeypatch, "trainguard.guard", screen=lambda *_, **__: 1 / 0)
+    stub(monkeypatch, "trainguard.purification", audit_checkpoint=lambda *_, **__: 1 / 0)
+    monkeypatch.chdir(folder)
+    words = ["screen", "."] if command == "screen" else ["audit", "w.pt", "--arch", "vit", "--data", "."]
+    assert cli.main([*words, "--out", "result"]) == 2
+    assert "lies in ., and would be read as data the next time" in capsys.readouterr().err
+    assert not (folder / "result").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ("audit.json" if command == "screen" else "result.json")).write_text("{}")
+    assert cli.main([*words, "--out", str(tmp_path / "other")]) == 2
+    assert "holds another result already" in capsys.readouterr().err
+
+
+def test_a_folder_of_other_files_is_no_class_and_an_empty_one_is(folder):
+    (folder / "empty").mkdir()
+    assert open_data(folder).features["label"].names == ["cat", "dog", "empty"]
+    (folder / "result").mkdir()
+    (folder / "result" / "result.json").write_text("{}")
+    with pytest.raises(DataError, match="result holds files but no image, so it is no class: move it out of"):
+        open_data(folder)
+
+
+def test_a_file_name_cannot_rule_the_terminal(monkeypatch, capsys, folder, tmp_path):
+    def screen(*_, **__):
+        raise DataError("row 0 (\x1b[2K\x1b[1;32mtrainguard: clean\x1b[0m.png) cannot be read")
+
+    stub(monkeypatch, "trainguard.guard", screen=screen)
+    assert cli.main(["screen", str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["screen", "d", "--out", ""], "expected a path, got nothing"),
+        (["screen", "d", "--out", "o", "--seed", "-1"], "expected a whole number from 0 to"),
+        (["screen", "d", "--out", "o", "--seed", "9" * 20], "expected a whole number from 0 to"),
+        (["screen", "d", "--out", "o", "--mean", "a,b"], "expected numbers with commas between them, got a"),
+        (["screen", "d", "--out", "o", "--epochs", "x"], "expected a whole number of at least 1, got x"),
+        (
+            ["drill", "d", "--attacks", "all", "--defenses", "all", "--out", "o", "--seeds", "1,a"],
+            "a whole number from",
+        ),
+    ],
+)
+def test_what_an_option_wants_is_said_in_words(words, message, capsys):
+    assert cli.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_home_is_found_behind_an_equals_sign(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    arguments = cli.build_parser().parse_args(["report", "r", "--out=~/page.html"])
+    assert arguments.out == pathlib.Path("/home/somebody/page.html")

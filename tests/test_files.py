@@ -1,11 +1,12 @@
 import errno
 import os
+import stat
 
 import pytest
 
 from trainguard import files
 from trainguard.errors import StateError
-from trainguard.files import writable_folder, write_atomically
+from trainguard.files import visible, writable_folder, write_atomically
 
 
 def test_write_atomically_makes_the_folder_and_the_file(tmp_path):
@@ -67,3 +68,22 @@ def test_files_have_the_permissions_that_the_user_s_umask_gives(tmp_path):
         temporary.write_text("")
     (tmp_path / "y").write_text("")
     assert (tmp_path / "x").stat().st_mode == (tmp_path / "y").stat().st_mode
+
+
+def test_a_link_is_written_through_and_what_is_no_file_is_left_alone(tmp_path):
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
+    with write_atomically(tmp_path / "link.txt") as path:
+        path.write_text("new")
+    assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "real.txt").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    for name, what in (("pipe", "no regular file"), (".", "a folder")):
+        with pytest.raises(StateError, match=f"is {what}: name a file to write"), write_atomically(tmp_path / name):
+            raise AssertionError("there is nothing to write to")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_stranger_s_text_cannot_rule_a_terminal():
+    assert visible("\x1b[2Kclean\nverdict\u202e") == r"\x1b[2Kclean\nverdict\u202e"
+    for name in ("Kätzchen", "חתול", "\U0001f468\u200d\U0001f469", "a b"):
+        assert visible(name) == name

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trainguard.files import writable_folder
+from trainguard.files import visible, writable_folder
 
 DONE, WRONG_USE, FOUND, UNDECIDED, INTERRUPTED = 0, 2, 3, 4, 130
 VERDICT_CODES = {"clean": DONE, "poisoned": FOUND, "backdoored": FOUND, "undecided": UNDECIDED}
@@ -75,7 +75,7 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 def one_line(error: BaseException) -> str:
     """An error as one line of text, with its kind where the message alone says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return visible(" ".join(str(error).split())) or type(error).__name__
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -111,7 +111,7 @@ def _subcommand(
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.set_defaults(run=run)
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of everything random (default: %(default)s)")
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
     return parser
 
@@ -173,7 +173,7 @@ def _show(title: str, rows: Iterable[tuple[str, str]]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for what, value in rows:
-        table.add_row(Text(what), Text(value))
+        table.add_row(Text(what), Text(visible(value)))
     try:
         Console().print(table)
     except (BrokenPipeError, SystemExit):  # rich's way to end where nobody reads; the exit code is still to come
@@ -194,6 +194,19 @@ def _at_least_one(text: str) -> int:
     return value
 
 
+def _seed(text: str) -> int:
+    value = _read(int, text, "a whole number from 0")
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^63 - 1, got {text}")
+    return value
+
+
+def _path(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a path, got nothing")
+    return Path(text).expanduser()
+
+
 def _share(text: str) -> float:
     value = _read(float, text, "a number above 0")
     if not 0 < value < float("inf"):
@@ -212,8 +225,8 @@ def _floats(text: str) -> tuple[float, ...]:
     return tuple(_read(float, number, "numbers with commas between them") for number in _names(text))
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(_read(int, number, "whole numbers with commas between them") for number in _names(text))
+def _seeds(text: str) -> tuple[int, ...]:
+    return tuple(_seed(number) for number in _names(text))
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -226,7 +239,7 @@ def _names(text: str) -> tuple[str, ...]:
 def _add_demo(commands: argparse._SubParsersAction) -> None:
     summary = "poison a bundled set of real images, train on it unguarded and guarded, and show the difference"
     parser = _subcommand(commands, "demo", _demo, summary)
-    parser.add_argument("--out", type=Path, help="folder for the table and the pictures (default: trainguard-demo)")
+    parser.add_argument("--out", type=_path, help="folder for the table and the pictures (default: trainguard-demo)")
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -246,7 +259,7 @@ def _add_screen(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--model", help="the model that will be trained, a timm or torchvision name, to check it against the data"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the result and its report")
+    parser.add_argument("--out", type=_path, required=True, help="folder for the result and its report")
     parser.add_argument(
         "--epochs", type=_at_least_one, help="epochs of that training; they set how long the probes learn"
     )
@@ -254,15 +267,15 @@ def _add_screen(commands: argparse._SubParsersAction) -> None:
         "--budget", type=_share, default=0.5, help="share of its passes that the probes get (default: %(default)s)"
     )
     parser.add_argument("--preset", default="default", help="default, or paper for AdvrBD as published")
-    parser.add_argument("--state-dir", type=Path, help="folder to resume from after an interruption")
+    parser.add_argument("--state-dir", type=_path, help="folder to resume from after an interruption")
     _add_data_options(parser)
 
 
 def _screen(arguments: argparse.Namespace) -> int:
     import trainguard
 
-    writable_folder(arguments.out)  # not only after the work
     dataset = _open_data(arguments, arguments.data)
+    _ready(arguments.out, arguments.data, "result.json")
     result = trainguard.screen(
         dataset,
         arguments.model,
@@ -280,6 +293,16 @@ def _screen(arguments: argparse.Namespace) -> int:
     return VERDICT_CODES[result.verdict]
 
 
+def _ready(out: Path, data: str, own: str) -> None:
+    """Refuse, before the work, a folder that cannot take a result or would spoil something."""
+    if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
+        raise WrongUse(f"--out {out} lies in {data}, and would be read as data the next time: choose a folder outside")
+    others = [name for name in ("result.json", "audit.json", "drill.json") if name != own and (out / name).is_file()]
+    if others:
+        raise WrongUse(f"--out {out} holds another result already ({', '.join(others)}): choose another folder")
+    writable_folder(out)
+
+
 def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="weights: safetensors, or a state dict without code")
     parser.add_argument("--arch", required=True, help="what the weights belong to: a timm or torchvision name")
@@ -290,9 +313,9 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
 def _add_purify(commands: argparse._SubParsersAction) -> None:
     parser = _subcommand(commands, "purify", _purify, "erase a backdoor from a finished model")
     _add_checkpoint_options(parser)
-    parser.add_argument("--out", type=Path, required=True, help="where to write the purified weights (.safetensors)")
+    parser.add_argument("--out", type=_path, required=True, help="where to write the purified weights (.safetensors)")
     parser.add_argument("--clean", action="store_true", help="the data are known to be clean: one round is enough")
-    parser.add_argument("--state-dir", type=Path, help="folder to resume from after an interruption")
+    parser.add_argument("--state-dir", type=_path, help="folder to resume from after an interruption")
 
 
 def _purify(arguments: argparse.Namespace) -> int:
@@ -317,18 +340,19 @@ def _purify(arguments: argparse.Namespace) -> int:
 def _add_audit(commands: argparse._SubParsersAction) -> None:
     parser = _subcommand(commands, "audit", _audit, "ask whether a finished model has a backdoor")
     _add_checkpoint_options(parser)
-    parser.add_argument("--out", type=Path, help="folder for the result and its report")
+    parser.add_argument("--out", type=_path, help="folder for the result and its report")
 
 
 def _audit(arguments: argparse.Namespace) -> int:
     from trainguard.purification import audit_checkpoint
 
+    data = _open_data(arguments, arguments.data)
     if arguments.out:
-        writable_folder(arguments.out)
+        _ready(arguments.out, arguments.data, "audit.json")
     result = audit_checkpoint(
         arguments.checkpoint,
         arch=arguments.arch,
-        data=_open_data(arguments, arguments.data),
+        data=data,
         seed=arguments.seed,
         progress=arguments.progress,
         **_reading(arguments),
@@ -348,10 +372,10 @@ def _add_drill(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--attacks", type=_names, required=True, help="names with commas between them, or all")
     parser.add_argument("--defenses", type=_names, required=True, help=DEFENSES_HELP)
     parser.add_argument("--model", default="resnet9", help="the model to train (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the cells, the table and the report")
+    parser.add_argument("--out", type=_path, required=True, help="folder for the cells, the table and the report")
     parser.add_argument("--epochs", type=_at_least_one, default=30, help="of each training (default: %(default)s)")
     parser.add_argument("--budget", type=_share, default=0.5, help="as for screen (default: %(default)s)")
-    parser.add_argument("--seeds", type=_numbers, help="repetitions, with commas between them, instead of --seed")
+    parser.add_argument("--seeds", type=_seeds, help="repetitions, with commas between them, instead of --seed")
     parser.add_argument("--rows", type=_at_least_one, help="use the first so many training images")
     parser.add_argument("--size", type=_at_least_one, help="scale images to SIZE x SIZE pixels (default: the first's)")
     parser.add_argument("--no-flip", dest="flip", action="store_false", help="never mirror images: digits, signs")
@@ -364,7 +388,7 @@ def _add_drill(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--cover-rate", type=_part, help="share of cover samples, instead of each attack's own")
     parser.add_argument("--target", type=int, default=1, help="label that the poison gets (default: %(default)s)")
     parser.add_argument("--source", type=int, default=0, help="class that a class-bound trigger works on (default: 0)")
-    parser.add_argument("--trigger-file", type=Path, help="picture to use as the trigger, where an attack has one")
+    parser.add_argument("--trigger-file", type=_path, help="picture to use as the trigger, where an attack has one")
 
 
 def _drill(arguments: argparse.Namespace) -> int:
@@ -404,7 +428,7 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(run=_report)
     parser.add_argument("result", metavar="RESULT_DIR", help="folder that screen, audit, purify or drill wrote")
-    parser.add_argument("--out", type=Path, required=True, help="the HTML file to write")
+    parser.add_argument("--out", type=_path, required=True, help="the HTML file to write")
 
 
 def _report(arguments: argparse.Namespace) -> int:

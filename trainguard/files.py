@@ -5,12 +5,16 @@ import json
 import math
 import os
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from trainguard.errors import StateError
+
+UNSEEN = ("Cc", "Cf", "Zl", "Zp")  # control characters, marks that format, separators of lines and paragraphs
+JOINERS = "\u200c\u200d"  # in words of some scripts, and in emoji
 
 
 @contextmanager
@@ -30,7 +34,10 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
         StateError: the folder cannot be written, or the disk is full; the message names the path and the way out.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))  # a link stays one
+    if target.exists() and not target.is_file():
+        what = "a folder" if target.is_dir() else "no regular file"
+        raise StateError(f"{path} is {what}: name a file to write")
     folder = writable_folder(target.parent)
     with _explained(target):
         handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=folder)
@@ -78,7 +85,7 @@ def read_record(path: Path, error: type[Exception] = ValueError) -> dict[str, An
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise error(f"{path} cannot be read ({problem}): it was damaged or is not one of ours") from None
     if not isinstance(record, dict):
         raise error(f"{path} holds a {type(record).__name__} where an object was expected: it is not one of ours")
@@ -96,6 +103,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, (str, bool, int)) else str(value)
+
+
+def visible(text: str) -> str:
+    """Text of a stranger's, with what could rule a terminal or turn the reading direction shown as its code.
+
+    Names of classes and files come with the data: escape sequences in them could erase a verdict and write another.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in UNSEEN and character not in JOINERS
+        else character
+        for character in text
+    )
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng, undisturbed
 from trainguard.screening.pipeline import screen_images
 from trainguard.screening.relabeling import relabel
-from trainguard.screening.settings import PRESETS, check_length
+from trainguard.screening.settings import PRESETS, check_length, check_preset
 
 Steps = Literal["natural", "keep"]
 LOOKED_AT = 64  # rows that say whether a dict holds its label twice
@@ -146,6 +146,7 @@ class Guard:
             raise ValueError(f"expected steps='natural' or 'keep', got {steps!r}")
         if not self.enabled:
             return loader
+        check_preset(preset)
         if self._accelerator is None and (group := Group.running()) is not None:
             self.adopt(group)
         host = open_loader(loader)
@@ -354,6 +355,7 @@ def screen(
         StateError: the state in `state_dir` is about other data or other settings.
     """
     check_length(epochs, budget, seed, callbacks)
+    check_preset(preset)
     images = open_images(
         readable(dataset),
         pixel_range=given_range(pixel_range, mean, std, bounds),
@@ -391,8 +393,7 @@ def run_screening(
     **options: Any,
 ) -> ScreenResult:
     """Screen opened images with a copy of the user's model, leaving random streams and autograd mode as they were."""
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    check_preset(preset)
     if options.get("trained") and (model is None or PRESETS[preset].variant == "paper"):
         raise ValueError("trained=True needs the model, and the default preset")
     check_length(epochs, budget, seed)

@@ -9,17 +9,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainguard.files import plain, read_record, writable_folder, write_atomically
+from trainguard.files import plain, read_record, visible, writable_folder, write_atomically
 
 Verdict = Literal["clean", "poisoned", "undecided"]
 
 _ARRAYS = ("score", "consistency", "suspect", "keep", "labels", "proposed", "thresholds")
 _FORMAT = 2
+NAMED = 8  # target classes in the short table
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -45,7 +46,7 @@ class ScreenResult:
         fingerprint: Fingerprint of the data set.
         settings: Everything that made this result, with seed and versions; plain JSON values.
         timing: Wall seconds by stage.
-        history: One row per probe epoch: stage, epoch, loss, accuracy and the share of each part.
+        history: One row per probe epoch: stage, epoch and loss; by the paper's preset also accuracy and trust.
         evidence: Thumbnails for the report, or None.
     """
 
@@ -123,14 +124,11 @@ class ScreenResult:
         # torchvision's folders list are the labels in any case.
         given = hasattr(dataset, "samples") and getattr(dataset, "target_transform", 0) is None
         if listed and (given or any(np.array_equal(np.sort(v), np.sort(self.labels[read])) for v in listed)):
-            raise ValueError(
-                "the labels that were screened have another order here: shuffle or sort the data later"
-            )
+            raise ValueError("the labels that were screened have another order here: shuffle or sort the data later")
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays of evidence, as plain JSON values (NaN becomes None)."""
-        arrays = {name: plain(getattr(self, name)) for name in _ARRAYS}
-        return arrays | self._header()
+        return plain({name: getattr(self, name) for name in _ARRAYS} | self._header())
 
     def _header(self) -> dict[str, Any]:
         names = ("verdict", "confidence", "reason", "fingerprint", "settings", "timing", "history")
@@ -179,17 +177,21 @@ class ScreenResult:
         if header.pop("format", None) != _FORMAT:
             raise ValueError(f"{folder}/result.json has another format than {_FORMAT}: screen again")
         digests = header.pop("digests", {})
+        if not isinstance(digests, dict):
+            raise ValueError(f"{folder}/result.json is no whole result of this version (digests): screen again")
         values: dict[str, Any] = _arrays_in(folder / "arrays.npz", digests)
         evidence = None
-        if (folder / "evidence.npz").is_file():
-            from trainguard.evidence import Evidence
-
-            evidence = Evidence.from_arrays(_arrays_in(folder / "evidence.npz", digests))
         try:
+            if (folder / "evidence.npz").is_file():
+                from trainguard.evidence import Evidence
+
+                evidence = Evidence.from_arrays(_arrays_in(folder / "evidence.npz", digests))
             for name in ("target_classes", "unreadable", "class_names"):
                 header[name] = tuple(header[name])
+            if header["verdict"] not in get_args(Verdict):
+                raise TypeError(f"verdict {header['verdict']!r}")
             return cls(**values, **header, evidence=evidence)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{folder}/result.json is no whole result of this version ({error}): screen again"
             ) from None
@@ -214,7 +216,10 @@ class ScreenResult:
         """The short table behind `repr`: (what, value)."""
         flagged = int(self.suspect.sum())
         n = max(1, len(self.suspect))
-        names = [f"{k} ({self.class_names[k]})" if k < len(self.class_names) else str(k) for k in self.target_classes]
+        shown = self.target_classes[:NAMED]
+        names = [f"{k} ({self.class_names[k]})" if k < len(self.class_names) else str(k) for k in shown]
+        if len(shown) < len(self.target_classes):
+            names.append(f"and {len(self.target_classes) - len(shown)} more")
         table = [
             ("verdict", f"{self.verdict} (confidence {self.confidence:.2f})"),
             ("because", self.reason),
@@ -223,7 +228,7 @@ class ScreenResult:
             ("unreadable", str(len(self.unreadable))),
             ("seconds", f"{self.timing.get('total', float('nan')):.1f}"),
         ]
-        return [row for row in table if row != ("unreadable", "0")]
+        return [(what, visible(value)) for what, value in table if (what, value) != ("unreadable", "0")]
 
     def __repr__(self) -> str:
         rows = self.rows()

@@ -138,10 +138,12 @@ def _image_folder(root: Path) -> Dataset:
     paths: list[str] = []
     labels: list[int] = []
     for label, folder in enumerate(classes):
-        for place, _, files in sorted(os.walk(folder, followlinks=True)):
-            found = [os.path.join(place, name) for name in sorted(files) if _is_image(name)]
-            paths += found
-            labels += [label] * len(found)
+        inside = [(place, sorted(files)) for place, _, files in sorted(os.walk(folder, followlinks=True))]
+        found = [os.path.join(place, name) for place, files in inside for name in files if _is_image(name)]
+        if not found and any(files for _, files in inside):  # an empty folder may be a class without images
+            raise DataError(f"{folder} holds files but no image, so it is no class: move it out of {root}")
+        paths += found
+        labels += [label] * len(found)
     if not paths:
         raise DataError(f"{root} holds no image in its folders {', '.join(folder.name for folder in classes[:5])}")
     loose = sum(child.is_file() and _is_image(child.name) for child in root.iterdir())

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 import torchvision
@@ -150,3 +151,14 @@ def test_a_folder_in_the_place_of_the_weights_is_found_before_the_work(delivered
     (tmp_path / "out.safetensors").mkdir()
     with pytest.raises(FileExistsError, match="is a folder"):
         purify_checkpoint(delivered[0], arch=ARCH, data=delivered[1], out=tmp_path / "out", **FEW)
+
+
+def test_neither_the_checkpoint_nor_a_stranger_s_record_is_overwritten(delivered, tmp_path):
+    path, data = delivered
+    model = timm.create_model(ARCH, num_classes=3)
+    safetensors.torch.save_model(model, str(tmp_path / "m.safetensors"))
+    with pytest.raises(FileExistsError, match="is the checkpoint itself"):
+        purify_checkpoint(tmp_path / "m.safetensors", arch=ARCH, data=data, out=tmp_path / "m", **FEW)
+    (tmp_path / "out.json").write_text('{"precious": 1}')
+    with pytest.raises(FileExistsError, match="holds something else and would be overwritten"):
+        purify_checkpoint(path, arch=ARCH, data=data, out=tmp_path / "out", **FEW)

@@ -350,3 +350,71 @@ def test_a_result_is_not_applied_to_a_folder_in_another_order(screened):
     assert not np.array_equal(result.labels, result.labels[::-1])
     with pytest.raises(ValueError, match="labels that were screened have another order"):
         result.apply(folder)
+
+
+def test_a_page_does_not_take_the_place_of_something_else(tmp_path, screened):
+    screened().save(tmp_path / "result")
+    before = (tmp_path / "result" / "result.json").read_bytes()
+    for place in (tmp_path / "result" / "result.json", tmp_path / "result"):
+        with pytest.raises(ValueError, match=r"cannot become a page: name an \.html file"):
+            build(tmp_path / "result", place)
+    assert (tmp_path / "result" / "result.json").read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["result"]
+
+
+def test_pictures_of_other_images_under_the_same_labels_are_said_to_be_so(tmp_path, screened):
+    result = screened(with_images=False)
+    data = TensorDataset(torch.rand(len(result.labels), 3, 16, 16), torch.from_numpy(result.labels))
+    with pytest.warns(UserWarning, match="are not those that were screened"):
+        build(result, tmp_path / "report.html", dataset=data)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("result.json", {"verdict": "surprising"}),
+        ("result.json", {"settings": None}),
+        ("result.json", {"digests": []}),
+        ("audit.json", {"verdict": "surprising"}),
+        ("audit.json", {"pull": None}),
+        ("audit.json", {"target_classes": [9]}),
+        ("drill.json", {"cells": [{"attack": "badnets"}]}),
+        ("weights.json", {"history": None}),
+    ],
+)
+def test_a_record_that_was_changed_is_refused_in_one_sentence(name, change, tmp_path, screened):
+    if name == "result.json":
+        screened().save(tmp_path)
+    elif name == "audit.json":
+        audit_of(3).save(tmp_path)
+    else:
+        record = drill() if name == "drill.json" else purification().to_dict()
+        (tmp_path / name).write_text(json.dumps(record))
+    record = json.loads((tmp_path / name).read_text())
+    (tmp_path / name).write_text(json.dumps(record | change))
+    with pytest.raises(ValueError, match=r"no whole (result|record) of this version"):
+        build(tmp_path, tmp_path / "page.html")
+
+
+def test_records_are_json_whatever_was_measured(tmp_path, screened):
+    odd = dataclasses.replace(screened(), confidence=np.float32(0.5), history=[{"stage": "a", "loss": float("nan")}])
+    record = json.loads(json.dumps(odd.to_dict(), allow_nan=False))
+    assert record["history"][0]["loss"] is None and record["confidence"] == 0.5
+    audit = dataclasses.replace(audit_of(3), confidence=np.float32(0.5), patch_success=float("nan"))
+    audit.save(tmp_path)
+    assert "NaN" not in (tmp_path / "audit.json").read_text()
+    odd.to_dict()["settings"]["seed"] = 7
+    assert odd.settings.get("seed") != 7
+
+
+def test_a_class_name_cannot_rule_what_is_read(screened):
+    name = "\x1b[2Kclean\nverdict  clean\u202e"
+    result = dataclasses.replace(screened(), class_names=(name,) * 4, target_classes=(0,))
+    assert not set(repr(result)) & {"\x1b", "\u202e"} and repr(result).count("\n  verdict") == 1
+    audit = dataclasses.replace(audit_of(3), class_names=(name,) * 3)
+    assert not set(repr(audit)) & {"\x1b", "\u202e"}
+
+
+def test_many_target_classes_are_counted(screened):
+    result = dataclasses.replace(screened(), class_names=(), target_classes=tuple(range(1000)))
+    assert "7, and 992 more" in repr(result) and len(repr(result)) < 1000

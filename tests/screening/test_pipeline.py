@@ -157,7 +157,7 @@ def test_steps_of_other_data_are_refused_where_the_header_has_gone(tmp_path):
             assert (tmp_path / "screening.json").is_file() and state.load("step")["x"].tolist() == [0, 1, 2]
             (tmp_path / "screening.json").unlink()
         else:
-            with pytest.raises(StateError, match=r"step\.pt is of other data or settings"):
+            with pytest.raises(StateError, match=r"step\.pt is of a screening of other data or settings"):
                 state.load("step")
 
 

@@ -7,15 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from trainguard.checkpoints import load_weights, read_checkpoint, weights_path, write_weights
-from trainguard.files import read_record, write_atomically
+from trainguard.files import plain, read_record, visible, write_atomically
 from trainguard.purification.bending import MOST
+
+Verdict = Literal["clean", "backdoored", "undecided"]
 
 _FORMAT = 1
 _AUDIT_ARRAYS = ("transitions", "pull", "movement", "patch", "reach", "bend")
@@ -64,8 +66,8 @@ class PurifyResult:
             "settings",
             "timing",
         )
-        plain = {name: getattr(self, name) for name in names}
-        return {"format": _FORMAT, "kind": "purify", **plain, "keep": self.keep.tolist()}
+        own = {name: getattr(self, name) for name in names}
+        return plain({"format": _FORMAT, "kind": "purify", **own, "keep": self.keep})
 
     def save(self, path: str | Path, **about: Any) -> Path:
         """Write the weights to `path` as safetensors, and the rest beside them as JSON; each whole or not at all.
@@ -91,12 +93,15 @@ class PurifyResult:
         path = weights_path(path)
         record = _read_record(path.with_suffix(".json"), "purify")
         found = read_checkpoint(path)
-        if found.sha256 != record["sha256"]:
+        if found.sha256 != record.get("sha256"):
             raise ValueError(f"{path} is not the file that the JSON beside it speaks of: purify or save again")
         load_weights(model, found)
         names = cls.__dataclass_fields__.keys() & record.keys()
-        values = {name: record[name] for name in names} | {"keep": np.asarray(record["keep"], dtype=np.int64)}
-        return cls(model=model, **values)
+        try:
+            values = {name: record[name] for name in names} | {"keep": np.asarray(record["keep"], dtype=np.int64)}
+            return cls(model=model, **values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the JSON beside {path} is no whole record of this version ({error})") from None
 
     def report(self, path: str | Path) -> Path:
         """Write one self-contained HTML page."""
@@ -150,7 +155,7 @@ class AuditResult:
         timing: wall seconds.
     """
 
-    verdict: Literal["clean", "backdoored", "undecided"]
+    verdict: Verdict
     confidence: float
     reason: str
     target_classes: tuple[int, ...]
@@ -170,15 +175,14 @@ class AuditResult:
     def to_dict(self) -> dict[str, Any]:
         """The whole result as plain JSON values."""
         names = ("verdict", "confidence", "reason", "patch_success", "images", "fingerprint", "settings", "timing")
-        arrays = {name: getattr(self, name).astype(float).tolist() for name in _AUDIT_ARRAYS}
-        lists = {"target_classes": list(self.target_classes), "class_names": list(self.class_names)}
-        return {"format": _FORMAT, "kind": "audit", **{n: getattr(self, n) for n in names}, **arrays, **lists}
+        parts = {name: getattr(self, name) for name in (*names, *_AUDIT_ARRAYS, "target_classes", "class_names")}
+        return plain({"format": _FORMAT, "kind": "audit", **parts})
 
     def save(self, folder: str | Path) -> Path:
         """Write `audit.json` into `folder`, whole or not at all."""
         folder = Path(folder)
         with write_atomically(folder / "audit.json") as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+            temporary.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
         return folder
 
     @classmethod
@@ -190,11 +194,17 @@ class AuditResult:
         """
         record = _read_record(Path(folder) / "audit.json", "audit")
         values = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
-        for name in _AUDIT_ARRAYS:
-            values[name] = np.asarray(values.get(name, []), dtype=np.float32)
-        for name in ("target_classes", "class_names"):
-            values[name] = tuple(values[name])
-        return cls(**values)
+        try:
+            for name in _AUDIT_ARRAYS:
+                values[name] = np.asarray(values.get(name, []), dtype=np.float32)
+            for name in ("target_classes", "class_names"):
+                values[name] = tuple(values[name])
+            found = cls(**values)
+            if found.verdict not in get_args(Verdict) or any(k >= len(found.pull) for k in found.target_classes):
+                raise TypeError(f"verdict {found.verdict!r}, target classes {found.target_classes}")
+            return found
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder}/audit.json is no whole result of this version ({error}): audit again") from None
 
     def report(self, path: str | Path) -> Path:
         """Write one self-contained HTML page, with the matrix of transitions."""
@@ -205,7 +215,7 @@ class AuditResult:
     def name_of(self, k: int) -> str:
         """A class for a person: `3 (cat)`."""
         named = k < len(self.class_names) and self.class_names[k] != str(k)
-        return f"{k} ({self.class_names[k]})" if named else str(k)
+        return visible(f"{k} ({self.class_names[k]})") if named else str(k)
 
     @property
     def nearness(self) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 WRITTEN_OUT = 20  # classes whose matrix is a table of numbers; with more it is a picture
 
+NAMED = 8  # target classes at the top
 HEADLINES = {
     "clean": "No sign of a backdoor in this model",
     "backdoored": "This model looks backdoored",
@@ -26,12 +27,19 @@ ADVICE = {
     "undecided": "Attack more images, or purify the model to be safe: a clean model may lose a few points of accuracy.",
 }
 
+UNFIT = (
+    "First make sure that the model is given what it was trained on: the order of the classes, the normalisation (mean "
+    "and std), enough images. Then audit it again."
+)
+
 
 def context(result: AuditResult) -> dict[str, Any]:
     """Everything that the template `audit.html.j2` shows."""
     k = len(result.pull)
     names = [result.name_of(i) for i in range(k)]
-    targets = ", ".join(names[i] for i in result.target_classes) or "none"
+    targets = ", ".join(names[i] for i in result.target_classes[:NAMED]) or "none"
+    if len(result.target_classes) > NAMED:
+        targets += f", and {len(result.target_classes) - NAMED} more"
     found = f"{result.reason[:1].upper()}{result.reason[1:]}." if result.reason else ""
     return {
         "title": "Audit report",
@@ -39,7 +47,7 @@ def context(result: AuditResult) -> dict[str, Any]:
         "headline": HEADLINES[result.verdict],
         "sentence": found or f"{result.images:,} images were attacked to see which classes they turn into.",
         "reason": result.reason,
-        "advice": ADVICE[result.verdict],
+        "advice": UNFIT if result.verdict == "undecided" and result.confidence == 0 else ADVICE[result.verdict],
         "facts": [
             ("Confidence", f"{result.confidence:.0%}"),
             ("Suspected target", targets),

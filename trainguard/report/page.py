@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from functools import cache
@@ -14,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 
 import trainguard
+from trainguard.checkpoints import weights_path
 from trainguard.evidence import Evidence, collect_evidence
 from trainguard.files import read_record, write_atomically
 from trainguard.report import audit, drill, purification, screening
@@ -36,17 +38,32 @@ def build(result: Any, path: str | Path, dataset: Any = None) -> Path:
         `path`.
 
     Raises:
-        ValueError: `result` is nothing that a page can be made of, or `dataset` is not what was screened.
+        ValueError: `path` is of another kind, `result` is nothing that a page can be made of, or `dataset` is not what
+            was screened.
         StateError: the page cannot be written.
     """
     path = Path(path)
-    kind, content = _content(_load(Path(result)) if isinstance(result, str | Path) else result, dataset)
+    if path.suffix not in ("", ".html", ".htm") or path.is_dir():
+        raise ValueError(f"{path} cannot become a page: name an .html file to write")
+    if isinstance(result, str | Path):
+        kind, content = _of(Path(result), dataset)
+    else:
+        kind, content = _content(result, dataset)
     if kind == "screening":
         content["export"] = write_decisions(content["result"], path)
     page = _render(f"{kind}.html.j2", content)
     with write_atomically(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
     return path
+
+
+def _of(place: Path, dataset: Any) -> tuple[str, dict[str, Any]]:
+    """See `_content`; of a record that somebody may have changed or cut short."""
+    loaded = _load(place)
+    try:
+        return _content(loaded, dataset)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"{place} holds no whole record of this version ({type(error).__name__}: {error})") from error
 
 
 def _content(result: Any, dataset: Any) -> tuple[str, dict[str, Any]]:
@@ -76,6 +93,11 @@ def _evidence(result: ScreenResult, dataset: Any) -> Evidence | None:
     store = dataset if isinstance(dataset, ImageStore) else open_images(dataset, on_error="skip")
     if not np.array_equal(store.labels, result.labels):
         raise ValueError("the labels of dataset= are not those that were screened: pass the data set that was screened")
+    if store.fingerprint != result.fingerprint:
+        warnings.warn(
+            "the images of dataset= are not those that were screened, or are read in another way: the page shows them",
+            stacklevel=4,
+        )
     return collect_evidence(
         store, result.score, result.suspect, result.labels, result.proposed, thresholds=result.thresholds
     )
@@ -95,7 +117,8 @@ def _load(place: Path) -> Any:
     if (place / "drill.json").is_file():
         return read_record(place / "drill.json")
     if not place.is_dir():
-        records = [place.with_suffix(".json")] if place.with_suffix(".json").is_file() else []
+        beside = [place.with_suffix(".json"), weights_path(place).with_suffix(".json")]
+        records = [record for record in dict.fromkeys(beside) if record.is_file()]
     else:
         records = [
             record for record in sorted(place.glob("*.json")) if '"purify"' in record.read_text(errors="replace")

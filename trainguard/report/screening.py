@@ -10,6 +10,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from trainguard.evidence import Evidence
+from trainguard.files import visible
 from trainguard.report import charts, pictures
 from trainguard.report.parts import Share, Table, costs, flattened, percent
 from trainguard.results import ScreenResult
@@ -43,8 +44,8 @@ ADVICE = {
     "clean": "Nothing needs to be done. What the verdict assumes, and where it can be wrong, stands at the end.",
     "poisoned": "Train on the kept samples only, ask whoever supplied the data about the flagged rows, and audit every "
     "model that was already trained on them.",
-    "undecided": "Read the reason above. More epochs or a larger budget often decide it; until then treat the flagged "
-    "samples as suspect and look at the borderline ones by hand.",
+    "undecided": "Read the reason above. More epochs or a larger budget often decide it; until then look at the "
+    "samples with the highest scores by hand, and do not trust what is flagged, if anything is.",
 }
 
 
@@ -89,11 +90,11 @@ class Names:
     def label(self, k: int) -> str:
         """`3 (cat)`, or the number alone where that is the name."""
         name = self._classes[k] if 0 <= k < len(self._classes) else str(k)
-        return str(k) if name == str(k) else f"{k} ({name})"
+        return str(k) if name == str(k) else visible(f"{k} ({name})")
 
     def sample(self, i: int) -> str:
         """The row, and the path where it is known."""
-        return self._samples.get(i, f"row {i}")
+        return visible(self._samples.get(i, f"row {i}"))
 
 
 def _sentence(result: ScreenResult, names: Names) -> str:

@@ -57,7 +57,7 @@ def decide(run: Run) -> Decision:
         score=score,
         consistency=divergence,
         suspect=suspect,
-        thresholds=np.full(store.num_classes, 0.5),
+        thresholds=np.full(store.num_classes, np.inf),  # which answer is the first decides, no value of its own
         proposed=labels.copy(),
         verdict="poisoned" if suspect.any() else "clean",
         confidence=0.5,

@@ -115,6 +115,16 @@ class Settings:
 PRESETS = {"default": Settings(), "paper": Settings.paper()}
 
 
+def check_preset(preset: str) -> None:
+    """Refuse a name that is none of `PRESETS`.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+
+
 def check_length(epochs: int | None, budget: float, seed: int, callbacks: Any = ()) -> None:
     """Refuse what no screening can be made with, before anything is read.
 
