@@ -20,7 +20,7 @@ FLOORS = (
     ("distributed", "models", "perturbation"),
     ("data",),
     ("progress", "draws", "rng", "files"),
-    ("errors", "versions"),
+    ("errors", "options", "versions"),
 )
 UP = {("results", "report"), ("purification", "report")}  # a result draws its own page: `result.report(path)`
 

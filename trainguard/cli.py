@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trainguard.files import visible, writable_folder
+from trainguard.options import above_zero, at_least_one, names, numbers, path, seed, seeds, share
 
 DONE, WRONG_USE, FOUND, UNDECIDED, INTERRUPTED = 0, 2, 3, 4, 130
 VERDICT_CODES = {"clean": DONE, "poisoned": FOUND, "backdoored": FOUND, "undecided": UNDECIDED}
@@ -111,7 +112,7 @@ def _subcommand(
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.set_defaults(run=run)
-    parser.add_argument("--seed", type=_seed, default=0, help="seed of everything random (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of everything random (default: %(default)s)")
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
     return parser
 
@@ -125,10 +126,10 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="split of a data set that has several (default: %(default)s)")
     parser.add_argument("--image-column", help="column of the images, where there are several")
     parser.add_argument("--label-column", help="column of the labels, where there are several")
-    parser.add_argument("--size", type=_at_least_one, help="scale images to SIZE x SIZE pixels; needed if sizes differ")
-    parser.add_argument("--mean", type=_floats, help="of the model's normalisation, in [0, 1] pixels: 0.49,0.48,0.44")
-    parser.add_argument("--std", type=_floats, help="likewise; without both, the model is given pixels from 0 to 1")
-    parser.add_argument("--bounds", type=_floats, help="in their place: the model's inputs of black and white: -1,1")
+    parser.add_argument("--size", type=at_least_one, help="scale images to SIZE x SIZE pixels; needed if sizes differ")
+    parser.add_argument("--mean", type=numbers, help="of the model's normalisation, in [0, 1] pixels: 0.49,0.48,0.44")
+    parser.add_argument("--std", type=numbers, help="likewise; without both, the model is given pixels from 0 to 1")
+    parser.add_argument("--bounds", type=numbers, help="in their place: the model's inputs of black and white: -1,1")
     parser.add_argument(
         "--on-error", choices=("raise", "skip"), default="raise", help="what to do about unreadable images"
     )
@@ -180,66 +181,10 @@ def _show(title: str, rows: Iterable[tuple[str, str]]) -> None:
         _write_nowhere()
 
 
-def _read(kind: Callable[[str], Any], text: str, what: str) -> Any:
-    try:
-        return kind(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected {what}, got {text}") from None
-
-
-def _at_least_one(text: str) -> int:
-    value = _read(int, text, "a whole number of at least 1")
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = _read(int, text, "a whole number from 0")
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^63 - 1, got {text}")
-    return value
-
-
-def _path(text: str) -> Path:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("expected a path, got nothing")
-    return Path(text).expanduser()
-
-
-def _share(text: str) -> float:
-    value = _read(float, text, "a number above 0")
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
-
-
-def _part(text: str) -> float:
-    value = _read(float, text, "a share above 0 and up to 1")
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share above 0 and up to 1, got {text}")
-    return value
-
-
-def _floats(text: str) -> tuple[float, ...]:
-    return tuple(_read(float, number, "numbers with commas between them") for number in _names(text))
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    return tuple(_seed(number) for number in _names(text))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise argparse.ArgumentTypeError("expected names with commas between them")
-    return names
-
-
 def _add_demo(commands: argparse._SubParsersAction) -> None:
     summary = "poison a bundled set of real images, train on it unguarded and guarded, and show the difference"
     parser = _subcommand(commands, "demo", _demo, summary)
-    parser.add_argument("--out", type=_path, help="folder for the table and the pictures (default: trainguard-demo)")
+    parser.add_argument("--out", type=path, help="folder for the table and the pictures (default: trainguard-demo)")
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -259,15 +204,15 @@ def _add_screen(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--model", help="the model that will be trained, a timm or torchvision name, to check it against the data"
     )
-    parser.add_argument("--out", type=_path, required=True, help="folder for the result and its report")
+    parser.add_argument("--out", type=path, required=True, help="folder for the result and its report")
     parser.add_argument(
-        "--epochs", type=_at_least_one, help="epochs of that training; they set how long the probes learn"
+        "--epochs", type=at_least_one, help="epochs of that training; they set how long the probes learn"
     )
     parser.add_argument(
-        "--budget", type=_share, default=0.5, help="share of its passes that the probes get (default: %(default)s)"
+        "--budget", type=above_zero, default=0.5, help="share of its passes that the probes get (default: %(default)s)"
     )
     parser.add_argument("--preset", default="default", help="default, or paper for AdvrBD as published")
-    parser.add_argument("--state-dir", type=_path, help="folder to resume from after an interruption")
+    parser.add_argument("--state-dir", type=path, help="folder to resume from after an interruption")
     _add_data_options(parser)
 
 
@@ -313,9 +258,9 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
 def _add_purify(commands: argparse._SubParsersAction) -> None:
     parser = _subcommand(commands, "purify", _purify, "erase a backdoor from a finished model")
     _add_checkpoint_options(parser)
-    parser.add_argument("--out", type=_path, required=True, help="where to write the purified weights (.safetensors)")
+    parser.add_argument("--out", type=path, required=True, help="where to write the purified weights (.safetensors)")
     parser.add_argument("--clean", action="store_true", help="the data are known to be clean: one round is enough")
-    parser.add_argument("--state-dir", type=_path, help="folder to resume from after an interruption")
+    parser.add_argument("--state-dir", type=path, help="folder to resume from after an interruption")
 
 
 def _purify(arguments: argparse.Namespace) -> int:
@@ -340,7 +285,7 @@ def _purify(arguments: argparse.Namespace) -> int:
 def _add_audit(commands: argparse._SubParsersAction) -> None:
     parser = _subcommand(commands, "audit", _audit, "ask whether a finished model has a backdoor")
     _add_checkpoint_options(parser)
-    parser.add_argument("--out", type=_path, help="folder for the result and its report")
+    parser.add_argument("--out", type=path, help="folder for the result and its report")
 
 
 def _audit(arguments: argparse.Namespace) -> int:
@@ -369,26 +314,26 @@ def _add_drill(commands: argparse._SubParsersAction) -> None:
     summary = "poison copies of a data set in known ways and measure what the guard does about it"
     parser = _subcommand(commands, "drill", _drill, summary)
     parser.add_argument("data", metavar="DATA", help=DATA_HELP + "; or digits")
-    parser.add_argument("--attacks", type=_names, required=True, help="names with commas between them, or all")
-    parser.add_argument("--defenses", type=_names, required=True, help=DEFENSES_HELP)
+    parser.add_argument("--attacks", type=names, required=True, help="names with commas between them, or all")
+    parser.add_argument("--defenses", type=names, required=True, help=DEFENSES_HELP)
     parser.add_argument("--model", default="resnet9", help="the model to train (default: %(default)s)")
-    parser.add_argument("--out", type=_path, required=True, help="folder for the cells, the table and the report")
-    parser.add_argument("--epochs", type=_at_least_one, default=30, help="of each training (default: %(default)s)")
-    parser.add_argument("--budget", type=_share, default=0.5, help="as for screen (default: %(default)s)")
-    parser.add_argument("--seeds", type=_seeds, help="repetitions, with commas between them, instead of --seed")
-    parser.add_argument("--rows", type=_at_least_one, help="use the first so many training images")
-    parser.add_argument("--size", type=_at_least_one, help="scale images to SIZE x SIZE pixels (default: the first's)")
+    parser.add_argument("--out", type=path, required=True, help="folder for the cells, the table and the report")
+    parser.add_argument("--epochs", type=at_least_one, default=30, help="of each training (default: %(default)s)")
+    parser.add_argument("--budget", type=above_zero, default=0.5, help="as for screen (default: %(default)s)")
+    parser.add_argument("--seeds", type=seeds, help="repetitions, with commas between them, instead of --seed")
+    parser.add_argument("--rows", type=at_least_one, help="use the first so many training images")
+    parser.add_argument("--size", type=at_least_one, help="scale images to SIZE x SIZE pixels (default: the first's)")
     parser.add_argument("--no-flip", dest="flip", action="store_false", help="never mirror images: digits, signs")
     parser.add_argument("--device", help="where to train (default: an accelerator, if there is one)")
     parser.add_argument("--test", help="test set, where DATA has none beside it")
     parser.add_argument("--image-column", help="column of the images, where there are several")
     parser.add_argument("--label-column", help="column of the labels, where there are several")
-    parser.add_argument("--test-rows", type=_at_least_one, help="use the first so many test images")
-    parser.add_argument("--rate", type=_part, default=0.05, help="share of poisoned samples (default: %(default)s)")
-    parser.add_argument("--cover-rate", type=_part, help="share of cover samples, instead of each attack's own")
+    parser.add_argument("--test-rows", type=at_least_one, help="use the first so many test images")
+    parser.add_argument("--rate", type=share, default=0.05, help="share of poisoned samples (default: %(default)s)")
+    parser.add_argument("--cover-rate", type=share, help="share of cover samples, instead of each attack's own")
     parser.add_argument("--target", type=int, default=1, help="label that the poison gets (default: %(default)s)")
     parser.add_argument("--source", type=int, default=0, help="class that a class-bound trigger works on (default: 0)")
-    parser.add_argument("--trigger-file", type=_path, help="picture to use as the trigger, where an attack has one")
+    parser.add_argument("--trigger-file", type=path, help="picture to use as the trigger, where an attack has one")
 
 
 def _drill(arguments: argparse.Namespace) -> int:
@@ -428,7 +373,7 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(run=_report)
     parser.add_argument("result", metavar="RESULT_DIR", help="folder that screen, audit, purify or drill wrote")
-    parser.add_argument("--out", type=_path, required=True, help="the HTML file to write")
+    parser.add_argument("--out", type=path, required=True, help="the HTML file to write")
 
 
 def _report(arguments: argparse.Namespace) -> int:

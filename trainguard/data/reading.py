@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainguard.data.pixels import PixelRange, data_range, most_trusted, probe_range, transform_range, usual_range
 from trainguard.data.samples import as_bytes, as_floats, as_label, channels_of
-from trainguard.data.sources import SeenSource, Source, spread
+from trainguard.data.source import Source
+from trainguard.data.sources import SeenSource, spread
 from trainguard.errors import DataError
 from trainguard.rng import Generator, seed_streams
 

@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
+from trainguard.data.hugging_face import HuggingFaceSource
 from trainguard.data.pixels import ESTIMATED, PixelRange
 from trainguard.data.reading import Shape, learn_rows, resized
 from trainguard.data.samples import Key, as_floats
-from trainguard.data.sources import HuggingFaceSource, open_source, spread
+from trainguard.data.sources import open_source, spread
 from trainguard.errors import DataError
 
 HELD_OUT = 5  # without a test split, every fifth row is one
