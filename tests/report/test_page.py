@@ -415,6 +415,15 @@ def test_a_class_name_cannot_rule_what_is_read(screened):
     assert not set(repr(audit)) & {"\x1b", "\u202e"}
 
 
+def test_a_page_without_thresholds_speaks_of_none(tmp_path, screened, read):
+    parted = read(build(screened(), tmp_path / "parted.html")).text
+    assert "nearest to their class's threshold" in parted and "on the right of the threshold" in parted
+    result = dataclasses.replace(screened(flagged=0), thresholds=np.full_like(screened().thresholds, np.inf))
+    text = read(build(result, tmp_path / "page.html")).text
+    assert "No class has a threshold: the kept samples with the highest scores." in text
+    assert "nearest to their" not in text and "no class has a threshold here" in text
+
+
 def test_many_target_classes_are_counted(screened):
     result = dataclasses.replace(screened(), class_names=(), target_classes=tuple(range(1000)))
     assert "7, and 992 more" in repr(result) and len(repr(result)) < 1000

@@ -69,6 +69,7 @@ def context(result: ScreenResult, evidence: Evidence | None) -> dict[str, Any]:
         "borderline": _borderline(result, names, evidence),
         "flagged": _flagged(result, names),
         "flagged_total": int(result.suspect.sum()),
+        "parted": bool(np.isfinite(result.thresholds).any()),
         "has_images": evidence is not None,
         "unreadable": [(int(i), names.sample(int(i))) for i in result.unreadable[:LISTED]],
         "cost": costs(result.timing),
