@@ -46,7 +46,7 @@ class ScreenResult:
         fingerprint: Fingerprint of the data set.
         settings: Everything that made this result, with seed and versions; plain JSON values.
         timing: Wall seconds by stage.
-        history: One row per probe epoch: stage, epoch and loss; by the paper's preset also accuracy and trust.
+        history: One row per probe epoch: stage, epoch and loss; by the paper's preset also accuracy, trusted share.
         evidence: Thumbnails for the report, or None.
     """
 
