@@ -44,6 +44,7 @@ STRAYS = 0.1  # by so much
 CHANCE = 0.6  # what a scatter must have above its bar, over the root of the samples; 15 starfish had 0.14
 LEARNED_FROM = 40  # trusted samples from which a class is known well enough to contradict; 15 and 23 were of one kind
 EVERY_KIND = 0.5  # relative agreement up to which a part of all kinds is foreign; poison had 0.45, hard images 0.53
+RESTORED = 0.0  # see `restored`, from which undoing a change puts images right
 UTTERLY_FAR = 8.0  # gap from which all kinds for the purified probe will do; natural parts so far had 0.6 of scatter
 
 
@@ -97,6 +98,9 @@ class Finding:
         proven: how strongly the labels of its parts contradict their images, where they were drawn as one since.
         finished: that probe is a finished model, which has had the time to learn whatever trigger there is.
         pixels: the class was parted by what its pixels show, which wrong labels do not, not by what that probe sees.
+        undoing: the change that the suspected part seems to have had, where there is one, see `undoing`.
+        restored: how much surer the purified probe is of the suspected part once that change is undone: what shows
+            another class only by chance is seen better as it is.
         informed: the purified probe knows samples that it has not seen better than by chance, so that its word counts.
     """
 
@@ -125,10 +129,12 @@ class Finding:
     finished: bool = False
     pixels: bool = False
     informed: bool = True
+    undoing: str = ""
+    restored: float = 0.0
 
     def is_candidate(self, settings: Settings) -> bool:
         """True where the two parts lie far enough apart for a closer look; less far where one holds all kinds."""
-        if self.proven:
+        if self.proven or self.undoing:
             return True  # it has had that look
         kinds = self.diversity >= settings.diverse_candidate and self.split.upper.mean() <= 0.5
         near = self.split.distance >= settings.diverse_distance and self.split.valley <= settings.diverse_valley
@@ -184,6 +190,9 @@ class Finding:
         if self.proven:
             return self.proven
         known = _passes(float((~self.split.upper).sum()) - LEARNED_FROM, 5.0)
+        if self.undoing:
+            disowned = _passes(EVERY_KIND - self.relative_agreement, 0.05)
+            return min(known, disowned, _passes(self.restored - RESTORED, 0.02))
         foreign = min(known, self._foreignness(settings))
         kindless = not (self.diversity or self.scatter or self.is_far_apart or self.is_odd)  # too few classes for kinds
         half = settings.transfer if kindless else settings.transfer_of_foreign
@@ -279,7 +288,7 @@ class Finding:
         Or where a probe that learned the class from the other part knows nothing of it: what is of all kinds of images
         cannot be learned. Not where it is the suspected one that is like nothing else.
         """
-        if self.is_alone(settings):
+        if self.is_alone(settings) or self.undoing:
             return False
         strange = self.is_foreign(settings) or (self.is_apart(settings) and self.reference < KNOWN)
         other = self.turned()

@@ -285,7 +285,9 @@ def sentence(poisoned: Sequence[Finding], settings: Settings) -> str:
     """Why the set counts as poisoned."""
     first = max(poisoned, key=lambda f: f.strength(settings))
     count = int((first.split.suspicion > 0.5).sum())
-    if first.contradicts(settings):
+    if first.undoing:
+        because = f"were {first.undoing} before: undone, they are images of other classes"
+    elif first.contradicts(settings):
         because = f"a probe trained without them puts {first.agreement:.0%} of them into that class"
     elif first.is_alone(settings):
         because = "have fine detail that no other class's images have"

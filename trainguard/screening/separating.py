@@ -41,6 +41,7 @@ from trainguard.screening.separation import LEAST_SIZE
 from trainguard.screening.settings import Settings
 from trainguard.screening.sharpening import Opinion, sharpened
 from trainguard.screening.suspicion import FITTED, suspicions, witness_of
+from trainguard.screening.undoing import gain, named, outputs_of
 from trainguard.training import outputs, settle
 
 NEIGHBOURS = 3  # few: a natural group is tighter than the crowd around it, poison is mixed into it
@@ -75,7 +76,8 @@ def decide(run: Run) -> Decision:
     verdict, confidence, reason, poisoned = verdict_of(findings, accuracy, store.num_classes, settings, looked)
     if purified is not None and poisoned:
         with run.stage("sharpening"):  # in one piece: the same objects in both lists
-            findings, poisoned = run.processes.broadcast(sharpened(classes, findings, poisoned, opinion))
+            purer = sharpened(classes, findings, poisoned, opinion, purified)
+            findings, poisoned = run.processes.broadcast(purer)
         reason = sentence(poisoned, settings)
     score, thresholds, suspect = _by_sample(findings, poisoned, len(labels), store.num_classes, settings)
     score[list(store.unreadable)] = np.nan
@@ -235,7 +237,11 @@ def _judged(
                     skill=skill,
                     beside=bool(claimed.any()),
                 )
-                if finding.is_foreign(settings):
+                if finding.undoing:
+                    undone = outputs_of(run, purified, finding.suspected, named(finding.undoing, store.shape)) - often
+                    gained = float(gain(answers[part], undone).mean())
+                    finding = dataclasses.replace(finding, restored=gained)
+                elif finding.is_foreign(settings):
                     tried = _at_source(run, finding, answers[part].argmax(1), probe, purified)
                     finding = dataclasses.replace(finding, at_source=tried)
                 finding = run.processes.broadcast(finding)  # ranks may differ in the last bit, and must go on alike
@@ -370,7 +376,7 @@ def _weight(finding: Finding, settings: Settings) -> float:
     return 0.1 + 0.9 * finding.strength(settings) if finding.is_candidate(settings) else 0.1
 
 
-def _row(finding: Finding, run: Run) -> dict[str, float | bool]:
+def _row(finding: Finding, run: Run) -> dict[str, float | bool | str]:
     """A finding in numbers: the sizes and the gap of its parts, all that is known of them, and its strength."""
     split, size = finding.split, len(finding.members)
     parts = {"members": size, "suspected": len(finding.suspected), "distance": split.distance, "valley": split.valley}

@@ -11,12 +11,14 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+from torch import nn
 
 from trainguard.screening.finding import Finding
 from trainguard.screening.identification import labels_of
 from trainguard.screening.resemblance import margins
 from trainguard.screening.separation import POSSIBLE, Split, drawn, leaning
 from trainguard.screening.suspicion import Classes
+from trainguard.screening.undoing import gain, named, outputs_of
 
 ROUNDS = 3  # times that it is drawn, each time from what the last line makes possible
 BLUR = 1.0  # of company, see `_drawn_as_one`; 0.25 is too little on 50,000 images
@@ -25,7 +27,7 @@ Opinion = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 def sharpened(
-    classes: Classes, findings: list[Finding], poisoned: list[Finding], opinion: Opinion
+    classes: Classes, findings: list[Finding], poisoned: list[Finding], opinion: Opinion, purified: nn.Module
 ) -> tuple[list[Finding], list[Finding]]:
     """The findings, and those of them that count as poisoned: one for each class whose labels contradict its images.
 
@@ -34,11 +36,12 @@ def sharpened(
         findings: of all classes.
         poisoned: those of them that count as poisoned.
         opinion: from samples (n,) and their label to the purified probe's logits (n, K) and their company (n,).
+        purified: that probe.
     """
     settings = classes.run.settings
     for label in labels_of(poisoned):
         parts = [f for f in poisoned if f.label == label and f.contradicts(settings)]
-        split = _drawn_as_one(classes, label, parts, opinion) if parts else None
+        split = _drawn_as_one(classes, label, parts, opinion, purified) if parts else None
         if split is None:
             continue
         surest = max(parts, key=lambda f: f.strength(settings))
@@ -49,25 +52,40 @@ def sharpened(
     return sorted(findings, key=lambda f: f.label), poisoned
 
 
-def _drawn_as_one(classes: Classes, label: int, parts: list[Finding], opinion: Opinion) -> Split | None:
+def _drawn_as_one(
+    classes: Classes, label: int, parts: list[Finding], opinion: Opinion, purified: nn.Module
+) -> Split | None:
     """The class in two, its upper part the one that holds the suspected `parts`; None where no line tells them.
 
     Company is counted among three or four, so it has few values, and a line that leans on it reads needles with any gap
     between them: in a large class it then parts sure images from unsure ones. Blurred, it is one figure among others.
+
+    Where a change has made the poison, what it shows once that is undone tells as well. Such a class has no gap, so the
+    next line is drawn from what the last one holds, not from all that it makes possible.
     """
     seed, members = classes.run.seed, classes.members(label)
-    part = np.isin(members, np.concatenate([f.members[f.split.suspicion > 0.5] for f in parts]))
+    undoings = {f.undoing for f in parts if f.undoing}
+    known = [f.suspected if f.undoing else f.members[f.split.suspicion > 0.5] for f in parts]
+    part = np.isin(members, np.concatenate(known))
     answers, company = opinion(members, label)
     company = company + BLUR * np.random.default_rng(seed).uniform(-0.5, 0.5, len(company))
     told = -np.column_stack([margins(answers, label)[0], company])
     off = [((told - told[side].mean(0)) ** 2 / (told.var(0) + 1e-9)).sum(1) for side in (part, ~part)]
     more, split = drawn(off[0] < off[1], told, seed), None
-    if more is not None and more.upper[part].mean() >= WHOLE and more.gap > max(f.split.gap for f in parts):
+    wider = more is not None and more.gap > max(f.split.gap for f in parts) and not undoings
+    if more is not None and wider and more.upper[part].mean() >= WHOLE:
         part = more.upper
     views = classes.views_of(members)
+    for undoing in sorted(undoings):
+        change = named(undoing, classes.run.store.shape)
+        undone = outputs_of(classes.run, purified, members, change)
+        told = np.column_stack([told, -margins(undone, label)[0], gain(answers, undone)])
+        views.append(classes.undone.view(members, change))
     for _ in range(ROUNDS):
         again = drawn(part, np.column_stack([told, *(leaning(view, part, seed) for view in views)]), seed)
         if again is None:
             break
-        split, part = again, again.probability > POSSIBLE
+        split, part = again, again.upper if undoings else again.probability > POSSIBLE
+    if split is not None and undoings:  # nor is all that it makes possible flagged
+        return dataclasses.replace(split, probability=split.probability * split.upper)
     return None if split is None else dataclasses.replace(split, whole=True)

@@ -22,6 +22,7 @@ from trainguard.screening.resemblance import margins
 from trainguard.screening.separation import Split, shared_direction, split_class
 from trainguard.screening.settings import Settings
 from trainguard.screening.surroundings import Surroundings
+from trainguard.screening.undoing import Undone
 from trainguard.screening.whitening import Whitening
 from trainguard.training import autocast, outputs
 
@@ -82,7 +83,7 @@ def suspicions(
                 finished=run.trained is not None,
             )
         found.append(finding)
-    return _judgeable(found, settings), classes
+    return _judgeable([*found, *classes.undone.findings(answers, labels)], settings), classes
 
 
 def witness_of(run: Run, probe: Probe | Trained, images: np.ndarray) -> Witness:
@@ -229,6 +230,11 @@ class Classes:
         return np.flatnonzero(self.run.store.labels == label)
 
     @cached_property
+    def undone(self) -> Undone:
+        """The probe's eye for images that a change has made others of."""
+        return Undone(self.run, self.probe, self.whitening, self.sizes)
+
+    @cached_property
     def labels(self) -> np.ndarray:
         """The labels (M,) of the readable samples."""
         return self.run.store.labels[self.run.store.readable]
@@ -294,10 +300,13 @@ def _with_pixels(found: list[Finding], seen: list[Finding], settings: Settings) 
 
 
 def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
-    """Without the candidates, the smallest gap first, that would leave too little of their class to learn it from."""
+    """Without the candidates, the smallest gap first, that would leave too little of their class to learn it from.
+
+    What a change has made others of has no gap to speak of, and hardly ever speaks by chance: it goes before all.
+    """
     left = {finding.label: np.ones(len(finding.members), dtype=bool) for finding in findings}
     kept = []
-    for finding in sorted(findings, key=lambda f: -f.split.gap):
+    for finding in sorted(findings, key=lambda f: (not f.undoing, -f.split.gap)):
         if finding.is_candidate(settings):
             before = left[finding.label]
             trusted = before & ~finding.doubtful
