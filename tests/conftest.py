@@ -9,14 +9,13 @@ import torch
 from trainguard.rng import isolated_rng
 from trainguard.screening.settings import PRESETS
 
+torch.set_num_threads(1)  # fixtures of a module as well: two workers share two cores, and sums keep their order
+
 
 @pytest.fixture(autouse=True)
 def _own_streams():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with isolated_rng(0):
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -42,15 +42,6 @@ class Digits(Dataset):
         return self.images[i], int(self.labels[i])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums are taken in another order with more threads: a run is equal to itself with as many."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def poisoned():
     data = Digits(poisoned=70)

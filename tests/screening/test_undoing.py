@@ -121,4 +121,4 @@ def test_undone_images_must_be_foreign_and_seen_better(case, verdict):
     case = finding(distance=2.2, valley=0.9, undoing="upside down", **case)
     found, _, reason, poisoned = decide([case], 0.9, 10, Settings())
     assert found == verdict and bool(poisoned) == (verdict == "poisoned")
-    assert ("were upside down" in reason) == (verdict == "poisoned")
+    assert ("images of other classes, upside down" in reason) == (verdict == "poisoned")

@@ -45,6 +45,7 @@ CHANCE = 0.6  # what a scatter must have above its bar, over the root of the sam
 LEARNED_FROM = 40  # trusted samples from which a class is known well enough to contradict; 15 and 23 were of one kind
 EVERY_KIND = 0.5  # relative agreement up to which a part of all kinds is foreign; poison had 0.45, hard images 0.53
 RESTORED = 0.0  # see `restored`, from which undoing a change puts images right
+HALF_DISOWNED = 0.65  # relative agreement up to which such a part is poison; upside down among cats had 0.51
 UTTERLY_FAR = 8.0  # gap from which all kinds for the purified probe will do; natural parts so far had 0.6 of scatter
 
 
@@ -191,7 +192,7 @@ class Finding:
             return self.proven
         known = _passes(float((~self.split.upper).sum()) - LEARNED_FROM, 5.0)
         if self.undoing:
-            disowned = _passes(EVERY_KIND - self.relative_agreement, 0.05)
+            disowned = _passes(HALF_DISOWNED - self.relative_agreement, 0.05)
             return min(known, disowned, _passes(self.restored - RESTORED, 0.02))
         foreign = min(known, self._foreignness(settings))
         kindless = not (self.diversity or self.scatter or self.is_far_apart or self.is_odd)  # too few classes for kinds

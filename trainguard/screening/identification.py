@@ -286,7 +286,7 @@ def sentence(poisoned: Sequence[Finding], settings: Settings) -> str:
     first = max(poisoned, key=lambda f: f.strength(settings))
     count = int((first.split.suspicion > 0.5).sum())
     if first.undoing:
-        because = f"were {first.undoing} before: undone, they are images of other classes"
+        because = f"are images of other classes, {first.undoing}"
     elif first.contradicts(settings):
         because = f"a probe trained without them puts {first.agreement:.0%} of them into that class"
     elif first.is_alone(settings):
