@@ -215,6 +215,7 @@ def test_lightning_may_build_its_loader_every_epoch(lightning, screened):
     assert len(screened) == 1 and network.rows == 3 * KEPT
 
 
+@pytest.mark.slow
 def test_two_lightning_processes_keep_what_rank_0_decides(lightning, tmp_path):
     here = Path(__file__).parent
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -214,6 +214,7 @@ def test_callbacks_hear_every_stage_and_epoch(few):
     assert ((400,), (400,)) in ear.heard
 
 
+@pytest.mark.slow
 def test_poison_that_is_found_the_wrong_way_round_is_turned(poisoned, monkeypatch):
     def larger(split, *_):
         return split if split.upper.mean() > 0.5 else split.turned()
