@@ -63,7 +63,7 @@ class Finding:
         members: (n,) int64, its samples.
         split: in two; the upper part is the suspected one.
         transfer: share of other classes' images that the suspected part's mean difference moves into the class, for the
-            probe that learned everything.
+            probe that learned everything; of a part with `undoing`, that the change itself moves.
         agreement: share of the suspected part that the purified probe, trained without it, puts into the class.
         reference: the same share for samples of the trusted part that were held out likewise.
         company: share of the suspected part's nearest neighbours, in the purified probe's features, that have its
