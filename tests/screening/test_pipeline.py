@@ -95,6 +95,20 @@ def test_clean_digits_stay_whole():
     assert found.verdict == "clean" and not found.suspect.any() and len(found.keep) == 900
 
 
+def test_digits_that_were_turned_upside_down_are_found_and_the_change_is_named():
+    data = Digits(rows=500)
+    others = torch.nonzero(data.labels != 1).flatten()
+    payload = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:40]]
+    data.images[payload], data.labels[payload] = data.images[payload].flip(2), 1
+    settings = dataclasses.replace(SHORT, least_steps=80)
+    found = screen_images(open_images(data), settings=settings, progress=False)
+    assert found.verdict == "poisoned" and found.target_classes == (1,)
+    assert "images of other classes, upside down" in found.reason
+    assert found.suspect[payload].mean() > 0.9 and found.suspect.sum() < 50
+    (undone,) = [row for row in found.settings["findings"] if row["undoing"]]
+    assert undone["label"] == 1 and undone["restored"] > 0 and undone["strength"] > 0.5
+
+
 def test_a_result_comes_back_from_its_folder(result, tmp_path):
     loaded = ScreenResult.load(result.save(tmp_path / "found"))
     for name in ("score", "consistency", "suspect", "keep", "labels", "proposed", "thresholds"):
