@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainguard.purification import universal
 from trainguard.rng import isolated_rng
 from trainguard.screening.settings import PRESETS
 
@@ -32,6 +33,7 @@ def labels():
 
 @pytest.fixture
 def short(monkeypatch):
-    """Every screening's probes take a few steps only: where it matters that it runs, and not what it finds."""
+    """Probes and searches for patches take a few steps: where it matters that they run, and not what they find."""
     for name in PRESETS:
         monkeypatch.setitem(PRESETS, name, dataclasses.replace(PRESETS[name], least_steps=8, least_epochs=0))
+    monkeypatch.setattr(universal, "STEPS", 8)

@@ -164,7 +164,8 @@ class Guard:
         view = _follow(host, images, label_column)
         result, asked = self._result, (images.fingerprint, preset)
         if result is None or (self._images is not None and self._asked != asked):
-            gc.collect()  # a view and its follower hold each other
+            if len(self._views):
+                gc.collect()  # a view and its follower hold each other
             if len(self._views):
                 warnings.warn(
                     "this guard has protected a loader over other data, or by another preset, and now forgets it: that "

@@ -15,7 +15,7 @@ from trainguard.data.store import open_images
 from trainguard.distributed import Processes
 from trainguard.errors import StateError
 from trainguard.results import ScreenResult
-from trainguard.screening import suspicion
+from trainguard.screening import separating, suspicion
 from trainguard.screening.pipeline import screen_images
 from trainguard.screening.settings import Settings
 from trainguard.screening.state import State
@@ -68,9 +68,35 @@ def few():
     return open_images(Digits(poisoned=40, rows=400))
 
 
+class Ear:
+    """Hears every callback."""
+
+    def __init__(self):
+        self.heard = []
+
+    def on_stage_start(self, stage):
+        self.heard.append(stage)
+
+    def on_probe_epoch_end(self, **row):
+        self.heard.append((row["stage"], row["epoch"]))
+
+    def on_scores(self, score, consistency):
+        self.heard.append((score.shape, consistency.shape))
+
+    def on_result(self, result):
+        self.heard.append(result.verdict)
+
+
 @pytest.fixture(scope="module")
-def brief(few):
-    return screened_briefly(few)
+def kept(few, tmp_path_factory):
+    """A screening, the folder of its state, and what its callbacks heard."""
+    folder, ear = tmp_path_factory.mktemp("state"), Ear()
+    return screened_briefly(few, state_dir=folder, callbacks=[ear]), folder, ear.heard
+
+
+@pytest.fixture(scope="module")
+def brief(kept):
+    return kept[0]
 
 
 def test_poisoned_digits_are_found(poisoned, result):
@@ -121,27 +147,38 @@ class Killed(Exception):
     """Stands for a power cut."""
 
 
-@pytest.mark.parametrize(("stage", "epochs"), [("warm-up", 1), ("scoring", 0), ("relearn", 1)])
-def test_a_killed_screening_goes_on_to_the_same_result(few, brief, tmp_path, stage, epochs):
+def test_a_screening_that_is_killed_again_and_again_goes_on_to_the_same_result(few, brief, tmp_path):
     class Cut:
-        seen = ""
-        done = 0
+        def __init__(self, stage, epochs):
+            self.stage, self.epochs, self.done = stage, epochs, 0
 
         def on_stage_start(self, name):
-            self.seen = name
-            if name == stage and epochs == 0:
+            if name == self.stage and self.epochs == 0:
                 raise Killed
 
         def on_probe_epoch_end(self, **row):
-            self.done += row["stage"] == stage
-            if self.done == epochs and epochs:
+            self.done += row["stage"] == self.stage
+            if self.done == self.epochs and self.epochs:
                 raise Killed
 
-    with pytest.raises(Killed):
-        screened_briefly(few, state_dir=tmp_path, callbacks=[Cut()])
+    for stage, epochs in [("warm-up", 1), ("scoring", 0), ("relearn", 1)]:
+        with pytest.raises(Killed):
+            screened_briefly(few, state_dir=tmp_path, callbacks=[Cut(stage, epochs)])
     again = screened_briefly(few, state_dir=tmp_path)
     assert np.array_equal(again.score, brief.score) and np.array_equal(again.suspect, brief.suspect)
     assert again.history == brief.history
+
+
+def test_a_screening_that_came_to_its_end_is_not_made_again(few, kept, monkeypatch):
+    first, folder, _ = kept
+    monkeypatch.setattr(separating, "decide", None)
+    ear = Ear()
+    again = screened_briefly(few, state_dir=folder, callbacks=[ear])
+    assert ear.heard == [((400,), (400,)), "evidence", first.verdict]
+    assert again.timing.keys() == first.timing.keys() and again.timing["total"] >= first.timing["warm-up"]
+    one, other = (found.to_dict() | {"timing": None} for found in (first, again))
+    assert one == other
+    assert np.array_equal(first.evidence.features, again.evidence.features)
 
 
 def test_a_state_of_other_data_settings_or_versions_is_refused(poisoned, tmp_path):
@@ -199,33 +236,16 @@ def test_other_ranks_take_what_the_main_one_has_read_or_refused(tmp_path):
         state.load("step")
 
 
-def test_callbacks_hear_every_stage_and_epoch(few):
-    class Ear:
-        def __init__(self):
-            self.heard = []
-
-        def on_stage_start(self, stage):
-            self.heard.append(stage)
-
-        def on_probe_epoch_end(self, **row):
-            self.heard.append((row["stage"], row["epoch"]))
-
-        def on_scores(self, score, consistency):
-            self.heard.append((score.shape, consistency.shape))
-
-        def on_result(self, result):
-            self.heard.append(result.verdict)
-
-    ear = Ear()
-    found = screened_briefly(few, callbacks=[ear])
-    stages = [entry for entry in ear.heard if isinstance(entry, str)]
+def test_callbacks_hear_every_stage_and_epoch(kept):
+    found, _, heard = kept
+    stages = [entry for entry in heard if isinstance(entry, str)]
     assert stages[:5] == ["warm-up", "scoring", "partition", "relearn", "comparison"]
     assert stages[5:-3] in ([], ["relearn again", "comparison"])
     assert stages[-3:] == ["sharpening", "evidence", found.verdict]
     assert [(row["stage"], row["epoch"]) for row in found.history] == [
-        e for e in ear.heard if isinstance(e, tuple) and isinstance(e[0], str)
+        e for e in heard if isinstance(e, tuple) and isinstance(e[0], str)
     ]
-    assert ((400,), (400,)) in ear.heard
+    assert ((400,), (400,)) in heard
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 AREA = 0.006  # of an image, for a patch. A trigger does its work in a few pixels, anything else needs more of them
 BREAKS = 0.35  # share of predictions changed from which a patch is worth unlearning; benign 0.3 at most at 32 pixels
 SEARCHED = 1000  # images that patches and overlays are looked for on, at most
+STEPS = 150  # of a search; they leave nothing to gain on a 50,000 parameter network of 8 pixel digits
 PENALTY = 5.0  # weight of the area beyond what is allowed, against a loss of the order of one
 
 
@@ -68,7 +69,7 @@ def universal_patch(
     y: Tensor,
     *,
     pixels: int,
-    steps: int = 150,
+    steps: int = STEPS,
     batch_size: int = 64,
     lr: float = 0.2,
     generator: torch.Generator,
@@ -88,7 +89,7 @@ def universal_patch(
         x: (n, C, H, W) in [0, 1], images that the model gets right.
         y: (n,) their labels.
         pixels: how many may be changed.
-        steps: of Adam. 150 leave nothing to gain on a 50,000 parameter network of 8 pixel digits.
+        steps: of Adam.
         batch_size: images per step.
         lr: of Adam, on the logits of mask and pattern.
         generator: where the search starts and which images come when, on the CPU.
@@ -130,9 +131,7 @@ def changed_by(network: UnitPixels, patch: Patch, x: Tensor, y: Tensor, batch_si
     return wrong / len(x)
 
 
-def best_patch(
-    network: UnitPixels, x: Tensor, y: Tensor, *, starts: int = 4, steps: int = 150, generator: torch.Generator
-) -> Patch:
+def best_patch(network: UnitPixels, x: Tensor, y: Tensor, *, starts: int = 4, generator: torch.Generator) -> Patch:
     """The patch of the audit's size that changes the most predictions, of several searches.
 
     Args:
@@ -140,10 +139,9 @@ def best_patch(
         x: (n, C, H, W) in [0, 1].
         y: (n,) labels.
         starts: how many searches. From one start, the trigger of one BadNets in three was missed.
-        steps: of each.
         generator: where they start and which images come when, on the CPU.
     """
-    patches = _searched(network, x, y, starts, steps, generator)
+    patches = _searched(network, x, y, starts, generator)
     return max(patches, key=lambda patch: changed_by(network, patch, x, y))
 
 
@@ -163,7 +161,7 @@ def breaking_patches(
         x, y = known_images(network, store, index, seed)
         if not len(x):
             return []
-        patches = _searched(network, x, y, starts, 150, torch.Generator().manual_seed(seed))
+        patches = _searched(network, x, y, starts, torch.Generator().manual_seed(seed))
         return [patch.to("cpu") for patch in patches if changed_by(network, patch, x, y) >= BREAKS]
 
 
@@ -178,11 +176,9 @@ def known_images(network: UnitPixels, store: ImageStore, index: NDArray[np.int64
     return x[right], y[right]
 
 
-def _searched(
-    network: UnitPixels, x: Tensor, y: Tensor, starts: int, steps: int, generator: torch.Generator
-) -> list[Patch]:
+def _searched(network: UnitPixels, x: Tensor, y: Tensor, starts: int, generator: torch.Generator) -> list[Patch]:
     pixels = patch_area(*x.shape[2:])
-    return [universal_patch(network, x, y, pixels=pixels, steps=steps, generator=generator) for _ in range(starts)]
+    return [universal_patch(network, x, y, pixels=pixels, steps=STEPS, generator=generator) for _ in range(starts)]
 
 
 def patch_area(height: int, width: int) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import nn
 from trainguard.data.store import ImageStore
 from trainguard.distributed import Processes
 from trainguard.evidence import collect_evidence
+from trainguard.files import plain
 from trainguard.models import digest_of, shapes_of
 from trainguard.progress import Progress
 from trainguard.results import ScreenResult
@@ -158,8 +159,7 @@ def screen_images(
         progress=Progress(progress),
         callbacks=callbacks,
     )
-    variant = paper.decide if settings.variant == "paper" else separating.decide
-    found: Decision = processes.broadcast(variant(run))
+    found = _decided(run, paper.decide if settings.variant == "paper" else separating.decide)
     run.tell("on_scores", score=found.score, consistency=found.consistency)
     with run.stage("evidence"):
         evidence = collect_evidence(
@@ -195,3 +195,18 @@ def screen_images(
     )
     run.tell("on_result", result)
     return result
+
+
+def _decided(run: Run, variant: Callable[[Run], Decision]) -> Decision:
+    """What a variant finds, or has found: a screening that came to its end is not made again."""
+    saved = run.state.load("decision")
+    if saved is not None:
+        run.timing.update(saved.pop("timing"))
+        run.history.extend(saved.pop("history"))
+        saved["target_classes"] = tuple(saved["target_classes"])
+        return Decision(**{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in saved.items()})
+    found: Decision = run.processes.broadcast(variant(run))
+    values = {one.name: getattr(found, one.name) for one in fields(found)} | {"timing": run.timing}
+    values |= {"history": run.history}
+    run.state.save("decision", {k: v if isinstance(v, np.ndarray) else plain(v) for k, v in values.items()})
+    return found
