@@ -20,6 +20,7 @@ OPTIONS = {
     "plain_batches": (5,),
     "screening": False,
     "batch_size": 48,
+    "patches": 1,
     "eps": 0.1,
     "progress": False,
 }

@@ -204,9 +204,10 @@ def _decided(run: Run, variant: Callable[[Run], Decision]) -> Decision:
         run.timing.update(saved.pop("timing"))
         run.history.extend(saved.pop("history"))
         saved["target_classes"] = tuple(saved["target_classes"])
-        return Decision(**{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in saved.items()})
+        values: dict[str, Any] = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in saved.items()}
+        return Decision(**values)
     found: Decision = run.processes.broadcast(variant(run))
-    values = {one.name: getattr(found, one.name) for one in fields(found)} | {"timing": run.timing}
-    values |= {"history": run.history}
+    values = {one.name: getattr(found, one.name) for one in fields(found)}
+    values |= {"timing": run.timing, "history": run.history}
     run.state.save("decision", {k: v if isinstance(v, np.ndarray) else plain(v) for k, v in values.items()})
     return found
