@@ -64,7 +64,7 @@ def test_screen_passes_its_flags_on_and_answers_with_the_verdict(monkeypatch, ca
         calls.append((dataset, model, options))
         return outcome
 
-    stub(monkeypatch, "trainguard.guard", screen=screen)
+    stub(monkeypatch, "trainguard.screening.screen", screen=screen)
     out = tmp_path / "out"
     argv = ["screen", str(folder), "--model", "resnet18", "--out", str(out), "--epochs", "30", "--seed", "7"]
     assert cli.main([*argv, "--no-progress"]) == code
@@ -133,7 +133,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(capsys, argv):
 @pytest.mark.parametrize("words", [["--bounds", "-1,1"], ["--bounds=-1,1"], ["--mean", "-.5", "--std", "1"]])
 def test_numbers_may_begin_with_a_minus(words, monkeypatch, folder, tmp_path):
     said = {}
-    stub(monkeypatch, "trainguard.guard", screen=lambda *_, **options: said.update(options) or 1 / 0)
+    stub(monkeypatch, "trainguard.screening.screen", screen=lambda *_, **options: said.update(options) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["screen", str(folder), "--out", str(tmp_path), *words])
     assert said.get("bounds") == (-1.0, 1.0) or said.get("mean") == (-0.5,)
@@ -143,7 +143,7 @@ def test_unusable_input_is_one_line_and_exit_code_2(monkeypatch, capsys, folder,
     def screen(*_, **__):
         raise DataError("images outside [0, 1]:\n  row 3 has 7.5")
 
-    stub(monkeypatch, "trainguard.guard", screen=screen)
+    stub(monkeypatch, "trainguard.screening.screen", screen=screen)
     assert cli.main(["screen", str(folder), "--model", "resnet18", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "trainguard screen: images outside [0, 1]: row 3 has 7.5\n"
 
@@ -152,7 +152,7 @@ def test_interruption_is_said_in_one_line(monkeypatch, capsys, folder, tmp_path)
     def screen(*_, **__):
         raise KeyboardInterrupt
 
-    stub(monkeypatch, "trainguard.guard", screen=screen)
+    stub(monkeypatch, "trainguard.screening.screen", screen=screen)
     assert cli.main(["screen", str(folder), "--model", "resnet18", "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "trainguard screen: interrupted\n"
 
@@ -269,7 +269,7 @@ def test_a_damaged_table_is_named_in_one_line(capsys, tmp_path):
 
 def test_a_place_that_cannot_be_written_is_found_before_the_work(monkeypatch, capsys, folder, tmp_path):
     (tmp_path / "taken").write_text("a file")
-    for module, name in (("trainguard.guard", "screen"), ("trainguard.purification", "audit_checkpoint")):
+    for module, name in (("trainguard.screening.screen", "screen"), ("trainguard.purification", "audit_checkpoint")):
         stub(monkeypatch, module, **{name: lambda *_, **__: pytest.fail("worked before it looked")})
     words = ["--model", "resnet18"], ["--arch", "vit", "--data", str(folder)]
     for argv in (["screen", str(folder), *words[0]], ["audit", "w.pt", *words[1]]):
@@ -341,7 +341,11 @@ def test_columns_that_are_named_reach_the_screening(monkeypatch, folder, tmp_pat
     dataset = open_data(folder).cast_column("label", datasets.Value("int64"))
     dataset.to_parquet(str(tmp_path / "plain [1].parquet"))
     seen = []
-    stub(monkeypatch, "trainguard.guard", screen=lambda data, *_, **options: seen.append((data, options)) or 1 / 0)
+    stub(
+        monkeypatch,
+        "trainguard.screening.screen",
+        screen=lambda data, *_, **options: seen.append((data, options)) or 1 / 0,
+    )
     words = ["--out", str(tmp_path / "out"), "--image-column", "image", "--label-column", "label"]
     with pytest.raises(ZeroDivisionError):
         cli.main(["screen", str(tmp_path / "plain [1].parquet"), *words])
@@ -364,7 +368,7 @@ def test_a_name_that_the_terminal_cannot_show_does_not_hide_the_verdict():
 
 @pytest.mark.parametrize("command", ["screen", "audit"])
 def test_a_result_is_not_put_among_the_images(command, monkeypatch, capsys, folder, tmp_path):
-    stub(monkeypatch, "trainguard.guard", screen=lambda *_, **__: 1 / 0)
+    stub(monkeypatch, "trainguard.screening.screen", screen=lambda *_, **__: 1 / 0)
     stub(monkeypatch, "trainguard.purification", audit_checkpoint=lambda *_, **__: 1 / 0)
     monkeypatch.chdir(folder)
     words = ["screen", "."] if command == "screen" else ["audit", "w.pt", "--arch", "vit", "--data", "."]
@@ -390,7 +394,7 @@ def test_a_file_name_cannot_rule_the_terminal(monkeypatch, capsys, folder, tmp_p
     def screen(*_, **__):
         raise DataError("row 0 (\x1b[2K\x1b[1;32mtrainguard: clean\x1b[0m.png) cannot be read")
 
-    stub(monkeypatch, "trainguard.guard", screen=screen)
+    stub(monkeypatch, "trainguard.screening.screen", screen=screen)
     assert cli.main(["screen", str(folder), "--out", str(tmp_path / "out")]) == 2
     assert "\x1b" not in capsys.readouterr().err
 

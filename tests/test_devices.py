@@ -93,7 +93,7 @@ def test_a_guard_relabels_with_a_model_on_the_accelerator(elsewhere, digits, mod
         proposed=labels,
         thresholds=np.full(10, 0.5, np.float32),
     )
-    monkeypatch.setattr("trainguard.guard.screen_images", lambda *_, **__: found)
+    monkeypatch.setattr("trainguard.screening.screen.screen_images", lambda *_, **__: found)
     guard = trainguard.Guard(elsewhere, epochs=2, progress=False)
     loader = guard.protect(DataLoader(digits, 50), model.to(DEVICE), pixel_range=RANGE)
     assert len(loader.dataset) == 460

@@ -73,7 +73,7 @@ def screening(monkeypatch):
         spy.calls.append(SimpleNamespace(images=images, model=model, **options))
         return result_for(images, spy.flagged)
 
-    monkeypatch.setattr("trainguard.guard.screen_images", screen_images)
+    monkeypatch.setattr("trainguard.screening.screen.screen_images", screen_images)
     return spy
 
 

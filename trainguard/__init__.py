@@ -5,17 +5,18 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainguard.guard import Guard, screen
+    from trainguard.guard import Guard
     from trainguard.purification.audit import audit
     from trainguard.purification.progressive import purify
     from trainguard.purification.results import AuditResult, PurifyResult
     from trainguard.results import ScreenResult
+    from trainguard.screening.screen import screen
 
 __all__ = ["AuditResult", "Guard", "PurifyResult", "ScreenResult", "__version__", "audit", "purify", "screen"]
 
 _HOMES = {
     "Guard": "trainguard.guard",
-    "screen": "trainguard.guard",
+    "screen": "trainguard.screening.screen",
     "ScreenResult": "trainguard.results",
     "audit": "trainguard.purification.audit",
     "purify": "trainguard.purification.progressive",

@@ -4,6 +4,8 @@ import numpy as np
 
 from trainguard.results import ScreenResult
 
+SCREENING = "trainguard.screening.screen.screen_images"  # what a guard calls
+
 
 def result_for(images, flagged):
     """What a screening that flags the rows `flagged` would give."""

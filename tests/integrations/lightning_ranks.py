@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from two_processes import Numbered, flagging
 
-import trainguard.guard
+import trainguard.screening.screen
 from trainguard.integrations.lightning_fit import protect
 
 
@@ -30,7 +30,7 @@ class Classifier(lightning.LightningModule):
 
 def main(folder):
     torch.set_num_threads(1)
-    trainguard.guard.screen_images = flagging
+    trainguard.screening.screen.screen_images = flagging
     data = protect(DataLoader(Numbered(), batch_size=8, shuffle=True))
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = lightning.Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, **quiet)

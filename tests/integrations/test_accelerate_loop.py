@@ -10,12 +10,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, set_seed
-from flagged import result_for
+from flagged import SCREENING, result_for
 from torch import nn
 from torch.utils.data import DataLoader
 from two_processes import CONFIGURATIONS, FLAGGED, SIZE, Numbered
 
-import trainguard.guard
 from trainguard import Guard
 
 HERE = Path(__file__).parent
@@ -99,7 +98,8 @@ def trained(folder, monkeypatch, *, protect_first, epoch, kill=False, resume=Fal
     AcceleratorState._reset_state(reset_partial_state=True)
     screenings = []
     monkeypatch.setattr(
-        trainguard.guard, "screen_images", lambda images, *_, **__: screenings.append(1) or result_for(images, FLAGGED)
+        SCREENING,
+        lambda images, *_, **__: screenings.append(1) or result_for(images, FLAGGED),
     )
     configuration = DataLoaderConfiguration(use_seedable_sampler=True, use_stateful_dataloader=stateful)
     accelerator = Accelerator(cpu=True, dataloader_config=configuration)

@@ -8,10 +8,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from flagged import result_for
+from flagged import SCREENING, result_for
 from PIL import Image
-
-import trainguard.guard
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 OPTIONAL = {"hf_trainer": "transformers", "lightning": "lightning"}
@@ -52,7 +50,7 @@ def screened(monkeypatch):
         sizes.append(len(images))
         return result_for(images, range(8))
 
-    monkeypatch.setattr(trainguard.guard, "screen_images", screen_images)
+    monkeypatch.setattr(SCREENING, screen_images)
     return sizes
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from flagged import result_for
+from flagged import SCREENING, result_for
 from PIL import Image
 from timm.data import FastCollateMixup, create_dataset, create_loader
 from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSampler
@@ -10,7 +10,6 @@ from timm.data.loader import PrefetchLoader
 from torch import nn
 
 import trainguard
-import trainguard.guard
 from trainguard import Guard
 from trainguard.data.loaders import open_loader
 from trainguard.data.store import open_images
@@ -40,7 +39,7 @@ def screened(monkeypatch):
         stores.append(images)
         return result_for(images, FLAGGED)
 
-    monkeypatch.setattr(trainguard.guard, "screen_images", screen_images)
+    monkeypatch.setattr(SCREENING, screen_images)
     return stores
 
 

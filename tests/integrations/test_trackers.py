@@ -4,12 +4,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
-from flagged import result_for
+from flagged import SCREENING, result_for
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import trainguard
-import trainguard.guard
 from trainguard import Guard
 from trainguard.integrations.tensorboard_log import TensorBoard
 from trainguard.screening.settings import PRESETS, Settings
@@ -44,7 +43,7 @@ class Notebook(GeneralTracker):
 
 def test_the_guard_s_figures_reach_accelerate_s_trackers(monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setattr(trainguard.guard, "screen_images", lambda images, *_, **__: result_for(images, FLAGGED))
+    monkeypatch.setattr(SCREENING, lambda images, *_, **__: result_for(images, FLAGGED))
     notebook = Notebook()
     accelerator = Accelerator(cpu=True, log_with=notebook)
     accelerator.init_trackers("run")
@@ -59,7 +58,7 @@ def test_the_guard_s_figures_reach_accelerate_s_trackers(monkeypatch):
 
 def test_without_trackers_nothing_is_logged(monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setattr(trainguard.guard, "screen_images", lambda images, *_, **__: result_for(images, FLAGGED))
+    monkeypatch.setattr(SCREENING, lambda images, *_, **__: result_for(images, FLAGGED))
     accelerator = Accelerator(cpu=True)
     monkeypatch.setattr(accelerator, "log", lambda *_, **__: pytest.fail("logged"))
     Guard(accelerator, progress=False).protect(DataLoader(data(), batch_size=8))

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from flagged import result_for
+from flagged import SCREENING, result_for
 from torch import nn
 from torch.utils.data import DataLoader
 from two_processes import FLAGGED, SIZE, Numbered
 
-import trainguard.guard
 from trainguard import Guard
 from trainguard.errors import DataError
 
@@ -30,7 +29,7 @@ def screened(monkeypatch):
         calls.append(options)
         return result_for(images, FLAGGED)
 
-    monkeypatch.setattr(trainguard.guard, "screen_images", screen_images)
+    monkeypatch.setattr(SCREENING, screen_images)
     return calls
 
 

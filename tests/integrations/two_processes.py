@@ -15,7 +15,7 @@ from flagged import result_for
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-import trainguard.guard
+import trainguard.screening.screen
 from trainguard import Guard
 from trainguard.data.store import open_images
 from trainguard.distributed import Processes
@@ -131,7 +131,7 @@ def main(folder):
         trainguard.screen(TensorDataset(*data()), accelerator=accelerator, progress=False)
         return
     seen = scores(processes) | screened(accelerator)
-    trainguard.guard.screen_images = flagging
+    trainguard.screening.screen.screen_images = flagging
     for configuration in CONFIGURATIONS:
         for when in ("before prepare", "after prepare"):
             seen[f"{configuration}, {when}"] = protected(when, configuration)
