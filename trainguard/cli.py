@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trainguard.files import visible, writable_folder
+from trainguard.files import results_in, visible, writable_folder
 from trainguard.options import above_zero, at_least_one, names, numbers, path, seed, seeds, share
 
 DONE, WRONG_USE, FOUND, UNDECIDED, INTERRUPTED = 0, 2, 3, 4, 130
@@ -242,8 +242,7 @@ def _ready(out: Path, data: str, own: str) -> None:
     """Refuse, before the work, a folder that cannot take a result or would spoil something."""
     if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
         raise WrongUse(f"--out {out} lies in {data}, and would be read as data the next time: choose a folder outside")
-    others = [name for name in ("result.json", "audit.json", "drill.json") if name != own and (out / name).is_file()]
-    if others:
+    if others := results_in(out, besides=own):
         raise WrongUse(f"--out {out} holds another result already ({', '.join(others)}): choose another folder")
     writable_folder(out)
 

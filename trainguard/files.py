@@ -13,6 +13,7 @@ from typing import Any
 
 from trainguard.errors import StateError
 
+RESULTS = ("result.json", "audit.json", "drill.json")  # of which a folder holds one, and its report
 UNSEEN = ("Cc", "Cf", "Zl", "Zp")  # control characters, marks that format, separators of lines and paragraphs
 JOINERS = "\u200c\u200d"  # in words of some scripts, and in emoji
 
@@ -90,6 +91,11 @@ def read_record(path: Path, error: type[Exception] = ValueError) -> dict[str, An
     if not isinstance(record, dict):
         raise error(f"{path} holds a {type(record).__name__} where an object was expected: it is not one of ours")
     return record
+
+
+def results_in(folder: Path, besides: str = "") -> list[str]:
+    """The files of results in a folder, but for one name."""
+    return [name for name in RESULTS if name != besides and (folder / name).is_file()]
 
 
 def plain(value: Any) -> Any:

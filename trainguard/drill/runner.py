@@ -27,7 +27,7 @@ from trainguard.drill.repairs import NEEDED, REPAIRS, repair
 from trainguard.drill.scene import Scene, Victim
 from trainguard.drill.train import Recipe
 from trainguard.errors import ModelError, StateError
-from trainguard.files import read_record, writable_folder, write_atomically
+from trainguard.files import read_record, results_in, writable_folder, write_atomically
 from trainguard.progress import Progress
 from trainguard.purification.finetuning import has_batch_norm
 from trainguard.rng import isolated_rng
@@ -164,9 +164,8 @@ def run_drill(
     }
     scenes = [(name, seed) for name in _possible(images, chosen, seeds, attacks) for seed in seeds]
     folder = writable_folder(out)
-    for name in ("result.json", "audit.json"):
-        if (folder / name).is_file():  # no report can be made of two results
-            raise StateError(f"{folder} holds another result ({name}) already: choose another folder")
+    if others := results_in(folder, besides="drill.json"):  # no report can be made of two results
+        raise StateError(f"{folder} holds another result ({', '.join(others)}) already: choose another folder")
     _same_settings(folder, settings)
     before = _finished(folder / "cells")
     drill = Drill(settings, (), versions(), machine(place))

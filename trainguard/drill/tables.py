@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from trainguard.drill.cells import Cell
-
-IMPLANTED = 0.5  # an attack that succeeds less often without a defence proves nothing about one
-NOT_IMPLANTED = "did not implant"
+from trainguard.report.parts import IMPLANTED, NOT_IMPLANTED
+from trainguard.report.parts import implanted as was_implanted
 
 CELL_COLUMNS = (
     "attack",
@@ -104,14 +103,9 @@ def summary_rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
 
 
 def implanted(cells: Sequence[Cell], attack: str) -> bool:
-    r"""Whether the attack succeeds on at least half of the samples when nothing is done; True where nothing attacks.
-
-    And twice as often as the same samples get its label without the trigger: a model that has one answer for all images
-    has no backdoor.
-    """
+    r"""Whether the attack leaves a backdoor when nothing is done; True where nothing attacks."""
     undefended = _of(cells, attack, "none")
-    success, base = _mean(c.asr for c in undefended), _mean(c.untriggered for c in undefended)
-    return success is None or success >= max(IMPLANTED, 2 * (base or 0.0))
+    return was_implanted(_mean(c.asr for c in undefended), _mean(c.untriggered for c in undefended))
 
 
 def ratio(cells: Sequence[Cell], cell: Cell) -> float | None:

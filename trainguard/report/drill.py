@@ -9,10 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from trainguard.report import charts
-from trainguard.report.parts import Matrix, Table, flattened
+from trainguard.report.parts import NOT_IMPLANTED, Matrix, Table, flattened, implanted
 
-IMPLANTED = 0.5  # an attack that succeeds less often without a defence says nothing about one
-NOTE = "did not implant"
 FIGURES = {
     "attack": "attack",
     "defense": "defence",
@@ -78,10 +76,9 @@ def _mean(cells: Sequence[Mapping[str, Any]], key: str, **where: str) -> float:
 
 
 def _implanted(cells: Sequence[Mapping[str, Any]], attack: str) -> bool:
-    """As `drill.tables.implanted`."""
-    success = _mean(cells, "asr", attack=attack, defense="none")
-    base = [c.get("untriggered") or 0.0 for c in cells if c["attack"] == attack and c["defense"] == "none"]
-    return not success < max(IMPLANTED, 2 * fmean(base or [0.0]))
+    undefended = [cell for cell in cells if cell["attack"] == attack and cell["defense"] == "none"]
+    measured = ([c[key] for c in undefended if c.get(key) is not None] for key in ("asr", "untriggered"))
+    return implanted(*(fmean(values) if values else None for values in measured))
 
 
 def _facts(
@@ -106,7 +103,7 @@ def _matrix(
     if not shown:
         return None
     notes = {
-        (i, place): f"{NOTE} ({values[i][j]:.0%})"
+        (i, place): f"{NOT_IMPLANTED} ({values[i][j]:.0%})"
         for i, attack in enumerate(attacks)
         for place, j in enumerate(shown)
         if attack in noted and values[i][j] == values[i][j]

@@ -17,7 +17,7 @@ from markupsafe import Markup
 import trainguard
 from trainguard.checkpoints import weights_path
 from trainguard.evidence import Evidence, collect_evidence
-from trainguard.files import read_record, write_atomically
+from trainguard.files import read_record, results_in, write_atomically
 from trainguard.report import audit, drill, purification, screening
 from trainguard.report.export import write_decisions
 from trainguard.report.parts import Share, percentage, shown, sort_key
@@ -105,7 +105,7 @@ def _evidence(result: ScreenResult, dataset: Any) -> Evidence | None:
 
 def _load(place: Path) -> Any:
     """What lies in a folder, or in a file that `PurifyResult.save` wrote."""
-    kinds = [name for name in ("result.json", "audit.json", "drill.json") if (place / name).is_file()]
+    kinds = results_in(place)
     if len(kinds) > 1:
         raise ValueError(f"{place} holds several results ({', '.join(kinds)}): put each into a folder of its own")
     if (place / "result.json").is_file():

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+IMPLANTED = 0.5  # an attack that succeeds less often without a defence says nothing about one
+NOT_IMPLANTED = "did not implant"
+
 
 @dataclass(frozen=True)
 class Share:
@@ -117,3 +120,16 @@ def percent(part: float, whole: float) -> str:
     """A share as text, fine enough for a small one: `4.9%`, `0.02%`."""
     share = 100 * part / whole if whole else 0.0
     return f"{share:.1f}%" if share >= 1 or share == 0 else f"{share:.2g}%"
+
+
+def implanted(success: float | None, base: float | None) -> bool:
+    """Whether an attack left a backdoor in an undefended model: on at least half of the triggered samples.
+
+    And twice as often as the same samples get its label without the trigger: a model that has one answer for all images
+    has no backdoor.
+
+    Args:
+        success: the attack success rate, in [0, 1]; None where it was not measured, which speaks against nothing.
+        base: the share of the samples that get the label without the trigger; None where it was not measured.
+    """
+    return success is None or success >= max(IMPLANTED, 2 * (base or 0.0))
