@@ -164,8 +164,8 @@ def run_drill(
     }
     scenes = [(name, seed) for name in _possible(images, chosen, seeds, attacks) for seed in seeds]
     folder = writable_folder(out)
-    if others := results_in(folder, besides="drill.json"):  # no report can be made of two results
-        raise StateError(f"{folder} holds another result ({', '.join(others)}) already: choose another folder")
+    if found := results_in(folder, besides="drill.json"):  # no report can be made of two results
+        raise StateError(f"{folder} holds another result ({', '.join(found)}) already: choose another folder")
     _same_settings(folder, settings)
     before = _finished(folder / "cells")
     drill = Drill(settings, (), versions(), machine(place))
