@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainguard.purification import universal
+from trainguard.purification import overlay, universal
 from trainguard.rng import isolated_rng
 from trainguard.screening.settings import PRESETS
 
@@ -33,7 +33,8 @@ def labels():
 
 @pytest.fixture
 def short(monkeypatch):
-    """Probes and searches for patches take a few steps: where it matters that they run, and not what they find."""
+    """Probes and searches take a few steps: where it matters that they run, and not what they find."""
     for name in PRESETS:
         monkeypatch.setitem(PRESETS, name, dataclasses.replace(PRESETS[name], least_steps=8, least_epochs=0))
     monkeypatch.setattr(universal, "STEPS", 8)
+    monkeypatch.setattr(overlay, "GROWTH", 1.5)

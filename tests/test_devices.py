@@ -102,8 +102,7 @@ def test_a_guard_relabels_with_a_model_on_the_accelerator(elsewhere, digits, mod
 
 
 @pytest.mark.parametrize("clean", [False, True])
-def test_purifying_runs_where_the_model_lies(elsewhere, digits, model, clean, monkeypatch):
-    monkeypatch.setattr("trainguard.purification.overlay.GROWTH", 1.5)  # a coarser search, and a shorter one
+def test_purifying_runs_where_the_model_lies(elsewhere, digits, model, clean, short):
     outcome = trainguard.purify(
         model.to(DEVICE),
         digits,
@@ -120,8 +119,7 @@ def test_purifying_runs_where_the_model_lies(elsewhere, digits, model, clean, mo
     assert isinstance(outcome.keep, np.ndarray)
 
 
-def test_auditing_runs_where_the_model_lies(elsewhere, digits, model, monkeypatch):
-    monkeypatch.setattr("trainguard.purification.overlay.GROWTH", 1.5)
+def test_auditing_runs_where_the_model_lies(elsewhere, digits, model, short):
     found = trainguard.audit(model.to(DEVICE), digits, images=60, screening=False, pixel_range=RANGE, progress=False)
     assert isinstance(found.transitions, np.ndarray) and found.transitions.shape == (10, 10)
 

@@ -114,7 +114,7 @@ def test_clean_data_need_one_round_and_lose_nothing_to_forgive(victim):
 
 
 def test_without_shared_images_clean_data_have_an_adversarial_step(victim):
-    options = QUICK | {"seed": 3, "plain_batches": (4,), "max_accuracy_loss": 1.0}
+    options = QUICK | {"seed": 3, "plain_batches": (4,), "max_accuracy_loss": 1.0, "patches": 0}
     runs = [purify(victim.model, victim.store, clean=True, shared=shared, **options) for shared in (None, 0.0)]
     assert [run.settings["shared"] for run in runs] == [0.5, 0.0]
     assert [run.history[0]["batches"] for run in runs] == [0, 40] and not same(runs[0].model, runs[1].model)
@@ -248,7 +248,10 @@ def test_data_that_screening_calls_clean_serve_whole(victim):
         screened(victim), verdict="clean", suspect=np.zeros(1000, dtype=bool), keep=np.arange(1000), target_classes=()
     )
     result = purify(
-        victim.model, victim.store, initial=said, **QUICK | {"adversarial_batches": (2,), "plain_batches": (2,)}
+        victim.model,
+        victim.store,
+        initial=said,
+        **QUICK | {"adversarial_batches": (2,), "plain_batches": (2,), "patches": 0},
     )
     assert result.settings["shares"] == [0.9] and result.settings["forgiven"] == 0
     unsure = dataclasses.replace(said, verdict="undecided")
@@ -345,7 +348,7 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
-def test_odd_models_in_odd_surroundings_are_purified_and_audited(precision, victim, tmp_path):
+def test_odd_models_in_odd_surroundings_are_purified_and_audited(precision, victim, tmp_path, short):
     model, data = Odd().eval(), victim.store
     before = torch.get_rng_state()
     torch.set_default_dtype(precision)
