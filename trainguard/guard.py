@@ -47,7 +47,7 @@ class Guard:
         epochs: how long the protected training will be; None leaves screening its own default length.
         budget: what share of that training's passes the probes get; short trainings have a least that is more than it.
         seed: of everything random in screening.
-        state_dir: folder in which screening keeps its progress, so that it can be killed and started again.
+        state_dir: folder that keeps what screening has done: killed, it goes on; ended, it is not made again.
         progress: show progress on the terminal (rank 0).
         callbacks: objects with any of `on_stage_start`, `on_probe_epoch_end`, `on_scores`, `on_result`.
         enabled: False makes every method do nothing.
