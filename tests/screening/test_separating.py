@@ -114,13 +114,13 @@ def test_of_two_sides_of_a_class_the_stronger_case_counts(monkeypatch, other, up
     first = finding(company=0.46, scatter=0.64, members=400)
     asked = []
 
-    def judged(run, name, probe, findings, images):
+    def judged(classes, name, findings):
         asked.append(name)
         turned = [replace(f, scatter=other, agreement=0.05, reference=0.8) for f in findings]
         return ([first], "purified", "opinion") if name == "relearn" else (turned, "second", "its opinion")
 
     monkeypatch.setattr(separating, "_judged", judged)
-    found, probe, _ = separating._relearned(SimpleNamespace(settings=Settings()), None, [first], None)
+    found, probe, _ = separating._relearned(SimpleNamespace(run=SimpleNamespace(settings=Settings())), [first])
     assert asked == ["relearn", "relearn again"] and first.strength(Settings()) > 0.5
     expected = np.arange(280) if upper == "the other part" else np.arange(280, 400)
     assert np.array_equal(found[0].suspected, expected)
@@ -133,7 +133,7 @@ def test_a_probe_that_learned_a_kept_case_is_not_asked_for_corrected_labels(monk
     first[2] = replace(first[2], company=0.2)  # tells its sides
     stages = {}
 
-    def judged(run, name, probe, findings, images):
+    def judged(classes, name, findings):
         stages[name] = {(f.label, f.suspected.min()) for f in findings}
         if name == "relearn":
             return first, "purified", "opinion"
@@ -141,7 +141,7 @@ def test_a_probe_that_learned_a_kept_case_is_not_asked_for_corrected_labels(monk
         return other, name, "its opinion"
 
     monkeypatch.setattr(separating, "_judged", judged)
-    found, probe, _ = separating._relearned(SimpleNamespace(settings=Settings()), None, first, None)
+    found, probe, _ = separating._relearned(SimpleNamespace(run=SimpleNamespace(settings=Settings())), first)
     low, high = first[0].turned().suspected.min(), first[0].suspected.min()
     assert stages["relearn again"] == {(0, low), (1, low), (2, high)}
     assert stages["relearn at last"] == {(0, low), (1, high), (2, high)} and probe == "relearn at last"

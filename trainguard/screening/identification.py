@@ -2,6 +2,7 @@ r"""AdvrBD Sec. V-B3: from what the probes say to which samples are poisoned, an
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -74,6 +75,9 @@ def _effective(share: NDArray[np.float64]) -> float:
 class Witness:
     """A probe, and what it says of images that mean differences are tried on.
 
+    It remembers its answers: a part is tried when it is found, and again when it is judged, and where classes are many
+    that would cost as much as all the training.
+
     Args:
         predict: from unit images (B, C, H, W) to labels.
         images: (P, C, H, W) to try on.
@@ -82,8 +86,17 @@ class Witness:
     def __init__(
         self, predict: Callable[[NDArray[np.float32]], NDArray[np.int64]], images: NDArray[np.float32]
     ) -> None:
-        self.predict = predict
         self.before = predict(images)
+        self._predict = predict
+        self._said: dict[bytes, NDArray[np.int64]] = {}
+
+    def after(self, trial: Trial, sign: int) -> NDArray[np.int64]:
+        """Its labels (m,) for the images of a trial, with the difference added (1) or taken away (-1)."""
+        moved = (sign * trial.difference + 0.0).tobytes()  # + 0.0: no negative zeros, so what is turned is the same
+        key = hashlib.blake2b(moved, digest_size=16, person=str(trial.label).encode()).digest()
+        if key not in self._said:
+            self._said[key] = self._predict(trial.moved(sign))
+        return self._said[key]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +107,8 @@ class Trial:
         label: the class.
         chosen: (P,) bool, the images of other classes among those to try on.
         truth: (m,) their labels.
-        moved: the m images with upper minus lower part added, and with lower minus upper.
+        images: (P, C, H, W) all of those.
+        difference: (C, H, W), the mean of the upper part less that of the lower one.
         likeness: of the upper part's images, what they have in common against the lower part (mean squared difference
             of the means) over how they differ among themselves (variance).
     """
@@ -102,7 +116,8 @@ class Trial:
     label: int
     chosen: NDArray[np.bool_]
     truth: NDArray[np.int64]
-    moved: tuple[NDArray[np.float32], NDArray[np.float32]]
+    images: NDArray[np.float32]
+    difference: NDArray[np.float32]
     likeness: float
 
     @classmethod
@@ -115,7 +130,7 @@ class Trial:
         tried_on: Images,
         seed: int,
     ) -> Trial:
-        """Add the difference and take it away.
+        """Take the means.
 
         Args:
             split: the class in two.
@@ -131,8 +146,11 @@ class Trial:
         likeness = float(((upper - lower) ** 2).mean()) / max(spread, 1e-6)
         images, labels = tried_on
         chosen = labels != label
-        added, taken = (np.clip(images[chosen] + sign * (upper - lower), 0, 1) for sign in (1, -1))
-        return cls(label, chosen, labels[chosen], (added, taken), likeness)
+        return cls(label, chosen, labels[chosen], images, upper - lower, likeness)
+
+    def moved(self, sign: int) -> NDArray[np.float32]:
+        """The images (m, C, H, W) of other classes with the difference added (1) or taken away (-1)."""
+        return np.clip(self.images[self.chosen] + sign * self.difference, 0, 1)
 
 
 def bystanders(store: ImageStore, seed: int) -> Images:
@@ -144,7 +162,7 @@ def bystanders(store: ImageStore, seed: int) -> Images:
 def transfers(trial: Trial, witness: Witness) -> tuple[float, float]:
     """Shares of other classes' images that the mean difference moves into the class: added, and taken away."""
     before = witness.before[trial.chosen] == trial.label
-    up, down = (float((witness.predict(x) == trial.label).mean() - before.mean()) for x in trial.moved)
+    up, down = (float((witness.after(trial, sign) == trial.label).mean() - before.mean()) for sign in (1, -1))
     return up, down
 
 
@@ -168,10 +186,10 @@ def triggers(trial: Trial, first: Witness, purified: Witness) -> float:
         return 0.0
     still = known & (first.before[trial.chosen] != trial.label)
     best = 0.0
-    for images in trial.moved:
-        won = still & (first.predict(images) == trial.label)
+    for sign in (1, -1):
+        won = still & (first.after(trial, sign) == trial.label)
         if won.sum() / known.sum() > best:  # else it cannot be the larger one
-            best = max(best, float((won & (purified.predict(images) == trial.truth)).sum() / known.sum()))
+            best = max(best, float((won & (purified.after(trial, sign) == trial.truth)).sum() / known.sum()))
     return best
 
 
@@ -309,5 +327,5 @@ def labels_of(poisoned: Sequence[Finding]) -> tuple[int, ...]:
 
 def _mean(store: ImageStore, index: NDArray[np.int64]) -> tuple[NDArray[np.float32], float]:
     """The mean image (C, H, W), and the variance about it, averaged over pixels."""
-    images = store.batch(index)
+    images = store.batch(np.sort(index))  # in one order whichever part is the upper one, so that the mean is the same
     return images.mean(0).numpy(), float(images.var(0, correction=0).mean())

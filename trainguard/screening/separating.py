@@ -24,7 +24,6 @@ from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
 from trainguard.screening.finding import Finding, with_kin
 from trainguard.screening.identification import (
-    Images,
     Trial,
     bystanders,
     kinds_of,
@@ -40,7 +39,7 @@ from trainguard.screening.resemblance import resemblance
 from trainguard.screening.separation import LEAST_SIZE
 from trainguard.screening.settings import Settings
 from trainguard.screening.sharpening import Opinion, sharpened
-from trainguard.screening.suspicion import FITTED, suspicions, witness_of
+from trainguard.screening.suspicion import FITTED, Classes, suspicions, witness_of
 from trainguard.screening.undoing import gain, named, outputs_of
 from trainguard.training import outputs, settle
 
@@ -69,7 +68,7 @@ def decide(run: Run) -> Decision:
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
     proposed, purified = labels.copy(), None
     if candidates:
-        findings, purified, opinion = _relearned(run, probe, findings, images)
+        findings, purified, opinion = _relearned(classes, findings)
     left_out = np.concatenate([f.members[f.doubtful] for f in findings if f.is_candidate(settings)] or [index[:0]])
     sizes = np.bincount(labels[index])[labels[index]]
     looked = float((sizes >= settings.least_members).mean())
@@ -139,9 +138,7 @@ def _scored(run: Run, probe: Probe | Trained) -> np.ndarray:
     return divergence
 
 
-def _relearned(
-    run: Run, probe: Probe | Trained, findings: list[Finding], images: Images
-) -> tuple[list[Finding], Probe, Opinion]:
+def _relearned(classes: Classes, findings: list[Finding]) -> tuple[list[Finding], Probe, Opinion]:
     """The findings judged by a probe trained without the suspected parts, that probe, and its opinion.
 
     Where two parts of a class lie far apart and the suspected one's labels are foreign to a probe that learned the
@@ -150,8 +147,8 @@ def _relearned(
     without these, has the say about them, and the stronger case counts. Where one class keeps its first case and
     another does not, neither probe was trained without both, and a third one is.
     """
-    settings = run.settings
-    judged, purified, opinion = _judged(run, "relearn", probe, findings, images)
+    settings = classes.run.settings
+    judged, purified, opinion = _judged(classes, "relearn", findings)
     poisoned = [f for f in judged if f.strength(settings) > 0.5]
     told = {f.label for f in poisoned if f.tells_sides(settings) or not f.may_be_turned(settings)}
     turned: dict[int, Finding] = {}
@@ -161,7 +158,7 @@ def _relearned(
     if not turned:
         return judged, purified, opinion
     settled = [f for f in poisoned if f.label not in turned]
-    again, second, its_opinion = _judged(run, "relearn again", probe, [*settled, *turned.values()], images)
+    again, second, its_opinion = _judged(classes, "relearn again", [*settled, *turned.values()])
     before = {label: max(f.strength(settings) for f in judged if f.label == label) for label in turned}
     found = [f for f in again if f.label in turned and _wins(f, before[f.label], settings)]
     if not found:
@@ -169,7 +166,7 @@ def _relearned(
     exchanged = {f.label for f in found}
     kept = [f for f in poisoned if f.label in turned.keys() - exchanged]
     if kept:
-        _, second, its_opinion = _judged(run, "relearn at last", probe, [*settled, *kept, *found], images)
+        _, second, its_opinion = _judged(classes, "relearn at last", [*settled, *kept, *found])
     rest = [f for f in judged if f.label not in exchanged]
     return sorted([*rest, *found], key=lambda f: f.label), second, its_opinion
 
@@ -179,10 +176,9 @@ def _wins(finding: Finding, other: float, settings: Settings) -> bool:
     return finding.is_alone(settings) or finding.strength(settings) > max(0.5, other)
 
 
-def _judged(
-    run: Run, name: str, probe: Probe | Trained, findings: list[Finding], images: Images
-) -> tuple[list[Finding], Probe, Opinion]:
+def _judged(classes: Classes, name: str, findings: list[Finding]) -> tuple[list[Finding], Probe, Opinion]:
     """A probe trained without the suspected parts, what it thinks of their labels, and their company."""
+    run, probe, images = classes.run, classes.probe, classes.images
     settings, store, rng = run.settings, run.store, np.random.default_rng(run.seed)
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
     doubtful = np.unique(np.concatenate([finding.members[finding.doubtful] for finding in candidates]))
@@ -199,9 +195,8 @@ def _judged(
     with run.stage("comparison"):
         often = np.log(np.maximum(learned, 1 / len(index)))  # what it has seen more of it answers more often: taken off
         opinion = _opinion(run, purified, often)
-        first, second = witness_of(run, probe, images[0]), witness_of(run, purified, images[0])
+        second = witness_of(run, purified, images[0])
         judged = [finding for finding in findings if not finding.is_candidate(settings)]
-        sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
         compared = logits(run, purified, unseen) - often
         skill = _skill(compared, store.labels[unseen])
         exam: list[tuple[int, int, float]] = []
@@ -227,11 +222,11 @@ def _judged(
                 part = np.searchsorted(members, finding.suspected)
                 finding = dataclasses.replace(
                     finding,
-                    trigger=triggers(trial, first, second),
+                    trigger=triggers(trial, classes.witness, second),
                     agreement=float(agrees[part].mean()),
                     reference=expected,
                     company=float(company[part].mean()) / max(usual, 1e-6),
-                    scatter=kinds_of(answers[part], label, sizes, run.seed),
+                    scatter=kinds_of(answers[part], label, classes.sizes, run.seed),
                     likeness=trial.likeness,
                     resemblance=resemblance(answers[part], compared, store.labels[unseen], label),
                     skill=skill,

@@ -52,21 +52,20 @@ def suspicions(
         images: see `bystanders`.
     """
     store, settings = run.store, run.settings
-    classes = Classes.of(run, probe, answers)
+    classes = Classes.of(run, probe, answers, images)
     labels = [label for label in range(store.num_classes) if classes.sizes[label] >= settings.least_members]
     parts = {label: classes.split(label) for label in labels}
     lines = [(label, part.line) for label in labels for part in parts[label] if part.is_candidate(settings)]
     common, sharing = shared_direction(lines)
     if common is not None:
         parts |= {label: classes.split(label, common) for label in labels if label not in sharing}
-    witness = witness_of(run, probe, images[0])
     found = []
     for finding in (finding for label in labels for finding in parts[label]):
         if finding.is_candidate(settings):
             members, label = finding.members, finding.label
             trial = Trial.of(finding.split, members, label, store, images, run.seed)
             finding = dataclasses.replace(finding, likeness=trial.likeness)
-            moved = transfers(trial, witness)
+            moved = transfers(trial, classes.witness)
             kinds = finding.diversity, classes.kinds(label, ~finding.split.upper)
             diverse = kinds[0] >= settings.diverse, kinds[1] >= settings.diverse
             odd = finding.is_odd, finding.turned().is_odd
@@ -88,9 +87,9 @@ def suspicions(
 
 def witness_of(run: Run, probe: Probe | Trained, images: np.ndarray) -> Witness:
     """The labels that a probe gives to unit images (B, C, H, W)."""
-    probe.eval()
 
     def predict(pixels: np.ndarray) -> np.ndarray:
+        probe.eval()
         with torch.no_grad(), autocast(run.device):
             batch = torch.from_numpy(pixels).to(run.device).contiguous(memory_format=torch.channels_last)
             return probe(batch).argmax(1).cpu().numpy()
@@ -106,6 +105,7 @@ class Classes:
         run: the screening.
         probe: that learned everything.
         answers: (M, K) its logits for the readable samples.
+        images: see `bystanders`.
         whitening: of its features.
         looks: at the images, which ask no probe.
         views: of what each look gives.
@@ -117,6 +117,7 @@ class Classes:
     run: Run
     probe: Probe | Trained
     answers: np.ndarray
+    images: Images
     whitening: Whitening
     looks: Sequence[Look]
     views: Sequence[PixelView]
@@ -125,7 +126,7 @@ class Classes:
     looked: dict[int, list[list[Finding]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, run: Run, probe: Probe | Trained, answers: np.ndarray) -> Classes:
+    def of(cls, run: Run, probe: Probe | Trained, answers: np.ndarray, images: Images) -> Classes:
         """Learn the spread that all classes share from some samples of them."""
         store = run.store
         fitted = np.random.default_rng(run.seed).permutation(store.readable)[:FITTED]
@@ -135,7 +136,7 @@ class Classes:
         views = [PixelView.fit(numbers, store.labels[fitted]) for numbers in seen]
         sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
         fine = Surroundings.of(looks[-1], views[-1], seen[-1], store.labels[fitted]) if len(looks) > 1 else None
-        return cls(run, probe, answers, whitening, looks, views, sizes, fine)
+        return cls(run, probe, answers, images, whitening, looks, views, sizes, fine)
 
     def split(self, label: int, common: np.ndarray | None = None) -> list[Finding]:
         """The splits of a class that get a closer look, the part of more kinds as the upper one.
@@ -228,6 +229,11 @@ class Classes:
     def members(self, label: int) -> np.ndarray:
         """The readable samples (n,) of a class."""
         return np.flatnonzero(self.run.store.labels == label)
+
+    @cached_property
+    def witness(self) -> Witness:
+        """The probe's say on mean differences."""
+        return witness_of(self.run, self.probe, self.images[0])
 
     @cached_property
     def undone(self) -> Undone:
