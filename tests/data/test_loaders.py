@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -17,6 +18,7 @@ from torch.utils.data import (
     Sampler,
     SequentialSampler,
     SubsetRandomSampler,
+    TensorDataset,
     WeightedRandomSampler,
 )
 
@@ -206,6 +208,93 @@ def test_subset_inside_a_batch_sampler_is_found():
     assert sorted(numbers(followed(loader)[1].loader)) == [5, 7]
 
 
+class Twice(Sampler):
+    """A user's sampler around another one, under a name of its own."""
+
+    def __init__(self, base):
+        self.base = base
+
+    def __iter__(self):
+        for _ in range(2):
+            yield from self.base
+
+    def __len__(self):
+        return 2 * len(self.base)
+
+
+@pytest.mark.parametrize("how", ["own wrapper", "two processes", "skipped batches"])
+def test_a_subset_is_found_under_whatever_name_a_sampler_holds_it(how):
+    train = [0, 3, 4, 5, 11, 12, 13]
+    loader = DataLoader(DATA, batch_size=1, sampler=SubsetRandomSampler(train))
+    batches = loader.batch_sampler
+    if how == "own wrapper":
+        loader = DataLoader(DATA, batch_size=1, sampler=Twice(loader.sampler))
+    elif how == "two processes":
+        loader = DataLoader(DATA, batch_sampler=BatchSamplerShard(batches, num_processes=2, process_index=1))
+    else:
+        loader = DataLoader(DATA, batch_sampler=SkipBatchSampler(batches, skip_batches=1))
+    assert population_of(loader).tolist() == train
+    assert set(numbers(followed(loader)[1].loader)) <= {0, 5, 12, 13}
+
+
+def test_a_sampler_of_two_subsets_is_refused():
+    both = Twice(SubsetRandomSampler([1, 2]))
+    both.other = SubsetRandomSampler([5, 6])
+    with pytest.raises(DataError, match="it draws from 2 subsets"):
+        population_of(DataLoader(DATA, sampler=both))
+
+
+class Part(Backwards):
+    """A user's sampler for a part of the data set."""
+
+    def __init__(self, data_source, start, stop):
+        super().__init__(data_source)
+        self.start, self.stop = start, stop
+
+
+class Endless(DataLoader):
+    """A user's loader that keeps one iterator for all epochs."""
+
+    def __init__(self, dataset, **settings):
+        super().__init__(dataset, **settings)
+        self.iterator = super().__iter__()
+
+    def __iter__(self):
+        return self.iterator
+
+
+class OnDevice(DataLoader):
+    """A user's loader that takes the data set's arrays and never asks it again."""
+
+    def __init__(self, dataset, **settings):
+        super().__init__(dataset, **settings)
+        self.images, self.labels = dataset.tensors
+
+    def __iter__(self):
+        return iter(zip(self.images, self.labels, strict=True))
+
+
+@pytest.mark.parametrize("loader", [lambda: Endless(DATA), lambda: OnDevice(TensorDataset(*torch.ones(2, 20)))])
+def test_a_loader_that_reads_past_its_data_set_is_refused(loader):
+    with pytest.raises(DataError, match=r"cannot rebuild the loader .* which reads the data set by itself"):
+        followed(loader())
+
+
+def test_a_loader_that_holds_its_data_set_twice_holds_the_view_twice():
+    loader = DataLoader(DATA, batch_size=3)
+    loader.train_set = DATA
+    view, follower = followed(loader)
+    assert follower.loader.train_set is view and loader.train_set is DATA
+
+
+@pytest.mark.parametrize("refill", [False, True])
+def test_samples_of_weight_zero_are_not_drawn_where_none_comes_twice(refill):
+    weights = [float(i < 10) for i in range(20)]
+    loader = DataLoader(DATA, sampler=WeightedRandomSampler(weights, 10, replacement=False))
+    drawn = numbers(followed(loader, refill=refill)[1].loader)
+    assert set(drawn) == {i for i in range(10) if i not in (3, 4)}
+
+
 @pytest.mark.parametrize("refill", [False, True])
 def test_weights_follow_the_kept_samples(refill):
     weights = torch.arange(20.0) ** 2
@@ -355,6 +444,7 @@ def test_a_sampler_object_stays_the_same_through_a_refresh():
     "loader, reason",
     [
         (lambda: DataLoader(DATA, sampler=Frozen(list(range(20)))), "Frozen .* because of its attribute 'indices'"),
+        (lambda: DataLoader(DATA, sampler=Part(DATA, 0, 10)), "Part .* because of its attribute 'stop'"),
         (lambda: DataLoader(DATA, sampler=FrozenLength(DATA)), "FrozenLength .* because of its attribute 'length'"),
         (lambda: DataLoader(DATA, sampler=Backwards(range(20))), "Backwards .* because of its attribute 'data_source'"),
         (lambda: DataLoader(DATA, sampler=SequentialSampler(range(7))), "SequentialSampler .* 'data_source'"),

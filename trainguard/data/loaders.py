@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
@@ -24,13 +25,19 @@ from torch.utils.data import (
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
+from torch.utils.data.dataloader import _BaseDataLoaderIter, default_collate
 
 from trainguard.data.pixels import PixelRange, loader_range, transform_range
 from trainguard.data.sources import rewrapped, unwrap
+from trainguard.data.store import ImageStore
+from trainguard.data.traces import left_as_is
 from trainguard.data.views import WAY_OUT, Kept, LiveView
+from trainguard.data.walk import find_generators
 from trainguard.errors import DataError
+from trainguard.rng import isolated_rng
 
 HOSTS = {"timm": "trainguard.integrations.timm_train", "accelerate": "trainguard.integrations.accelerate_loop"}
+PLACE = re.compile(r"_?(start|stop|begin|end|first|last|offset|low|high|lower|upper|lo|hi)(_?(index|idx|row|sample))?")
 DISTRIBUTED = ("num_replicas", "rank", "epoch", "drop_last", "shuffle", "seed")  # settings of a `DistributedSampler`
 FOLLOWED = "_trainguard_followed"  # on a loader of ours: the user's own, which it follows
 
@@ -125,9 +132,36 @@ def _adapter(host: str) -> Any:
 def population_of(loader: DataLoader) -> np.ndarray | None:
     """The samples that a loader may give, (P,) int64 in the sampler's order; None for the whole data set."""
     sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-    while isinstance(getattr(sampler, "sampler", None), Sampler):
-        sampler = sampler.sampler
-    return np.asarray(sampler.indices, dtype=np.int64) if type(sampler) is SubsetRandomSampler else None
+    subsets = {id(found): found for found in _samplers_in(sampler) if type(found) is SubsetRandomSampler}
+    if len(subsets) > 1:
+        raise DataError(
+            f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, it draws from "
+            f"{len(subsets)} subsets: {WAY_OUT}"
+        )
+    return next((np.asarray(found.indices, dtype=np.int64) for found in subsets.values()), None)
+
+
+def fed_size(loader: DataLoader, images: ImageStore) -> tuple[int, int] | None:
+    """Height and width of what a loader's own `collate_fn` makes of the images, where that can be told from two."""
+    collate, dataset = loader.collate_fn, loader.dataset
+    if collate is default_collate or loader.batch_sampler is None:
+        return None
+    with isolated_rng(0, [*find_generators(dataset), *find_generators(collate)]), left_as_is(dataset):
+        try:
+            batch = collate([dataset[int(index)] for index in images.readable[:2]])
+        except Exception:  # a user's function may want a whole batch
+            return None
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else [batch]
+    fed = [part for part in parts if isinstance(part, torch.Tensor) and part.ndim == 4 and part.is_floating_point()]
+    if len(fed) != 1 or fed[0].shape[1] != images.shape[0]:
+        return None
+    return fed[0].shape[2], fed[0].shape[3]
+
+
+def _samplers_in(sampler: Any) -> list[Any]:
+    """A sampler and all that it draws from, under whatever names it holds them."""
+    inner = [value for value in getattr(sampler, "__dict__", {}).values() if isinstance(value, Sampler)]
+    return [sampler, *(found for one in inner for found in _samplers_in(one))]
 
 
 class Follower:
@@ -152,7 +186,8 @@ class Follower:
         samplers = self._follow_all()
         # DataLoader forbids setting these one by one; a copy of its state keeps whatever else a subclass or a later
         # version of torch has there, which calling the constructor again would not.
-        vars(self.loader).update(dataset=view, _iterator=None, **samplers, **{FOLLOWED: loader})
+        held = self._held_by_loader()
+        vars(self.loader).update(held | {"dataset": view, "_iterator": None, FOLLOWED: loader} | samplers)
         if hasattr(loader, "_initial_iter_for_state_dict"):  # torchdata's: the user's iterator waits to be used
             vars(self.loader).update(_initial_iter_for_state_dict=False)
 
@@ -164,6 +199,24 @@ class Follower:
 
     def _follow_all(self) -> dict[str, Any]:
         return {name: self._follow(getattr(self._original, name)) for name in ("sampler", "batch_sampler")}
+
+    def _held_by_loader(self) -> dict[str, Any]:
+        """Where a user's own class of loader holds the data set; one that reads past the data set is refused."""
+        loader, dataset, held = self._original, self._original.dataset, {}
+        parts = [part for value in getattr(dataset, "__dict__", {}).values() for part in _arrays_in(value)]
+        passes_by = type(loader).__iter__ is not DataLoader.__iter__
+        for name, value in vars(loader).items():
+            if value is dataset:
+                held[name] = self._view
+            elif (isinstance(value, _BaseDataLoaderIter) and name != "_iterator") or (
+                passes_by and any(found is part for found in _arrays_in(value) for part in parts)
+            ):
+                raise DataError(
+                    f"cannot rebuild the loader {type(loader).__name__} without the flagged samples, because of its "
+                    f"attribute {name!r}, which reads the data set by itself: protect a plain DataLoader, or screen "
+                    "first: result = trainguard.screen(dataset, model), and build the loader on result.apply(dataset)"
+                )
+        return held
 
     def _follow(self, sampler: Any) -> Any:
         """The sampler that takes a user's place: a copy, of which only what depends on the view is ours."""
@@ -207,7 +260,10 @@ class Follower:
         if kind is SequentialSampler and len(sampler.data_source) == size:
             return {"data_source": view}
         if kind is WeightedRandomSampler and len(sampler.weights) == size:
-            return {"weights": weights_for(view, sampler.weights), "num_samples": scaled(sampler.num_samples, view)}
+            weights, count = weights_for(view, sampler.weights), scaled(sampler.num_samples, view)
+            if not sampler.replacement:  # torch goes on with samples of weight 0 where those above it are all drawn
+                count = min(count, int((weights > 0).sum()))
+            return {"weights": weights, "num_samples": count}
         if isinstance(sampler, DistributedSampler) and len(sampler.dataset) == size:  # type: ignore[arg-type]
             plain: DistributedSampler = DistributedSampler(
                 view, sampler.num_replicas, sampler.rank, sampler.shuffle, sampler.seed, sampler.drop_last
@@ -226,7 +282,7 @@ class Follower:
                 continue
             if value is self._original.dataset:
                 held[name] = self._view
-            elif not _is_setting(value) or value == size:
+            elif not _is_setting(value) or value == size or (value and _is_place(name, value)):
                 raise DataError(
                     f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, because of its "
                     f"attribute {name!r}: {WAY_OUT}"
@@ -287,6 +343,18 @@ def weights_for(view: LiveView, weights: torch.Tensor) -> torch.Tensor:
 def scaled(count: int, view: LiveView) -> int:
     """A number of samples per epoch, shortened as the view is; at least 1."""
     return max(1, round(count * view.share))
+
+
+def _arrays_in(value: Any) -> list[Any]:
+    """An array or a list, or those in a tuple: what a data set keeps its samples in."""
+    if isinstance(value, tuple):
+        return [part for part in value if isinstance(part, (torch.Tensor, np.ndarray, list))]
+    return [value] if isinstance(value, (torch.Tensor, np.ndarray, list)) else []
+
+
+def _is_place(name: str, value: Any) -> bool:
+    """Does a sampler's setting say where in the data set it begins or ends? A view numbers its samples anew."""
+    return type(value) is int and PLACE.fullmatch(name) is not None
 
 
 def _is_setting(value: Any) -> bool:
