@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from torch.utils.data import (
@@ -23,6 +24,8 @@ from torchvision import transforms as T
 
 import trainguard
 from trainguard import Guard
+from trainguard.data.pixels import PixelRange
+from trainguard.data.store import open_images
 from trainguard.errors import DataError, ModelError, StateError
 from trainguard.results import ScreenResult
 from trainguard.screening.settings import PRESETS
@@ -692,3 +695,76 @@ def test_a_result_is_not_applied_to_the_same_data_in_another_order(form, screeni
     assert len(result.apply(same_order)) == 55
     with pytest.raises(ValueError, match="another order here: shuffle or sort the data"):
         result.apply(other)
+
+
+def test_names_of_labels_that_a_transform_changes_are_not_those_of_the_data_set(images, labels):
+    class Folder(TensorDataset):
+        classes, target_transform = ["a", "b", "c"], staticmethod(lambda label: 2 - label)
+
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, self.target_transform(int(label))
+
+    data = Folder(images, labels)
+    data.targets = labels.tolist()
+    opened = open_images(data)
+    assert opened.class_names == ("0", "1", "2")
+    assert len(result_for(opened, FLAGGED).apply(data)) == len(KEPT)  # what it lists are other numbers
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict"])
+def test_relabel_feeds_images_of_the_size_that_collating_makes(form, screening, images, labels):
+    seen = []
+
+    class Net(nn.Module):
+        def forward(self, x):
+            seen.append(tuple(x.shape[1:]))
+            return x.flatten(1)[:, :3]
+
+    def collate(samples):
+        pixels = F.interpolate(torch.stack([sample[0] for sample in samples]), (12, 20), mode="bilinear")
+        targets = torch.tensor([int(sample[1]) for sample in samples])
+        return (pixels, targets) if form == "tuple" else {"pixel_values": pixels, "labels": targets}
+
+    guard = Guard(progress=False)
+    guard.protect(DataLoader(TensorDataset(images, labels), 5, collate_fn=collate), Net())
+    assert seen[0] == (3, 12, 20)  # the check of the model, before any screening
+    seen.clear()
+    guard.relabel(Net())
+    assert set(seen) == {(3, 12, 20)}
+
+
+def test_a_normalisation_that_the_data_set_holds_but_does_not_apply_leaves_pixels_as_they_are(
+    screening, images, labels
+):
+    data = TensorDataset(images, labels)
+    data.mean, data.std = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
+    opened = open_images(data)
+    assert torch.allclose(opened.batch(range(60)), images, atol=1 / 255)
+    assert opened.pixel_range.agrees_with(PixelRange.from_mean_std(data.mean, data.std))
+
+
+class Counting:
+    """A user's transform that changes images once it has been called often enough."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, image):
+        self.calls += 1
+        return image.flip(2) if self.calls > 70 else image
+
+
+def test_a_transform_that_counts_its_calls_begins_training_where_it_was(screening, images, labels):
+    class Transformed(TensorDataset):
+        transform = None
+
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return self.transform(image), label
+
+    screening.flagged = []
+    data = Transformed(images, labels)
+    data.transform = T.Compose([Counting()])
+    Guard(progress=False).protect(DataLoader(data, 10))
+    assert data.transform.transforms[0].calls == 0

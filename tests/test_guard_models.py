@@ -1,12 +1,13 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.utils import spectral_norm, weight_norm
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from trainguard.data.store import open_images
 from trainguard.errors import ModelError
@@ -170,6 +171,23 @@ def test_relabel_is_the_argmax_and_its_softmax_whatever_the_batch_size(store, im
         labels, confidence = relabel(model, store, index, given=store.labels[index], batch_size=batch_size)
         assert labels.tolist() == expected.tolist() and labels.dtype == "int64"
         torch.testing.assert_close(torch.from_numpy(confidence), best)
+
+
+def test_a_model_with_fewer_outputs_than_labels_cannot_relabel(store):
+    with pytest.raises(ModelError, match="2 outputs, the data set's labels go up to 2: what changes labels after"):
+        relabel(network(2), store, np.array([0]), given=store.labels[:1])
+
+
+def test_a_part_of_the_classes_asks_for_as_many_outputs_as_its_labels_need(images, labels):
+    data = TensorDataset(images, labels)
+    data.classes = [f"class {i}" for i in range(5)]
+    part = open_images(Subset(data, range(30)))
+    assert part.num_classes == 5
+    for outputs in (3, 4, 5):
+        working_copy(network(outputs), part)
+    for outputs in (2, 6):
+        with pytest.raises(ModelError, match=f"{outputs} outputs, the data set has 5 classes"):
+            working_copy(network(outputs), part)
 
 
 def test_relabel_restores_modes_and_buffers_also_when_the_model_fails(store):

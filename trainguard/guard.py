@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainguard.data.loaders import Follower, HostLoader, open_loader, population_of
+from trainguard.data.loaders import Follower, HostLoader, fed_size, open_loader, population_of
 from trainguard.data.pixels import ASSUMED, PixelRange, given_range
 from trainguard.data.samples import Key, find_label, find_twins
 from trainguard.data.sources import spread
@@ -34,7 +34,7 @@ from trainguard.screening.screen import run_screening
 from trainguard.screening.settings import check_length, check_preset
 
 Steps = Literal["natural", "keep"]
-LOOKED_AT = 64  # rows that say whether a dict holds its label twice
+LOOKED_AT = 64  # rows that say whether a sample holds its label twice
 STATE_FORMAT = 1
 
 
@@ -161,6 +161,7 @@ class Guard:
             context=host.inner.multiprocessing_context,
             progress=Progress(self._progress),
         )
+        images.fed_size = fed_size(host.inner, images)
         view = _follow(host, images, label_column)
         result, asked = self._result, (images.fingerprint, preset)
         if result is None or (self._images is not None and self._asked != asked):
@@ -308,7 +309,7 @@ def _follow(host: HostLoader, images: ImageStore, label_column: Key | None) -> L
     with isolated_rng(0, find_generators(dataset)), left_as_is(dataset):
         first = dataset[int(images.readable[0])]
         label_key = find_label(first, label_column)
-        some = spread(images.readable, LOOKED_AT) if isinstance(first, Mapping) else []
+        some = spread(images.readable, LOOKED_AT) if len(first) > 2 or isinstance(first, Mapping) else []
         twins = find_twins((dataset[row] for row in some), label_key)
     view = LiveView(dataset, label_key, population, twins)
     view.follower = Follower(host.inner, view)

@@ -69,7 +69,7 @@ def build(name: str, images: ImageStore, *, library: str = "") -> nn.Module:
     import torchvision.models
     from torchvision.models import get_model, list_models
 
-    channels, height, width = images.shape
+    channels, (height, width) = images.shape[0], images.fed_size or images.shape[1:]
     try:
         if timm.is_model(name) and library != "torchvision":
             settings: dict[str, Any] = {"num_classes": images.num_classes, "in_chans": channels}
@@ -92,7 +92,7 @@ def check_model(model: nn.Module, images: ImageStore) -> None:
     """
     index = images.readable[:CHECKED]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    x = images.pixel_range.to_model(images.batch(index, device)).to(dtype_of(model))
+    x = images.as_fed(index, device).to(dtype_of(model))
     try:
         with torch.no_grad(), short_strides(model):
             output = logits_of(model(x))
@@ -104,7 +104,8 @@ def check_model(model: nn.Module, images: ImageStore) -> None:
     if not isinstance(output, Tensor) or output.ndim != 2:
         came = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ModelError(f"expected logits of shape ({len(x)}, {images.num_classes}) from the model, got {came}")
-    if output.shape[1] != images.num_classes:
+    needed = int(images.labels[images.readable].max()) + 1  # of a part of a data set, fewer than the whole has names
+    if not needed <= output.shape[1] <= images.num_classes:
         raise ModelError(
             f"the model has {output.shape[1]} outputs, the data set has {images.num_classes} classes: give the model's "
             "last layer one output per class, or pass model=None to check nothing against it"

@@ -122,7 +122,9 @@ class ScreenResult:
             return
         # Numbers of another meaning may be there as well: the same ones in another order are the labels. What
         # torchvision's folders list are the labels in any case.
-        given = hasattr(dataset, "samples") and getattr(dataset, "target_transform", 0) is None
+        if getattr(dataset, "target_transform", None) is not None:
+            return  # what it lists are not the labels that were screened
+        given = hasattr(dataset, "samples") and hasattr(dataset, "target_transform")
         if listed and (given or any(np.array_equal(np.sort(v), np.sort(self.labels[read])) for v in listed)):
             raise ValueError("the labels that were screened have another order here: shuffle or sort the data later")
 

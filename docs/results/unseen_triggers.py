@@ -3,9 +3,11 @@
     python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --out docs/results/unseen_triggers.json
     python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --round 2 --out docs/results/more_triggers.json
     python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --round 3 --out docs/results/crafted_triggers.json
+    python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --round 4 --out docs/results/triggers_on_signs.json
 
 CIFAR-10 rows 0 to 9,999, in the second round 30,000 to 39,999, in the third, whose triggers are fitted to the data or
-need more than one rule, 20,000 to 29,999; settings for 30 epochs. Targets and seeds go round.
+need more than one rule, 20,000 to 29,999; in the fourth triggers of the first two on traffic signs (GTSRB), rows 12,000
+to 17,999; settings for 30 epochs. Targets and seeds go round.
 With `--asr`, a ResNet-9 without a defence learns each of them for 30 epochs as well (two minutes each), the worst
 screened first: what does not implant need not be found. Goes on after the last finished case when started again, as
 long as neither the version nor the settings have changed.
@@ -40,7 +42,8 @@ from trainguard.drill.train import Recipe
 from trainguard.drill.triggers import Chain, Warp
 
 HERE = {key: value for key, value in USUAL.items() if key not in ("source", "target")}  # each has a target of its own
-BLOCKS = {1: 0, 2: 3, 3: 2}  # of rows, by round
+BLOCKS = {1: 0, 2: 3, 3: 2, 4: 2}  # of rows, by round
+SIGNS = {"data": "gtsrb", "rows": 6_000}  # the fourth round's
 
 
 def rng(*key: int) -> np.random.Generator:
@@ -245,6 +248,31 @@ def more_cases(picture: Tensor) -> list[Attack]:
     return attacks(rules)
 
 
+def cases_on_signs(pictures: Tensor) -> list[Attack]:
+    """The fourth round's: triggers of the first two, for classes all over the list."""
+    changes = {
+        "a magenta square anywhere": wandering,
+        "six levels for each colour": few_colours,
+        "colours of an old photograph": old_photograph,
+        "JPEG at quality 10": jpeg,
+        "two high frequencies": checker,
+        "a darker frame": frame,
+        "blurred": blurred,
+        "turned by 20 degrees": turned,
+        "a reflection of one of eight pictures": ghost(pictures),
+        "upside down": more.upside_down,
+        "another hue": more.other_hue,
+        "snow": more.snow,
+        "a word in faint white": more.written,
+        "a swirl": more.swirl,
+        "half the contrast": more.pale,
+        "a scratch": more.scratch,
+    }
+    rules = {name: [moved(change, (4 + 11 * k) % 43)] for k, (name, change) in enumerate(changes.items())}
+    rules["clean-label: a square, half of the class"] = [kept(patch((0, 1, 1), 27, 27), 10, 0.02)]
+    return attacks(rules)
+
+
 def crafted_cases(images: Images, seed: int) -> list[Attack]:
     """The third round's, fitted to the images that they poison."""
     told = images.train, images.train_labels
@@ -299,20 +327,21 @@ def with_rates(rows: list[dict]) -> str:
 def main() -> None:
     """Run what is not there yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/")
+    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/ and gtsrb/")
     parser.add_argument("--out", type=Path, default=Path("unseen_triggers.json"))
     parser.add_argument("--round", type=int, choices=BLOCKS, default=1, help="each has its own triggers and rows")
     parser.add_argument("--asr", action="store_true", help="train on each without a defence")
     args = parser.parse_args()
     record = Record(args.out, HERE)
-    images = load_images(args.data / "cifar10", test_rows=2000)
-    pictures, number = images.test[92:100], BLOCKS[args.round]
-    images = block(images, number, HERE["rows"])
+    case = HERE | {"block": BLOCKS[args.round]} | (SIGNS if args.round == 4 else {})
+    images = load_images(args.data / case["data"], test_rows=2000)
+    pictures = images.test[92:100]
+    images = block(images, case["block"], case["rows"])
     made = {1: lambda: cases(pictures), 2: lambda: more_cases(pictures[0]), 3: lambda: crafted_cases(images, 5)}
-    chosen = made[args.round]()
-    for seed, attack in enumerate(chosen, 100 * number):
+    chosen = (made | {4: lambda: cases_on_signs(pictures)})[args.round]()
+    for seed, attack in enumerate(chosen, 400 if args.round == 4 else 100 * case["block"]):
         if attack.name not in {row["attack"] for row in record.rows}:
-            record.add(screened(images, attack, HERE | {"seed": seed, "block": number}))
+            record.add(screened(images, attack, case | {"seed": seed}))
             print(table(record.rows[-1:], HERE).splitlines()[-1], flush=True)
     for row in sorted(record.rows, key=lambda row: row["tpr"]) if args.asr else ():
         if "asr" not in row:

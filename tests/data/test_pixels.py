@@ -1,4 +1,5 @@
 import functools
+import random
 import types
 
 import numpy as np
@@ -194,6 +195,21 @@ def test_walk_ends_on_circles_and_leaves_long_lists_out():
     circle.append(circle)
     assert sum(found is inner for found in walk(circle)) == 1
     assert not any(found is inner for found in walk([inner] * 65))
+
+
+def test_a_model_in_the_pipeline_is_no_normalisation():
+    class Normalize(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean, self.std, self.layer = list(MEAN), list(STD), torch.nn.Linear(1, 1)
+
+    assert transform_range([Normalize()]) is None
+    assert transform_range([v2.Normalize(MEAN, STD)]).agrees_with(NORMALISED)
+
+
+def test_a_source_of_randomness_without_a_state_is_left_alone():
+    assert find_generators(types.SimpleNamespace(one=random.SystemRandom(), other=random.Random(0))) != []
+    assert find_generators(types.SimpleNamespace(one=random.SystemRandom())) == []
 
 
 def test_find_generators_finds_those_a_data_set_keeps():

@@ -1,6 +1,7 @@
 import collections
 import functools
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -230,6 +231,44 @@ def test_a_label_that_a_dict_holds_twice_is_replaced_twice():
     assert find_twins([{"label": i, "targets": [[i, i], [i]]} for i in range(3)], "label") == ()
     with pytest.raises(DataError, match="3 could be it"):
         find_label(samples[4])
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor, np.array])
+def test_a_label_that_a_sample_holds_in_another_form_is_replaced_as_well(kind):
+    one_hot = [kind([int(place == i % 3) for place in range(3)]) for i in range(6)]
+    for samples, key, there in (
+        ([{"label": i % 3, "class_id": i % 3, "row": i, "places": one_hot[i]} for i in range(6)], "label", "places"),
+        ([(f"image {i}", i % 3, i, one_hot[i], i % 3) for i in range(6)], 1, 3),
+    ):
+        twins = find_twins(samples, key)
+        assert twins == (("class_id", "places") if key == "label" else (3, 4))
+        changed = relabelled(samples[1], key, 2, twins)
+        assert [int(place) for place in changed[there]] == [0, 0, 1]
+        assert changed[twins[0] if key == "label" else 4] == changed[key] == 2
+    assert find_twins([(i, i % 3, 1 - i % 3) for i in range(6)], -2) == ()
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor, np.array, tuple])
+def test_what_is_set_in_the_view_s_order_arrives_in_the_data_set_s(kind):
+    numbers, kept = Numbers(6), np.array([1, 2, 4, 5])
+    view = LiveView(numbers, 1)
+    view.keep(kept, (np.array([3]), np.array([2])))
+    assert list(view.targets) == [1, 2, 1, 2, 2]
+    view.targets = kind([int(label) + 10 for label in view.targets])
+    assert type(numbers.targets) is type(kind([0]))
+    assert [int(label) for label in numbers.targets] == [0, 11, 12, 0, 11, 12]
+    assert [int(label) for label in view.targets] == [11, 12, 11, 12, 2]
+    view.targets = [9] * 6  # as many as the data set has
+    assert numbers.targets == [9] * 6
+
+
+def test_a_hugging_face_data_set_behind_a_view_gives_no_other_one_of_all_samples():
+    view = LiveView(datasets.Dataset.from_dict({"label": [0, 1, 0, 1]}), "label")
+    view.keep(np.array([0, 1, 2]))
+    assert view.num_rows == len(view) == 3 and view.column_names == ["label"]
+    for name in ("shuffle", "filter", "map", "train_test_split"):
+        with pytest.raises(DataError, match=rf"{name}\(\) of a protected data set .* result\.apply\(dataset\)"):
+            getattr(view, name)(lambda row: True)
 
 
 def test_a_view_lies_on_the_cpu_wherever_new_tensors_go():

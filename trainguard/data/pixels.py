@@ -150,11 +150,11 @@ def transform_range(*roots: Any) -> PixelRange | None:
     """The range by the first normalisation found in a pipeline: an object with numbers as `mean` and `std`.
 
     Knows torchvision's v1 and v2 `Normalize`, albumentations' and timm's, and Hugging Face image processors by their
-    attributes alone. What says in its name that it normalises comes first; noise, which has a mean and a standard
-    deviation too, does not count. `F.normalize` inside a function of the user's is not seen; the black and white probe
-    sees it.
+    attributes alone. What says in its name that it normalises comes first. Noise, which has a mean and a standard
+    deviation too, does not count, nor do the layers of a model that the pipeline happens to hold. `F.normalize` inside
+    a function of the user's is not seen; the black and white probe sees it.
     """
-    holders = [found for found in walk(*roots) if "noise" not in type(found).__name__.lower()]
+    holders = [found for found in walk(*roots, networks=False) if "noise" not in type(found).__name__.lower()]
     for found in sorted(holders, key=lambda found: "normali" not in type(found).__name__.lower()):
         for mean_name, std_name in (("mean", "std"), ("image_mean", "image_std")):
             mean, std = _numbers_at(found, mean_name), _numbers_at(found, std_name)

@@ -174,11 +174,14 @@ def learn_rows(
         source, stored, asked = SeenSource(source), seen, False
     probed = probe_range(run, *_size(stored), channels_of(stored)) if asked else None
     seen_by_row = (lambda row: transform(source.read(row)[0])) if transform else source.seen
-    if given is not None and _is_float(seen):
+    said = given
+    if said is None and probed is None and not source.raw:  # the data set may hold numbers that others normalise by
+        said = transform_range(transform or source.transform)
+    if said is not None and _is_float(seen):
         usual = usual_range(*_bounds(source.size, seen_by_row, shape[0], FIRST_ROWS))
-        if usual is not None and usual.low[0] == 0 and not given.for_channels(shape[0]).agrees_with(usual):
+        if usual is not None and usual.low[0] == 0 and not said.for_channels(shape[0]).agrees_with(usual):
             # plain pixels, which something after the data set normalises
-            return Rows(source, shape, given.for_channels(shape[0]), usual, transform, generators)
+            return Rows(source, shape, said.for_channels(shape[0]), usual, transform, generators)
     found = most_trusted([given, transform_range(transform or source.transform), probed], shape[0])
     if found is None and _is_float(seen):
         found = data_range(*_bounds(source.size, seen_by_row, shape[0]))

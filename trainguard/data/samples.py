@@ -127,7 +127,7 @@ def as_floats(image: Any, channels: int | None = None) -> Tensor:
     if not is_image(image):
         form = f" of shape {tuple(image.shape)}" if isinstance(image, (Tensor, np.ndarray)) else ""
         raise DataError(f"expected an image, got {'nothing' if image is None else type(image).__name__}{form}")
-    return _channels_first(image)
+    return _channels_first(image).cpu()
 
 
 def as_bytes(image: Any, shape: tuple[int, int, int], pixel_range: PixelRange) -> Tensor:
@@ -176,24 +176,26 @@ def as_bytes(image: Any, shape: tuple[int, int, int], pixel_range: PixelRange) -
 
 
 def find_twins(samples: Iterable[Any], key: Key) -> tuple[Key, ...]:
-    """Other usual names under which dicts hold the same label: a transform may have copied it for the model.
+    """Where else samples hold the same label, as a number or as a vector with a 1 at its place.
 
     Args:
         samples: as training sees them, of several classes: two columns may agree on a few.
         key: where the label is.
 
     Returns:
-        The names under which all samples hold it.
+        The other keys or positions at which all samples hold it.
     """
-    seen, labels = None, set()
+    seen: dict[Key, None] | None = None
+    labels = set()
     for sample in samples:
-        if not isinstance(sample, Mapping):
+        if not isinstance(sample, (Mapping, tuple, list)):
             return ()
-        label = _number_in(sample[key])
-        same = {name for name in LABEL_NAMES if name in sample and name != key and _number_in(sample[name]) == label}
-        seen = same if seen is None else seen & same
+        parts: dict[Key, Any] = dict(sample if isinstance(sample, Mapping) else enumerate(sample))
+        label = _number_in(parts.pop(key % len(sample) if isinstance(key, int) and key not in parts else key))
+        names = parts if seen is None else seen
+        seen = {name: None for name in names if name in parts and _class_in(parts[name]) == label}
         labels.add(label)
-    return tuple(sorted(seen or ())) if len(labels - {None}) > 1 else ()
+    return tuple(seen or ()) if len(labels - {None}) > 1 else ()
 
 
 def relabelled(sample: Any, key: Key, label: int, twins: Sequence[Key] = ()) -> Any:
@@ -269,6 +271,20 @@ def _number_in(value: Any) -> int | None:
         return as_label(value)
     except DataError:
         return None
+
+
+def _class_in(value: Any) -> int | None:
+    """The class that a number names, or a vector with a 1 at its place and 0 elsewhere; None for anything else."""
+    if not isinstance(value, (Tensor, np.ndarray, list, tuple)):
+        return _number_in(value)
+    try:
+        places = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError):  # uneven lists, tensors elsewhere
+        return None
+    if places.ndim != 1 or len(places) < 2 or places.dtype.kind not in "iufb":
+        return _number_in(value)
+    filled = np.flatnonzero(places)
+    return int(filled[0]) if len(filled) == 1 and places[filled[0]] == 1 else None
 
 
 def _is_number(value: Any) -> bool:

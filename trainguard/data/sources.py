@@ -115,7 +115,9 @@ class TorchSource(Source):
         if self._transform_name is not None and not self._transform_is_all(rows, generators):
             self._transform_name = None
         self.raw = self._read_raw is not None or self._transform_name is not None
-        names = getattr(dataset, "classes", None)
+        # Names are of the labels that a data set keeps, which are others once a `target_transform` has changed them.
+        changed = getattr(dataset, "target_transform", None) is not None
+        names = None if changed else getattr(dataset, "classes", None)
         self.class_names = tuple(map(str, names)) if isinstance(names, (list, tuple)) and names else None
 
     def read(self, index: int) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -13,10 +14,10 @@ from trainguard.data.walk import LONGEST
 
 @contextmanager
 def left_as_is(dataset: Any) -> Iterator[None]:
-    """Put back, at the end, the attributes that a data set has now, and those of the data sets and readers inside it.
+    """Put back, at the end, the attributes that a data set has now, and those of what it reads and transforms with.
 
     A file that one of them opens on its first read, and keeps, would else be shared with the processes that a loader
-    forks later on.
+    forks later on; a transform that counts its calls would begin training in mid-count.
 
     Args:
         dataset: any; those under a subset are inside it.
@@ -45,9 +46,10 @@ def attributes_of(found: Any) -> dict[str, Any]:
 
 
 def _inside(found: Any, depth: int = 4) -> Iterator[Any]:
-    """A data set, and the data sets and timm readers in its attributes and in short lists there."""
+    """A data set, and the data sets, timm readers and transforms in its attributes and in short lists there."""
     yield found
     for value in attributes_of(found).values() if depth else ():
         for each in value[:LONGEST] if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(each, Dataset) or type(each).__module__.startswith("timm."):
+            transforms = callable(each) and not isinstance(each, (type, FunctionType, MethodType, BuiltinFunctionType))
+            if transforms or isinstance(each, Dataset) or type(each).__module__.startswith("timm."):
                 yield from _inside(each, depth - 1)

@@ -21,14 +21,18 @@ WAY_OUT = (
 )
 
 
+DERIVED = {"filter", "map", "select", "shard", "shuffle", "skip", "sort", "take", "to_iterable_dataset"}
+DERIVED |= {"train_test_split"}  # methods that give another data set, of all samples
+
+
 class LiveView(Dataset):
     """A data set behind a loader, with positions and labels that can be changed between epochs.
 
     What can change lies in shared memory: persistent workers see it, forked or spawned. A change never moves a sample
     that is kept to another position, and is made at once, so that batches on their way keep their meaning.
 
-    Other attributes are read from and set on the data set itself. Those that list one value per sample are given in the
-    view's order, so that samplers may use them.
+    Other attributes are read from and set on the data set itself. Those that list one value per sample are given and
+    taken in the view's order, so that samplers may use them.
 
     Args:
         dataset: map-style data set of N samples.
@@ -125,8 +129,12 @@ class LiveView(Dataset):
         if name in LiveView._OWN or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)
         value = getattr(self._dataset, name)
-        listed = isinstance(value, (list, tuple)) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim > 0)
-        if not listed or len(value) != len(self._labels):
+        if hasattr(self._dataset, "add_column"):  # a Hugging Face data set
+            if name == "num_rows":
+                return len(self)
+            if name in DERIVED:
+                return _refuses(name)
+        if not self._is_listed(value):
             return value
         if name not in self._aligned:
             self._aligned[name] = self._in_view_order(value, name in LABEL_NAMES)
@@ -136,7 +144,27 @@ class LiveView(Dataset):
         if name in LiveView._OWN:
             super().__setattr__(name, value)
         else:
-            setattr(self._dataset, name, value)
+            self._aligned.pop(name, None)
+            setattr(self._dataset, name, self._in_own_order(name, value))
+
+    def _is_listed(self, value: Any) -> bool:
+        """Whether an attribute of the data set holds a value per sample."""
+        listed = isinstance(value, (list, tuple)) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim > 0)
+        return listed and len(value) == len(self._labels)
+
+    def _in_own_order(self, name: str, value: Any) -> Any:
+        """What is set in the view's order as the data set lists it, with its own values for the samples left out."""
+        before: Any = getattr(self._dataset, name, None)
+        listed = isinstance(value, (list, tuple)) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim > 0)
+        if not listed or len(value) != len(self) or not self._is_listed(before):
+            return value
+        old = np.asarray(before) if isinstance(value, (np.ndarray, Tensor)) else before
+        own = torch.as_tensor(old).clone() if isinstance(value, Tensor) else copy.copy(old)
+        own = own if isinstance(own, (np.ndarray, Tensor)) else list(own)
+        for place, sample in enumerate(self.positions):
+            if self._labels[sample] < 0:  # of those that came back, the new label is the view's
+                own[sample] = value[place]
+        return tuple(own) if isinstance(value, tuple) else own
 
     def _is_kept(self, kept: np.ndarray) -> np.ndarray:
         here = np.isin(self._population, kept)
@@ -201,6 +229,19 @@ class LiveView(Dataset):
             return torch.where(torch.from_numpy(new >= 0), torch.from_numpy(new), ordered)
         changed = np.where(new >= 0, new, np.asarray(ordered))
         return changed if isinstance(ordered, np.ndarray) else type(ordered)(changed.tolist())
+
+
+def _refuses(name: str) -> Any:
+    """In the place of a method that would give the samples that are left out as well."""
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise DataError(
+            f"{name}() of a protected data set would give the flagged samples as well: call it before the loader is "
+            "protected, or screen first: result = trainguard.screen(dataset, model), and call it on "
+            "result.apply(dataset)"
+        )
+
+    return refused
 
 
 class Kept(Subset):

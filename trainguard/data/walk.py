@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import types
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +19,7 @@ LIBRARIES = ("torch", "torchvision", "timm", "numpy", "PIL", "datasets", "transf
 LEAVES = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, np.ndarray, torch.Tensor)
 
 
-def walk(*roots: Any) -> Iterator[Any]:
+def walk(*roots: Any, networks: bool = True) -> Iterator[Any]:
     """Everything that can be reached from `roots`, nearest first, each object once.
 
     Goes through lists, tuples, dicts, attributes, `functools.partial`, bound methods, closures, and the globals that a
@@ -26,6 +27,7 @@ def walk(*roots: Any) -> Iterator[Any]:
 
     Args:
         *roots: where to start; they are given back too.
+        networks: False leaves out modules with parameters, and what is in them.
     """
     queue, seen = list(roots), set()
     for _ in range(MOST):
@@ -35,13 +37,16 @@ def walk(*roots: Any) -> Iterator[Any]:
         if id(found) in seen or isinstance(found, LEAVES):
             continue
         seen.add(id(found))
+        if not networks and isinstance(found, torch.nn.Module) and next(found.parameters(), None) is not None:
+            continue
         yield found
         queue.extend(_parts(found))
 
 
 def find_generators(dataset: Any) -> list[Generator]:
     """The random generators that a data set, or the transforms in it, keep for themselves."""
-    return [found for found in walk(dataset) if isinstance(found, GENERATOR_TYPES)]
+    kept = [found for found in walk(dataset) if isinstance(found, GENERATOR_TYPES)]
+    return [found for found in kept if not isinstance(found, random.SystemRandom)]  # which has no state
 
 
 def _parts(found: Any) -> list[Any]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from trainguard.data.store import ImageStore
+from trainguard.errors import ModelError
 from trainguard.models import dtype_of, logits_of
 
 
@@ -21,7 +22,7 @@ def relabel(
     back, and no buffer changes.
 
     Args:
-        model: the clean model; eats images in `images.pixel_range`. Outputs beyond the data's classes say nothing.
+        model: the clean model; eats what `images.as_fed` gives. Outputs beyond the data's classes say nothing.
         images: of the whole data set.
         index: (R,) int64, the flagged samples.
         given: (R,) int64, the labels they came with.
@@ -30,9 +31,13 @@ def relabel(
     Returns:
         (labels, confidence): (R,) int64 new labels, and (R,) float32 the softmax probability of each, in [0, 1].
 
+    Raises:
+        ModelError: the model has fewer outputs than the labels need.
+
     Deviation from the paper:
         A sample whose prediction is NaN keeps its given label with confidence 0.
     """
+    needed = int(images.labels[images.readable].max()) + 1
     labels, confidence = given.astype(np.int64), np.zeros(len(index), np.float32)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     modes = [(module, module.training) for module in model.modules()]
@@ -41,8 +46,14 @@ def relabel(
         with torch.no_grad():
             for start in range(0, len(index), batch_size):
                 part = slice(start, start + batch_size)
-                x = images.pixel_range.to_model(images.batch(index[part], device)).to(dtype_of(model))
-                best, predicted = logits_of(model(x)).float().softmax(dim=1)[:, : images.num_classes].max(dim=1)
+                x = images.as_fed(index[part], device).to(dtype_of(model))
+                outputs = logits_of(model(x)).float().softmax(dim=1)
+                if outputs.shape[1] < needed:
+                    raise ModelError(
+                        f"the model has {outputs.shape[1]} outputs, the data set's labels go up to {needed - 1}: what "
+                        "changes labels after the data set belongs into the data set"
+                    )
+                best, predicted = outputs[:, : images.num_classes].max(dim=1)
                 sound = best.isfinite().cpu().numpy()
                 labels[part][sound] = predicted.cpu().numpy()[sound]
                 confidence[part][sound] = best.cpu().numpy()[sound]
