@@ -248,6 +248,19 @@ def test_a_label_that_a_sample_holds_in_another_form_is_replaced_as_well(kind):
     assert find_twins([(i, i % 3, 1 - i % 3) for i in range(6)], -2) == ()
 
 
+def test_columns_give_the_new_labels_in_every_form():
+    class Columns(Numbers):
+        def __getitem__(self, index):
+            names = [str(i % 3) for i in range(6)]
+            columns = {"label": self.targets, "name": names, "places": np.eye(3)[self.targets]}
+            return columns[index] if isinstance(index, str) else {k: column[index] for k, column in columns.items()}
+
+    view = LiveView(Columns(6), "label", twins=("places",))
+    view.keep(np.array([0, 1, 2, 4, 5]), (np.array([3]), np.array([2])))
+    assert view["label"] == [0, 1, 2, 1, 2, 2] and view["name"] == ["0", "1", "2", "1", "2", "0"]
+    assert view["places"].argmax(1).tolist() == view["label"] and view[5]["places"].tolist() == [0, 0, 1]
+
+
 @pytest.mark.parametrize("kind", [list, torch.tensor, np.array, tuple])
 def test_what_is_set_in_the_view_s_order_arrives_in_the_data_set_s(kind):
     numbers, kept = Numbers(6), np.array([1, 2, 4, 5])

@@ -71,7 +71,7 @@ class LiveView(Dataset):
     def __getitem__(self, position: Any) -> Any:
         """A sample; several at once, or a column, where the data set itself gives them so."""
         if isinstance(position, str):
-            return self._in_view_order(self._dataset[position], position == self._label_key)
+            return self._in_view_order(self._dataset[position], position in (self._label_key, *self._twins))
         if isinstance(position, (slice, list, range)) or getattr(position, "ndim", 0) == 1:
             return self._several(position)
         sample = self._sample(position)
@@ -217,18 +217,14 @@ class LiveView(Dataset):
 
     def _in_view_order(self, value: Any, is_label: bool) -> Any:
         positions = self.positions
-        if isinstance(value, (np.ndarray, Tensor)):
-            ordered = value[positions]
-        else:
-            kind = tuple if isinstance(value, tuple) else list  # a Hugging Face column is neither, and read as it goes
-            ordered = kind(value[int(position)] for position in positions)
-        new = self._labels.numpy()[positions]
-        if not is_label or (new < 0).all():
-            return ordered
-        if isinstance(ordered, Tensor):
-            return torch.where(torch.from_numpy(new >= 0), torch.from_numpy(new), ordered)
-        changed = np.where(new >= 0, new, np.asarray(ordered))
-        return changed if isinstance(ordered, np.ndarray) else type(ordered)(changed.tolist())
+        arrays = isinstance(value, (np.ndarray, Tensor))
+        # A Hugging Face column is no list, and read as it goes.
+        ordered: Any = value[positions] if arrays else [value[int(position)] for position in positions]
+        if is_label:
+            new = self._labels.numpy()[positions]
+            for place in np.flatnonzero(new >= 0).tolist():
+                ordered[place] = label_like(ordered[place], int(new[place]))
+        return tuple(ordered) if isinstance(value, tuple) else ordered
 
 
 def _refuses(name: str) -> Any:
