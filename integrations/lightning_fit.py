@@ -50,10 +50,10 @@ def protect(
     watch = module.guard = guard or Guard()  # type: ignore[attr-defined]
 
     def train_dataloader() -> Any:
-        trainer = module.trainer
+        trainer, loader = module.trainer, make()
         if trainer is not None:
-            watch.adopt(_Ranks(trainer), trainer.max_epochs)
-        return watch.protect(make(), model, **options)
+            watch.adopt(_Ranks(trainer), _epochs(trainer, loader))
+        return watch.protect(loader, model, **options)
 
     def state_dict() -> dict[str, Any]:
         return {**state(), KEY: watch.state_dict()}
@@ -67,6 +67,16 @@ def protect(
 
     vars(module).update(train_dataloader=train_dataloader, state_dict=state_dict, load_state_dict=load_state_dict)
     return module
+
+
+def _epochs(trainer: Any, loader: Any) -> int | None:
+    """How long a training will be, about, by `max_epochs` or `max_steps`, whichever comes first; None for no end."""
+    most = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None
+    if trainer.max_steps <= 0 or not hasattr(loader, "__len__"):
+        return most
+    batches = trainer.max_steps * trainer.accumulate_grad_batches * trainer.world_size
+    reached = max(1, round(batches / max(1, len(loader))))
+    return reached if most is None else min(most, reached)
 
 
 class _Loader(LightningDataModule):

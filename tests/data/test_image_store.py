@@ -718,3 +718,17 @@ class Entropic(Dataset):
 def test_random_numbers_that_nobody_can_hold_are_named():
     with pytest.warns(UserWarning, match="row 0 is another image when it is read again"):
         open_images(Entropic())
+
+
+def test_images_that_are_views_turned_round_are_read_as_they_are():
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+
+    class Turned(Dataset):
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            return np.flip(pixels[index], 1), index % 2
+
+    read = open_images(Turned()).batch(range(12))
+    assert torch.equal((read * 255).round().byte(), torch.from_numpy(pixels[:, :, ::-1].copy()).permute(0, 3, 1, 2))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -254,6 +255,26 @@ def test_lightning_validates_on_the_loader_that_is_given_beside(lightning, scree
         protect(own_module(lightning), val_dataloaders=held)
     with pytest.raises(DataError, match="is a model: pass the loader"):
         protect(trainer.lightning_module)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "loader", "expected"),
+    [
+        (3, -1, range(10), 3),
+        (-1, 100, range(10), 40),
+        (None, 100, range(10), 40),
+        (3, 100, range(10), 3),
+        (50, 1, range(10), 1),
+        (-1, 100, iter(range(10)), None),
+        (-1, -1, range(10), None),
+    ],
+)
+def test_lightning_says_how_long_training_will_be(epochs, steps, loader, expected):
+    pytest.importorskip("lightning", reason="needs lightning: pip install 'trainguard[hosts]'")
+    from trainguard.integrations.lightning_fit import _epochs
+
+    trainer = SimpleNamespace(max_epochs=epochs, max_steps=steps, accumulate_grad_batches=2, world_size=2)
+    assert _epochs(trainer, loader) == expected
 
 
 def test_a_trainer_that_counts_steps_says_how_many_epochs_they_are(screened, tmp_path):

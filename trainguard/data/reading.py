@@ -291,4 +291,4 @@ def _size(image: Any) -> tuple[int, int]:
 
 
 def _is_float(image: Any) -> bool:
-    return not isinstance(image, Image.Image) and torch.as_tensor(image).is_floating_point()
+    return not isinstance(image, Image.Image) and as_floats(image).is_floating_point()

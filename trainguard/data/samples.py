@@ -295,6 +295,8 @@ def _is_number(value: Any) -> bool:
 
 def _channels_first(image: Tensor | np.ndarray) -> Tensor:
     """(C, H, W); where both ends could be channels, an array has them last and a tensor first, by custom."""
+    if isinstance(image, np.ndarray) and min(image.strides) < 0:
+        image = image.copy()  # turned by a view, which torch does not take
     if image.ndim == 2:
         return torch.as_tensor(image)[None]
     first, last = image.shape[0] in CHANNELS, image.shape[-1] in CHANNELS
