@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import trainguard
 from trainguard.data.pixels import PixelRange
+from trainguard.data.store import open_images
 from trainguard.drill.runner import run_drill
 from trainguard.results import ScreenResult
 
@@ -56,6 +57,13 @@ def test_the_pretended_device_refuses_what_an_accelerator_refuses(elsewhere, mix
     assert x.device == DEVICE and float((x + 1).sum()) == 2 and (x + 1).cpu().numpy().tolist() == [1, 1]
     with pytest.raises(RuntimeError):
         mixed(x)
+
+
+def test_data_that_lie_on_the_device_are_read_and_kept_on_the_cpu(elsewhere, digits):
+    images, labels = digits.tensors
+    store = open_images(TensorDataset(images.to(DEVICE), labels.to(DEVICE)))
+    assert np.array_equal(store.labels, labels.numpy())
+    assert torch.allclose(store.batch(range(500)), images, atol=1 / 255)
 
 
 def test_a_step_on_the_pretended_device_is_that_of_the_cpu(elsewhere, model):
