@@ -59,6 +59,7 @@ LAYOUTS = {
     },
     "not counted": lambda s: {name: value for name, value in s.items() if "num_batches" not in name},
     "with another state": lambda s: s | {"0._extra_state": {"scale": 2}},
+    "ddp of a part": lambda s: {name.replace("0.", "0.module.", 1): value for name, value in s.items()},
     "averaged model": lambda s: {"model_ema": prefixed(s, "module.") | {"n_averaged": torch.tensor(3)}},
 }
 
@@ -192,6 +193,32 @@ def test_a_file_without_weights_says_what_it_holds(tmp_path):
     torch.save({"epoch": 3, "loss": 0.1}, tmp_path / "w.pt")
     with pytest.raises(ModelError, match=r"epoch \(int\), loss \(float\)"):
         read_checkpoint(tmp_path / "w.pt")
+
+
+def test_names_that_are_no_text_are_shown(tmp_path):
+    torch.save({0: torch.ones(2), 1: torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"holds no state dict: .* found 0 \(Tensor\), 1 \(Tensor\)"):
+        read_checkpoint(tmp_path / "w.pt")
+
+
+def test_weights_of_eight_bits_are_read(tmp_path):
+    state = net(1).state_dict() | {"3.bias": torch.tensor([0.5, 1, 2, -4]).to(torch.float8_e4m3fn)}
+    torch.save(state, tmp_path / "w.pt")
+    model = net(0)
+    load_weights(model, read_checkpoint(tmp_path / "w.pt"))
+    assert model[3].bias.tolist() == [0.5, 1, 2, -4]
+
+
+@pytest.mark.parametrize("wrap", ["average", "compiled part"])
+def test_what_was_written_of_a_wrapped_model_is_read_into_its_like(wrap, tmp_path):
+    def wrapped(seed):
+        if wrap == "average":
+            return torch.optim.swa_utils.AveragedModel(net(seed))
+        return nn.Sequential(torch.compile(net(seed)), nn.Identity())
+
+    model = wrapped(0)
+    load_weights(model, read_checkpoint(write_weights(tmp_path / "w", wrapped(1), {})))
+    assert same(model, wrapped(1))
 
 
 def refused(tmp_path, state, words):

@@ -105,6 +105,19 @@ def test_purify_passes_its_flags_on(monkeypatch, folder, tmp_path):
     assert cli.main([*argv, "--bounds", "-1"]) == 2
 
 
+@pytest.mark.parametrize("option", ["--out", "--state-dir"])
+def test_what_is_kept_must_not_lie_in_the_data(option, folder, tmp_path, capsys):
+    places = {"--out": str(tmp_path / "pure"), "--state-dir": str(tmp_path / "state")} | {
+        option: str(folder / "x" / "y")
+    }
+    given = [word for pair in places.items() for word in pair]
+    assert cli.main(["purify", "w.safetensors", "--arch", "vit", "--data", str(folder), *given]) == 2
+    assert f"{option} {folder / 'x' / 'y'} lies in {folder}" in capsys.readouterr().err
+    assert cli.main(["screen", str(folder), *given]) == 2
+    assert f"{option} {folder / 'x' / 'y'} lies in {folder}" in capsys.readouterr().err
+    assert not (folder / "x").exists() and not (tmp_path / "state").exists()
+
+
 def test_report_builds_the_page(monkeypatch, capsys, tmp_path):
     stub(monkeypatch, "trainguard.report", build=lambda folder, path: f"{folder} -> {path.name}")
     assert cli.main(["report", "runs/one", "--out", str(tmp_path / "page.html")]) == 0
@@ -404,7 +417,7 @@ def test_a_file_name_cannot_rule_the_terminal(monkeypatch, capsys, folder, tmp_p
     [
         (["screen", "d", "--out", ""], "expected a path, got nothing"),
         (["screen", "d", "--out", "o", "--seed", "-1"], "expected a whole number from 0 to"),
-        (["screen", "d", "--out", "o", "--seed", "9" * 20], "expected a whole number from 0 to"),
+        (["screen", "d", "--out", "o", "--seed", str(2**32)], "expected a whole number from 0 to"),
         (["screen", "d", "--out", "o", "--mean", "a,b"], "expected numbers with commas between them, got a"),
         (["screen", "d", "--out", "o", "--epochs", "x"], "expected a whole number of at least 1, got x"),
         (

@@ -454,6 +454,7 @@ def test_screen_knows_its_presets(screening, images, labels):
         {"epochs": "30"},
         {"epochs": float("nan")},
         {"seed": -1},
+        {"seed": 2**32},
         {"seed": None},
     ],
 )

@@ -203,6 +203,23 @@ def test_relabel_restores_modes_and_buffers_also_when_the_model_fails(store):
     assert failing.training and not model[1].training
 
 
+def test_a_stride_stays_where_a_layer_is_used_on_several_sizes():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(1, 1, 3, 2, 1)
+
+        def forward(self, x):
+            for _ in range(4):  # 8 pixels to 4, 2, 1, 1
+                x = self.layer(x)
+            return x
+
+    net, x = Shared(), torch.rand(2, 1, 8, 8)
+    with torch.no_grad(), short_strides(net):
+        before = net(x)
+    assert net.layer.stride == (2, 2) and torch.equal(net(x), before)
+
+
 def test_relabel_keeps_the_given_label_where_the_model_gives_nan(store):
     model = Output(lambda x: torch.where(x[:, :1, 0, 0] > 0.5, float("nan"), torch.tensor([[0.0, 0.0, 9.0]])))
     labels, confidence = relabel(model, store, store.readable, given=store.labels)

@@ -133,7 +133,9 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
         ModelError: names that are missing or too many, a shape that differs, or weights that are not finite; all named.
     """
     model = bare(model)
-    expected = tensors_of(model)
+    tensors = tensors_of(model)
+    own = {_uncompiled(name): name for name in tensors}  # a part of it may be compiled
+    expected = {plain: tensors[name] for plain, name in own.items()}
     weights = _without_prefix(checkpoint, expected.keys())
     counts = {name: value for name, value in expected.items() if name.endswith(".num_batches_tracked")}
     weights = counts | weights  # torch before 0.4.1 and other frameworks do not count
@@ -161,11 +163,11 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     infinite = [  # where the model's own are too, they belong there: the mask of an attention
         name
         for name, value in weights.items()
-        if value.is_floating_point() and not value.isfinite().all() and expected[name].isfinite().all()
+        if value.is_floating_point() and not _is_finite(value) and _is_finite(expected[name])
     ]
     if infinite:
         raise ModelError(f"{path} holds NaN or infinite weights in {_some(infinite)}: it comes from a failed training")
-    load_tensors(model, weights)
+    load_tensors(model, {own[name]: value for name, value in weights.items()})
 
 
 def write_weights(path: str | Path, model: nn.Module, about: Mapping[str, Any]) -> Path:
@@ -292,7 +294,7 @@ def _find_weights(content: Any, path: Path, averaged: bool) -> tuple[State, str]
                 continue
             return weights, f"{key}.{where}".rstrip(".")
     content = {k: v for k, v in content.items() if isinstance(v, Tensor) or not str(k).endswith("_extra_state")}
-    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+    if not content or not all(isinstance(k, str) and isinstance(value, Tensor) for k, value in content.items()):
         found = ", ".join(f"{name} ({type(value).__name__})" for name, value in list(content.items())[:6]) or "nothing"
         raise ModelError(f"{path} holds no state dict: expected names and tensors, found {found}")
     return dict(content), ""
@@ -301,7 +303,10 @@ def _find_weights(content: Any, path: Path, averaged: bool) -> tuple[State, str]
 def _without_prefix(checkpoint: Checkpoint, expected: Collection[str]) -> State:
     """The weights under the prefix with which most names are the model's; the rest stays, to be called surplus."""
     weights = {_uncompiled(name): value for name, value in checkpoint.weights.items()}
-    weights.pop("n_averaged", None)  # the counter of torch.optim.swa_utils.AveragedModel
+    if "n_averaged" not in expected:  # the counter of torch.optim.swa_utils.AveragedModel
+        weights.pop("n_averaged", None)
+    if any("module." in name for name in weights) and not any("module." in name for name in expected):
+        weights = {name.replace("module.", ""): value for name, value in weights.items()}  # of parts of the model too
     prefixes = {""} | {name[: i + 1] for name in weights for i, letter in enumerate(name) if letter == "."}
 
     def fit(prefix: str) -> tuple[int, int, str]:
@@ -312,6 +317,10 @@ def _without_prefix(checkpoint: Checkpoint, expected: Collection[str]) -> State:
     inside = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
     outside = {name: value for name, value in weights.items() if not name.startswith(prefix)}
     return inside if checkpoint.lightning else inside | outside
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(value.float().isfinite().all())  # of 8 bits, torch does not know
 
 
 def _uncompiled(name: str) -> str:

@@ -220,6 +220,7 @@ def _screen(arguments: argparse.Namespace) -> int:
     import trainguard
 
     dataset = _open_data(arguments, arguments.data)
+    _outside("--state-dir", arguments.state_dir, arguments.data)
     _ready(arguments.out, arguments.data, "result.json")
     result = trainguard.screen(
         dataset,
@@ -240,11 +241,18 @@ def _screen(arguments: argparse.Namespace) -> int:
 
 def _ready(out: Path, data: str, own: str) -> None:
     """Refuse, before the work, a folder that cannot take a result or would spoil something."""
-    if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
-        raise WrongUse(f"--out {out} lies in {data}, and would be read as data the next time: choose a folder outside")
+    _outside("--out", out, data)
     if others := results_in(out, besides=own):
         raise WrongUse(f"--out {out} holds another result already ({', '.join(others)}): choose another folder")
     writable_folder(out)
+
+
+def _outside(option: str, place: Path | None, data: str) -> None:
+    """Refuse a place for results, or for what is kept on the way, that lies in the data."""
+    if place is not None and Path(data).is_dir() and place.resolve().is_relative_to(Path(data).resolve()):
+        raise WrongUse(
+            f"{option} {place} lies in {data}, and would be read as data the next time: choose a folder outside"
+        )
 
 
 def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
@@ -266,6 +274,8 @@ def _purify(arguments: argparse.Namespace) -> int:
     from trainguard.checkpoints import weights_path
     from trainguard.purification import purify_checkpoint
 
+    _outside("--out", arguments.out, arguments.data)
+    _outside("--state-dir", arguments.state_dir, arguments.data)
     outcome = purify_checkpoint(
         arguments.checkpoint,
         arch=arguments.arch,

@@ -17,7 +17,7 @@ def at_least_one(text: str) -> int:
 
 def seed(text: str) -> int:
     """A whole number that seeds every generator."""
-    return _read(int, text, "a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
+    return _read(int, text, "a whole number from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32)
 
 
 def above_zero(text: str) -> float:

@@ -94,7 +94,7 @@ def _open_folder(folder: Path, split: str) -> Dataset:
         return splits[split]
     if (folder / "state.json").is_file():
         return datasets.load_from_disk(str(folder))
-    tables = sorted(folder.glob("*.parquet")) or sorted(folder.rglob(f"{split}*.parquet"))
+    tables = sorted(folder.glob("[!.]*.parquet")) or sorted(folder.rglob(f"{split}*.parquet"))
     if tables:
         return _loaded(folder, "parquet", data_files=[escape(str(table)) for table in _of_split(folder, tables, split)])
     parts = [child.name for child in _folders(folder) if child.name in (split, *SPLITS) and _folders(child)]

@@ -56,6 +56,15 @@ def test_a_bad_label_is_named_and_never_skipped(label, message, on_error, images
         open_images(Listed(images, labels.tolist(), row17=(images[17], label)), on_error=on_error)
 
 
+def test_a_few_images_of_many_classes_may_have_any_label_where_nothing_is_compared(images):
+    labels = torch.arange(60) * 16
+    with pytest.raises(DataError, match="expected class numbers from 0 without large gaps"):
+        open_images(TensorDataset(images, labels))
+    assert open_images(TensorDataset(images, labels), comparable=False).num_classes == 945
+    with pytest.raises(DataError, match="without large gaps"):
+        open_images(TensorDataset(images, labels * 10**6), comparable=False)
+
+
 def test_a_label_beyond_the_class_names_is_named(images, labels):
     dataset = Listed(images, labels.tolist(), row17=(images[17], 3))
     dataset.classes = ["cat", "dog", "emu"]

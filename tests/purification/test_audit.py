@@ -76,10 +76,17 @@ def test_judge_follows_a_renaming_of_the_classes():
 
 def test_judge_does_not_decide_on_too_little():
     assert judge(np.array([[0, 90], [90, 0]]), np.eye(2, dtype=int) * 20)[0] == "undecided"
-    few = np.zeros((10, 10), dtype=int)
-    few[:, 3] = 2
+    few = np.eye(10, dtype=int) * 10
+    few[:, 3] += 2
     verdict, confidence, reason, _ = judge(few, SAFE)
     assert verdict == "undecided" and confidence == 0 and "eps=" in reason
+    for kept in (slice(0, 4), slice(0, 10, 3)):  # of ten classes
+        some = np.zeros((10, 10), dtype=int)
+        some[kept] = uniform()[kept]
+        verdict, confidence, reason, targets = judge(some, np.roll(SAFE, 1, axis=1))
+        assert (verdict, confidence, targets) == ("undecided", 0, ()) and "4 of the model's 10 classes" in reason
+    assert judge(uniform() // 20, np.roll(SAFE, 1, axis=1))[0] == "undecided"
+    assert judge(uniform(), np.roll(SAFE, 1, axis=1))[0] == "backdoored"
 
 
 def test_judge_believes_a_patch_that_breaks_the_model():

@@ -11,6 +11,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from trainguard.checkpoints import UnsafeCheckpoint, load_weights, read_checkpoint
@@ -18,6 +19,7 @@ from trainguard.errors import ModelError
 from trainguard.models import build
 from trainguard.purification import audit_checkpoint, commands, purify_checkpoint
 from trainguard.purification.commands import model_of
+from trainguard.purification.results import PurifyResult
 from trainguard.sources import open_data
 
 # The delivered model never learned anything, so that purifying it may find nothing worth keeping.
@@ -120,7 +122,7 @@ def test_a_name_of_both_libraries_is_the_one_that_fits(name, tmp_path, monkeypat
     """timm and torchvision have different networks under some names."""
     made = torchvision.models.get_model(name, weights=None, num_classes=4)
     torch.save(made.state_dict(), tmp_path / "w.pt")
-    images = SimpleNamespace(shape=(3, 32, 32), num_classes=4)
+    images = SimpleNamespace(shape=(3, 32, 32), num_classes=4, fed_size=None)
     model = model_of(name, read_checkpoint(tmp_path / "w.pt"), images).eval()
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -129,7 +131,12 @@ def test_a_name_of_both_libraries_is_the_one_that_fits(name, tmp_path, monkeypat
         build("fasterrcnn_resnet50_fpn", images)  # it classifies nothing, and would fetch weights
 
 
-def test_grey_images_are_given_to_a_model_of_colour_images_in_three_channels(delivered, tmp_path, monkeypatch):
+@pytest.mark.parametrize("form", ["as it came", "safetensors"])  # which are sorted by name
+def test_grey_images_are_given_to_a_model_of_colour_images_in_three_channels(form, delivered, tmp_path, monkeypatch):
+    arch, path = ARCH, delivered[0]
+    if form == "safetensors":
+        arch, path = "efficientnet_b0", tmp_path / "w.safetensors"
+        safetensors.torch.save_model(timm.create_model(arch, num_classes=3), str(path))
     for row in range(12):
         folder = tmp_path / "grey" / f"class{row % 3}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +149,7 @@ def test_grey_images_are_given_to_a_model_of_colour_images_in_three_channels(del
 
     monkeypatch.setattr(commands, "audit", watch)
     dataset = open_data(tmp_path / "grey")
-    audit_checkpoint(delivered[0], arch=ARCH, data=dataset, bounds=(0, 1))
+    audit_checkpoint(path, arch=arch, data=dataset, bounds=(0, 1))
     assert seen["shape"] == (3, 16, 16) and seen["pixels"].shape == (1, 3, 16, 16)
     assert seen["pixels"].unique().tolist() == [pytest.approx(60 / 255)]
 
@@ -159,6 +166,17 @@ def test_neither_the_checkpoint_nor_a_stranger_s_record_is_overwritten(delivered
     safetensors.torch.save_model(model, str(tmp_path / "m.safetensors"))
     with pytest.raises(FileExistsError, match="is the checkpoint itself"):
         purify_checkpoint(tmp_path / "m.safetensors", arch=ARCH, data=data, out=tmp_path / "m", **FEW)
+    safetensors.torch.save_model(model, str(tmp_path / "other.safetensors"))
+    with pytest.raises(FileExistsError, match="holds weights of something else"):
+        purify_checkpoint(path, arch=ARCH, data=data, out=tmp_path / "other", **FEW)
     (tmp_path / "out.json").write_text('{"precious": 1}')
     with pytest.raises(FileExistsError, match="holds something else and would be overwritten"):
         purify_checkpoint(path, arch=ARCH, data=data, out=tmp_path / "out", **FEW)
+
+
+def test_a_record_keeps_its_own_names_to_itself(tmp_path):
+    outcome = PurifyResult(nn.Linear(2, 2), [], np.arange(3), 0.9, 0.9, True, "it ended")
+    for name in ("sha256", "model", "history"):
+        with pytest.raises(ValueError, match=f"the record has a '{name}' of its own"):
+            outcome.save(tmp_path / "out", **{name: "mine"})
+    assert not list(tmp_path.iterdir())

@@ -28,6 +28,7 @@ REPEATED = 4  # rows that are read twice
 CACHE_BYTES = 4 << 30  # 1.4 million 32x32 colour images, or 28,000 of 224x224
 
 OnError = Literal["raise", "skip"]
+MOST_CLASSES = 100_000
 
 
 class ImageStore:
@@ -199,7 +200,7 @@ def open_images(
             rows = learn_rows(source, pixel_range, transform, generators)
             _warn_of_own_randomness(rows)
         with left_as_is(dataset):  # what was opened above must not be shared with reading processes
-            store = _read_all(rows, on_error, cache_bytes, workers, context, progress)
+            store = _read_all(rows, on_error, cache_bytes, workers, context, progress, comparable)
     if comparable:
         _check_comparable(store.labels, store.class_names, rows)
     return store
@@ -220,7 +221,13 @@ def _warn_of_own_randomness(rows: Rows) -> None:
 
 
 def _read_all(
-    rows: Rows, on_error: OnError, cache_bytes: int, workers: int, context: Any, progress: Progress | None
+    rows: Rows,
+    on_error: OnError,
+    cache_bytes: int,
+    workers: int,
+    context: Any,
+    progress: Progress | None,
+    comparable: bool,
 ) -> ImageStore:
     """Every sample, first to last; once more from the first where a picture in colour follows grey ones."""
     size = len(rows)
@@ -248,21 +255,22 @@ def _read_all(
             if stage:
                 stage.advance(1)
     if colour:
-        return _read_all(rows.coloured(), on_error, cache_bytes, workers, context, progress)
+        return _read_all(rows.coloured(), on_error, cache_bytes, workers, context, progress, comparable)
     if (labels < 0).all():
         first, problem = next(iter(problems.items()))
         raise DataError(f"none of the {size} images can be read; the first: {rows.name(first)} {problem}")
-    class_names = _checked_classes(labels, rows.source.class_names, rows)
+    # A few images of a model's many classes may have any of its labels; to be compared they must be numbered closely.
+    class_names = _checked_classes(labels, rows.source.class_names, rows, len(labels) if comparable else MOST_CLASSES)
     digest.update(labels.data)
     return ImageStore(rows, labels, class_names, digest.hexdigest(), cache[:used], slots, problems)
 
 
-def _checked_classes(labels: np.ndarray, class_names: tuple[str, ...] | None, rows: Rows) -> tuple[str, ...]:
-    """The names of the classes, after a check that all labels have one."""
+def _checked_classes(labels: np.ndarray, class_names: tuple[str, ...] | None, rows: Rows, most: int) -> tuple[str, ...]:
+    """The names of the classes, after a check that all labels have one, or are below `most` where none has."""
     largest = int(labels.max())
     where = rows.name(int(labels.argmax()))
     if class_names is None:
-        if largest >= max(2, len(labels)):
+        if largest >= max(2, most):
             raise DataError(
                 f"{where} has the label {largest}, out of range: expected class numbers from 0 without large gaps"
             )

@@ -20,7 +20,7 @@ from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.progress import Progress
 from trainguard.purification.bending import bends, lead_of
 from trainguard.purification.finetuning import RADIUS, FineTuning, accuracy, fitting_radius
-from trainguard.purification.network import check_outputs, features_of, for_training, guessing
+from trainguard.purification.network import check_outputs, coloured_for, features_of, for_training, guessing
 from trainguard.purification.overlay import NEAR, reaches, usual_of
 from trainguard.purification.poison import screened
 from trainguard.purification.results import AuditResult
@@ -51,6 +51,7 @@ LEAD, LEAD_BAND = 0.34, 0.16  # the least bend that leads to a class over the ne
 NEAR_BAND = 0.08  # of `overlay.NEAR`: one faint picture, its radius for the nearest class over the median class's
 TARGET = 0.4  # share that makes a class a suspected target; the paper's figure
 LEARNED = 0.5  # share of the flagged samples that get their label from a model that has learned the poison
+LEAST_IMAGES, LEAST_CLASSES = 50, 10  # to try a model on; or half of its classes, where it has fewer than 20
 LEAST_MOVED = 50  # adversarial examples; the standard error of a share is then at most 0.07
 
 
@@ -136,6 +137,7 @@ def audit(
         on_error=on_error,
     )
     net = copy_of(model)
+    store = coloured_for(net, store)
     device = accelerator.device if accelerator is not None else device_of(net)
     network = UnitPixels(for_training(net, device), store.pixel_range)
     index = balanced(store, images, seed)
@@ -287,6 +289,10 @@ def judge(
     """
     classes = len(counts)
     moved = int(counts.sum() - np.trace(counts))
+    images, sources = int(counts.sum()), int((counts.sum(1) > 0).sum())
+    if images < LEAST_IMAGES or sources < max(2, min(LEAST_CLASSES, -(-classes // 2))):
+        came = f"tried on {images} images of {sources} of the model's {classes} classes, which is too few to tell"
+        return "undecided", 0.0, f"{came}: give more", ()
     pull, broken = pull_of(counts), 1 - np.trace(patched) / max(1, patched.sum())
     uniform = 1 / (classes - 1)
     to_one = (float(pull.max()) - uniform) / max(1 - uniform, uniform)
@@ -350,8 +356,8 @@ def _break_by_patch(
 ) -> tuple[Patch, NDArray[np.int64]]:
     """The best patch on one half of the images, and the transitions that it causes on the other."""
     device = device_of(network)
-    half = max(1, len(index) // 2)
-    found, tried = index[:half], index[-half:]
+    half = len(index) // 2
+    found, tried = (index[:half], index[half:]) if half else (index, index)
     labels = torch.from_numpy(store.labels[found]).to(device)
     images, generator = store.batch(found, device), torch.Generator().manual_seed(seed)
     patch = best_patch(network, images, labels, generator=generator)

@@ -47,11 +47,13 @@ def purify_checkpoint(
     if weights_path(out).resolve() == Path(checkpoint).resolve():
         raise FileExistsError(f"{out} is the checkpoint itself: name another file, it is the evidence")
     beside = weights_path(out).with_suffix(".json")
+    if weights_path(out).exists() and not beside.exists():
+        raise FileExistsError(f"{weights_path(out)} holds weights of something else: name another file")
     if beside.exists() and read_record(beside).get("kind") != "purify":
         raise FileExistsError(f"{beside} holds something else and would be overwritten: name another file")
     writable_folder(weights_path(out).parent)  # not only after the work
     found = read_checkpoint(checkpoint)
-    store = _opened(data, options, found)
+    store = _opened(data, options, found, arch)
     outcome = purify(lambda: model_of(arch, found, store), store, clean=clean, **options)
     origin = {"path": str(found.path), "sha256": found.sha256, "weights under": found.where, "arch": arch}
     outcome.save(out, input=origin)
@@ -73,11 +75,11 @@ def audit_checkpoint(checkpoint: str | Path, *, arch: str, data: Any, **options:
         DataError: the data cannot be used.
     """
     found = read_checkpoint(checkpoint)
-    store = _opened(data, options, found)
+    store = _opened(data, options, found, arch)
     return audit(lambda: model_of(arch, found, store), store, **options)
 
 
-def _opened(data: Any, options: dict[str, Any], checkpoint: Checkpoint) -> ImageStore:
+def _opened(data: Any, options: dict[str, Any], checkpoint: Checkpoint, arch: str) -> ImageStore:
     """The data, opened once by what `options` say of how to read them, which is taken from there.
 
     Grey images are given to a model of colour images as such, as every loader that converts to RGB does.
@@ -85,8 +87,14 @@ def _opened(data: Any, options: dict[str, Any], checkpoint: Checkpoint) -> Image
     said = {name: options.pop(name, None) for name in ("pixel_range", "mean", "std", "bounds")}
     reading = {name: options.pop(name) for name in ("image_column", "label_column", "on_error") if name in options}
     store = open_store(data, given_range(**said), comparable=False, **reading)
-    stem = next((value for value in checkpoint.weights.values() if value.ndim == 4), None)
-    return store.coloured() if store.shape[0] == 1 and stem is not None and stem.shape[1] == 3 else store
+    if store.shape[0] == 1:
+        with suppress(ModelError):
+            model_of(arch, checkpoint, store)
+            return store
+        with suppress(ModelError):
+            model_of(arch, checkpoint, store.coloured())
+            return store.coloured()
+    return store
 
 
 def model_of(arch: str, checkpoint: Checkpoint, images: ImageStore) -> nn.Module:

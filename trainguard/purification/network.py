@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainguard.data.store import ImageStore
 from trainguard.errors import ModelError
 from trainguard.models import UnitPixels, classifier_layer
 from trainguard.training import settle
@@ -98,6 +99,12 @@ def renew_head(net: nn.Module, num_classes: int) -> None:
             layer.weight.mul_(norm / layer.weight.norm())
             if layer.bias is not None:
                 layer.bias.zero_()
+
+
+def coloured_for(net: nn.Module, store: ImageStore) -> ImageStore:
+    """Grey images with three equal channels where the network's first convolution takes three."""
+    stem = next((layer for layer in net.modules() if isinstance(layer, nn.Conv2d)), None)
+    return store.coloured() if store.shape[0] == 1 and stem is not None and stem.in_channels == 3 else store
 
 
 class Tap:

@@ -29,7 +29,7 @@ from trainguard.purification.finetuning import (
     mirrors_alike,
     usual_rate,
 )
-from trainguard.purification.network import check_outputs, for_training, guessing, renew_head
+from trainguard.purification.network import check_outputs, coloured_for, for_training, guessing, renew_head
 from trainguard.purification.overlay import Overlay, leading_overlays
 from trainguard.purification.poison import screened
 from trainguard.purification.results import PurifyResult
@@ -202,7 +202,8 @@ def purify(
     screening = screening and not clean and initial is None
     given = given_range(pixel_range, mean, std, bounds)
     store = open_store(data, given, comparable=False, **reading)
-    infected = copy_of(model)
+    infected, pixels = copy_of(model), store.pixel_range
+    store = coloured_for(infected, store)
     device = accelerator.device if accelerator is not None else device_of(infected)
     infected_network = UnitPixels(for_training(infected, device), store.pixel_range).eval()
     with isolated_rng(seed):
@@ -230,7 +231,7 @@ def purify(
     if validation is None:
         judge = store, held_out
     else:
-        trusted_store = open_store(validation, store.pixel_range, comparable=False, **reading)
+        trusted_store = coloured_for(infected, open_store(validation, pixels, comparable=False, **reading))
         judge = trusted_store, np.asarray(trusted_store.readable, dtype=np.int64)
     with isolated_rng(seed):
         how = FineTuning(

@@ -74,8 +74,14 @@ class PurifyResult:
 
         Args:
             path: of the weights; `.safetensors` is added where it is missing.
-            **about: further JSON values for the record, such as the input's hash.
+            **about: further JSON values for the record, such as `input_sha256=`.
+
+        Raises:
+            ValueError: the record itself has a value of such a name.
         """
+        taken = about.keys() & {*self.__dataclass_fields__, "format", "kind", "weights", "sha256"}
+        if taken:
+            raise ValueError(f"the record has a {min(taken)!r} of its own: give that of `about` another name")
         return write_weights(path, self.model, {**about, **self.to_dict()})
 
     @classmethod

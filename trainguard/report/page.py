@@ -121,7 +121,9 @@ def _load(place: Path) -> Any:
         records = [record for record in dict.fromkeys(beside) if record.is_file()]
     else:
         records = [
-            record for record in sorted(place.glob("*.json")) if '"purify"' in record.read_text(errors="replace")
+            record
+            for record in sorted(place.glob("[!.]*.json"))  # what begins with a dot was left by a killed save
+            if '"purify"' in record.read_text(errors="replace")
         ]
     found = [record for record in map(read_record, records) if record.get("kind") == "purify"]
     if len(found) > 1:

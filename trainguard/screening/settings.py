@@ -135,7 +135,7 @@ def check_length(epochs: int | None, budget: float, seed: int, callbacks: Any = 
         raise ValueError(f"expected epochs= of at least 1 epoch, or None, got {epochs!r}")
     if not (isinstance(budget, (int, float)) and 0 < budget < float("inf")):
         raise ValueError(f"expected a budget above 0, got {budget!r}")
-    if not (isinstance(seed, Integral) and seed >= 0):
-        raise ValueError(f"expected seed= as a whole number from 0, got {seed!r}")
+    if not (isinstance(seed, Integral) and 0 <= seed < 2**32):
+        raise ValueError(f"expected seed= as a whole number from 0 to 2^32 - 1, got {seed!r}")
     if not isinstance(callbacks, (list, tuple)):
         raise ValueError(f"expected a list for callbacks=, got a {type(callbacks).__name__}: write callbacks=[...]")
