@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -20,7 +20,8 @@ from trainguard.errors import ModelError
 Model = nn.Module | Callable[[], nn.Module] | str
 CHECKED = 4  # images that the check sends through the model
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+HOOKS = (*FORWARD_HOOKS, "_backward_hooks", "_backward_pre_hooks")
 
 
 def working_copy(model: Model, images: ImageStore) -> nn.Module:
@@ -224,11 +225,12 @@ def logits_of(output: Any) -> Any:
     return output.get("logits", output) if isinstance(output, dict) else getattr(output, "logits", output)
 
 
-def copy_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+def copy_of(model: nn.Module | Callable[[], nn.Module], *, hooks: bool = False) -> nn.Module:
     """A copy of a model that shares nothing with it, without DDP, torch.compile and the user's hooks around it.
 
     Args:
         model: the model, or a function that returns a fresh copy of it, for one that cannot be deep-copied.
+        hooks: with its hooks after all.
 
     Raises:
         ModelError: it is neither, or it cannot be deep-copied.
@@ -256,13 +258,21 @@ def copy_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     # accelerate patches `forward` on the instance with a function that is bound to the user's own weights.
     for name in ("forward", "_original_forward"):
         vars(copied).pop(name, None)
-    for module in copied.modules():
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-            continue  # the hook that gives them their shape
-        for hooks in (getattr(module, name) for name in HOOKS):
-            for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.nn.utils")]:
-                del hooks[key]
+    for held, key in [] if hooks else own_hooks(copied, HOOKS):
+        del held[key]
     return copied
+
+
+def own_hooks(model: nn.Module, kinds: Sequence[str] = FORWARD_HOOKS) -> list[tuple[dict[int, Any], int]]:
+    """Where a user's hooks are, and under which keys; torch's own make weights, or give them their shape."""
+    modules = [m for m in model.modules() if not (isinstance(m, LazyModuleMixin) and m.has_uninitialized_params())]
+    places = [getattr(module, kind) for module in modules for kind in kinds]
+    return [
+        (held, key)
+        for held in places
+        for key, hook in held.items()
+        if not type(hook).__module__.startswith("torch.nn.utils")
+    ]
 
 
 def _refuse_empty(model: nn.Module) -> None:

@@ -12,18 +12,20 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from trainguard.data.store import open_images
-from trainguard.errors import DataError
-from trainguard.purification import AuditResult, audit
-from trainguard.purification.audit import balanced, movement_of, one_way, pull_of, transition_counts
+from trainguard.errors import DataError, ModelError
+from trainguard.models import UnitPixels, copy_of
+from trainguard.purification import AuditResult, audit, judging
+from trainguard.purification.audit import balanced, movement_of
 from trainguard.purification.bending import MOST
-from trainguard.purification.network import features_of
+from trainguard.purification.judging import one_way, pull_of, transition_counts
+from trainguard.purification.network import check_hooks, features_of
 
 audits = importlib.import_module("trainguard.purification.audit")  # the package gives that name to the function
 SAFE = np.eye(10, dtype=int) * 20  # a patch that changes nothing
 
 
 def judge(counts, patched, reached=None, bent=None):
-    return audits.judge(counts, patched, reached or {}, bent or {})
+    return judging.judge(counts, patched, reached or {}, bent or {})
 
 
 def uniform(classes: int = 10, moved: int = 90) -> np.ndarray:
@@ -247,3 +249,35 @@ def test_a_model_that_knows_none_of_the_images_is_refused(victim):
     never[1].bias.data = torch.eye(10)[5]
     with pytest.raises(DataError, match="none of 40 images right"):
         audit(never, open_images(wrong, pixel_range=RANGE), progress=False)
+
+
+@pytest.mark.parametrize("what", ["changes", "is needed", "watches"])
+def test_a_model_whose_own_hooks_change_what_it_gives_asks_for_a_function(what):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.seen = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), None
+
+        def forward(self, x):
+            out = self.body(x)
+            return out if what != "is needed" else self.seen
+
+    def made():
+        torch.manual_seed(0)
+        net = Net()
+        if what == "changes":
+            net.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 10,))
+        elif what == "is needed":
+            net.register_forward_pre_hook(lambda module, inputs: setattr(module, "seen", inputs[0].flatten(1)))
+        else:
+            net.register_forward_hook(lambda module, *_: None)
+        return net
+
+    images = torch.rand(2, 3, 2, 2)
+    network = UnitPixels(copy_of(made()), RANGE).eval()
+    check_hooks(made, network, images)
+    if what == "watches":
+        check_hooks(made(), network, images)
+    else:
+        with pytest.raises(ModelError, match="without its forward hooks: pass a function that builds it"):
+            check_hooks(made(), network, images)

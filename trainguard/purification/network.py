@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainguard.data.store import ImageStore
 from trainguard.errors import ModelError
-from trainguard.models import UnitPixels, classifier_layer
+from trainguard.models import UnitPixels, classifier_layer, copy_of, own_hooks
 from trainguard.training import settle
 
 GUESSING = 3.0  # standard errors above the share that guessing gets right, up to which a model has learned nothing
@@ -35,6 +35,33 @@ def for_training(net: nn.Module, device: torch.device) -> nn.Module:
         if parameter.is_floating_point() or parameter.is_complex():
             parameter.requires_grad_(True)
     return net
+
+
+def check_hooks(model: Any, network: UnitPixels, images: Tensor) -> None:
+    """Refuse a model whose own forward hooks change what it gives: a copy does not have them.
+
+    Args:
+        model: the user's, or a function that builds it.
+        network: the copy, in eval mode.
+        images: (B, C, H, W) in [0, 1], on the network's device.
+
+    Raises:
+        ModelError: so it is.
+    """
+    if not isinstance(model, nn.Module) or not own_hooks(model):
+        return
+    whole = UnitPixels(for_training(copy_of(model, hooks=True), images.device), network.pixel_range).eval()
+    try:
+        expected: Any = settle(whole, images)
+    except Exception:  # with its hooks it runs no better
+        return
+    try:
+        given: Any = settle(network, images)
+        same = torch.allclose(given.float(), expected.float(), rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+    except Exception:  # whatever the user's forward may raise
+        same = False
+    if not same:
+        raise ModelError("the model gives something else without its forward hooks: pass a function that builds it")
 
 
 def check_outputs(network: UnitPixels, images: Tensor, num_classes: int) -> int:

@@ -29,7 +29,7 @@ from trainguard.purification.finetuning import (
     mirrors_alike,
     usual_rate,
 )
-from trainguard.purification.network import check_outputs, coloured_for, for_training, guessing, renew_head
+from trainguard.purification.network import check_hooks, check_outputs, coloured_for, for_training, guessing, renew_head
 from trainguard.purification.overlay import Overlay, leading_overlays
 from trainguard.purification.poison import screened
 from trainguard.purification.results import PurifyResult
@@ -208,6 +208,7 @@ def purify(
     infected_network = UnitPixels(for_training(infected, device), store.pixel_range).eval()
     with isolated_rng(seed):
         few = store.batch(store.readable[[0, -1]], device)
+        check_hooks(model, infected_network, few)
         classes = check_outputs(infected_network, few, store.num_classes)
         tried = UnitPixels(for_training(copy_of(model), device), store.pixel_range).train()
         check_outputs(tried, few, store.num_classes)
