@@ -211,7 +211,7 @@ def test_a_stride_stays_where_a_layer_is_used_on_several_sizes():
 
         def forward(self, x):
             for _ in range(4):  # 8 pixels to 4, 2, 1, 1
-                x = self.layer(x)
+                x = self.layer(input=x)
             return x
 
     net, x = Shared(), torch.rand(2, 1, 8, 8)

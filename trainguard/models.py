@@ -131,12 +131,12 @@ def short_strides(net: nn.Module) -> Iterator[None]:
     """
     seen: dict[nn.Conv2d, tuple[int, ...]] = {}
 
-    def look(layer: Any, inputs: tuple[Any, ...]) -> None:
-        sides: tuple[int, ...] = tuple(inputs[0].shape[2:])
+    def look(layer: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        sides: tuple[int, ...] = tuple(next(iter((*inputs, *named.values()))).shape[2:])
         seen[layer] = tuple(map(max, sides, seen.get(layer, sides)))  # a layer may be used on several sizes
 
     layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)]
-    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:

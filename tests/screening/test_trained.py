@@ -7,7 +7,9 @@ from torch import nn
 
 import trainguard
 from trainguard.data.pixels import PixelRange
+from trainguard.data.store import open_images
 from trainguard.models import UnitPixels
+from trainguard.screening import separating
 from trainguard.screening.probe import MOST_FEATURES, Trained
 from trainguard.screening.suspicion import Classes
 
@@ -23,6 +25,12 @@ def test_features_of_a_given_model_are_what_its_last_layer_sees():
     torch.testing.assert_close(probe(x), head(inside))
     assert not head._forward_pre_hooks
 
+    class Named(nn.Sequential):
+        def forward(self, x):
+            return self[1](input=self[0](x))
+
+    torch.testing.assert_close(Trained(UnitPixels(Named(body, head), RANGE), 3).features(x), inside)
+
 
 def test_without_a_last_layer_the_logits_are_the_features_and_wide_ones_are_summed_up():
     flat = Trained(UnitPixels(nn.Flatten(), RANGE), 3)
@@ -32,6 +40,13 @@ def test_without_a_last_layer_the_logits_are_the_features_and_wide_ones_are_summ
     big = torch.rand(4, 1, 40, 40)
     assert wide.features(big).shape == (4, MOST_FEATURES)
     assert torch.equal(wide.features(big), wide.features(big))
+
+
+def test_a_model_of_more_classes_than_the_data_have_is_read_before_its_last_layer(images, labels):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 7), nn.ReLU(), nn.Linear(7, 20))
+    store = open_images(torch.utils.data.TensorDataset(images, labels))
+    probe = separating._learned(SimpleNamespace(trained=net, store=store, device=torch.device("cpu")))
+    assert probe.features(store.batch([0, 1])).shape == (2, 7) and probe(store.batch([0])).shape == (1, 20)
 
 
 @pytest.mark.parametrize("wrong", [{"model": None}, {"preset": "paper"}])

@@ -140,9 +140,9 @@ class Tap:
     def __init__(self) -> None:
         self.last: Tensor | None = None
 
-    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         """The hook: as torch calls it before the layer runs."""
-        self.last = inputs[0]
+        self.last = next(iter((*inputs, *named.values())))
 
     def read(self, logits: Tensor) -> Tensor:
         """(B, D) float32 features of the images that the logits (B, K) were just computed from."""
@@ -154,7 +154,7 @@ class Tap:
 def features_of(net: nn.Module, classes: int) -> Iterator[Tap]:
     """Watch the features while the block runs: the input of the last linear layer with `classes` outputs."""
     tap, layer = Tap(), classifier_layer(net, classes)
-    hook = layer.register_forward_pre_hook(tap) if layer is not None else None
+    hook = layer.register_forward_pre_hook(tap, with_kwargs=True) if layer is not None else None
     try:
         yield tap
     finally:

@@ -7,6 +7,7 @@ calibrated on it hold whatever model is being protected.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,8 +83,8 @@ class Trained(nn.Module):
 
     Args:
         network: eats unit pixels.
-        num_classes: K; the features are what goes into the last linear layer with K outputs, or the logits where there
-            is none. Of more than 1,024, as many random sums are taken.
+        num_classes: K of the network; the features are what goes into the last linear layer with K outputs, or the
+            logits where there is none. Of more than 1,024, as many random sums are taken.
     """
 
     def __init__(self, network: UnitPixels, num_classes: int) -> None:
@@ -99,7 +100,11 @@ class Trained(nn.Module):
         r"""(B, C, H, W) to (B, D)."""
         seen: list[Tensor] = []
         layer = self._layer
-        hook = None if layer is None else layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+
+        def look(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            seen.append(next(iter((*inputs, *named.values()))))
+
+        hook = None if layer is None else layer.register_forward_pre_hook(look, with_kwargs=True)
         try:
             logits = self.network(images)
         finally:

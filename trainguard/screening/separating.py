@@ -110,8 +110,8 @@ def _learned(run: Run) -> Probe | Trained:
     """A probe that has learned everything: the given model if it was trained on these data, else a small one now."""
     if run.trained is not None:
         network = UnitPixels(run.trained, run.store.pixel_range).to(run.device).eval()
-        settle(network, run.store.batch(run.store.readable[:1], run.device))
-        return Trained(network, run.store.num_classes)
+        width = settle(network, run.store.batch(run.store.readable[:1], run.device)).shape[1]
+        return Trained(network, width)  # a delivered model may know more classes than these data have
     probe, index = fresh_probe(run, run.seed), run.store.readable
     recipe = recipe_for(run, len(index), run.settings.warmup_share, run.settings.warmup_shift)
     train(run, "warm-up", probe, index, recipe)
