@@ -179,7 +179,7 @@ def test_of_a_large_class_some_are_held_at_once_and_all_come_back_in_order(monke
 
     monkeypatch.setattr(suspicion, "AT_ONCE", 8)
     monkeypatch.setattr(suspicion, "_seen", lambda run, probe, looks, index: (index[:, None], -index[:, None]))
-    classes = suspicion.Classes(SimpleNamespace(seed=0), None, None, lambda x: 2 * x, (), (View(),), None)
+    classes = suspicion.Classes(SimpleNamespace(seed=0), None, None, None, lambda x: 2 * x, (), (View(),), None)
     members = np.arange(100, 140, 2)
     whitened, view = classes.read(members)
     assert np.array_equal(whitened[:, 0], 2 * members) and np.array_equal(view[:, 0], -members)
@@ -211,7 +211,7 @@ def test_a_class_is_looked_at_once_and_the_second_time_says_the_same(monkeypatch
         seed=0, settings=Settings(), store=SimpleNamespace(labels=labels, readable=np.arange(400)), trained=None
     )
     answers = rng.normal(size=(400, 3)).astype(np.float32)
-    classes = suspicion.Classes(run, None, answers, lambda x: x, ("look",), (View(),), np.array([400, 0, 0]))
+    classes = suspicion.Classes(run, None, answers, None, lambda x: x, ("look",), (View(),), np.array([400, 0, 0]))
     first, second = classes.split(0), classes.split(0)
     assert asked == [1, 0]
     assert any(f.pixels and f.split.smaller[:80].all() and f.split.smaller.sum() == 80 for f in first)
@@ -253,7 +253,7 @@ def test_further_parts_of_a_class_are_far_apart_new_and_like_nothing_else():
         return Finding(0, np.arange(500), Split(own, own, distance, valley), pixels=True)
 
     run = SimpleNamespace(seed=0, settings=Settings())
-    classes = suspicion.Classes(run, None, None, None, (), (), np.array([500]))
+    classes = suspicion.Classes(run, None, None, None, None, (), (), np.array([500]))
     said = {60: (0.94, 0.0), 61: (0.85, 0.0), 62: (0.94, 0.1)}  # by the size of the part
     known, new = part(0, 60), part(100, 60)
     others = [part(200, 61), part(300, 62), part(40, 60), part(20, 60), part(400, 60, distance=3.5), part(90, 60)]

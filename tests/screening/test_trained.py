@@ -60,7 +60,9 @@ def test_a_trained_model_has_to_be_there_and_needs_our_own_variant(wrong, images
 def test_firmness_is_how_well_a_part_is_known_beside_the_rest_of_its_class():
     store = SimpleNamespace(labels=np.array([1, 0, 1, -1, 1, 0]), readable=np.array([0, 1, 2, 4, 5]))  # 3 is broken
     known = np.log(np.array([[0.1, 0.9], [0.8, 0.2], [0.7, 0.3], [0.5, 0.5], [0.9, 0.1]]))
-    classes = Classes(SimpleNamespace(store=store), None, known.astype(np.float32), None, 8, None, np.array([2, 3]))
+    classes = Classes(
+        SimpleNamespace(store=store), None, known.astype(np.float32), None, None, 8, None, np.array([2, 3])
+    )
     assert classes.firmness(1, np.array([False, True, True])) == pytest.approx(0.4 / 0.9, rel=1e-4)
     assert classes.firmness(1, np.array([True, False, False])) == pytest.approx(0.9 / 0.4, rel=1e-4)
 
@@ -69,7 +71,7 @@ def test_disbelief_is_how_many_labels_are_not_believed_beside_other_classes():
     store = SimpleNamespace(labels=np.array([1, 0, 1, -1, 1, 0, 2, 2]), readable=np.array([0, 1, 2, 4, 5, 6, 7]))
     known = np.array([[1, 98, 1], [98, 1, 1], [98, 1, 1], [1, 98, 1], [98, 1, 1], [1, 98, 1], [1, 1, 98]]) / 100
     classes = Classes(
-        SimpleNamespace(store=store), None, np.log(known).astype(np.float32), None, 8, None, np.array([2, 3, 2])
+        SimpleNamespace(store=store), None, np.log(known).astype(np.float32), None, None, 8, None, np.array([2, 3, 2])
     )
     assert classes.disbelieved == pytest.approx([0, 1 / 3, 1 / 2])
     assert classes.disbelief(1) == pytest.approx((1 / 3) / 0.25)  # the median of none and a half
