@@ -28,7 +28,7 @@ REPEATED = 4  # rows that are read twice
 CACHE_BYTES = 4 << 30  # 1.4 million 32x32 colour images, or 28,000 of 224x224
 
 OnError = Literal["raise", "skip"]
-MOST_CLASSES = 100_000
+MOST_CLASSES = 100_000  # that a label may be of where nothing else says how many there are
 
 
 class ImageStore:

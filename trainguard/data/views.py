@@ -149,14 +149,12 @@ class LiveView(Dataset):
 
     def _is_listed(self, value: Any) -> bool:
         """Whether an attribute of the data set holds a value per sample."""
-        listed = isinstance(value, (list, tuple)) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim > 0)
-        return listed and len(value) == len(self._labels)
+        return _is_list(value) and len(value) == len(self._labels)
 
     def _in_own_order(self, name: str, value: Any) -> Any:
         """What is set in the view's order as the data set lists it, with its own values for the samples left out."""
         before: Any = getattr(self._dataset, name, None)
-        listed = isinstance(value, (list, tuple)) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim > 0)
-        if not listed or len(value) != len(self) or not self._is_listed(before):
+        if not _is_list(value) or len(value) != len(self) or not self._is_listed(before):
             return value
         old = np.asarray(before) if isinstance(value, (np.ndarray, Tensor)) else before
         own = torch.as_tensor(old).clone() if isinstance(value, Tensor) else copy.copy(old)
@@ -225,6 +223,10 @@ class LiveView(Dataset):
             for place in np.flatnonzero(new >= 0).tolist():
                 ordered[place] = label_like(ordered[place], int(new[place]))
         return tuple(ordered) if isinstance(value, tuple) else ordered
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim > 0)
 
 
 def _refuses(name: str) -> Any:

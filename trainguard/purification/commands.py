@@ -87,13 +87,10 @@ def _opened(data: Any, options: dict[str, Any], checkpoint: Checkpoint, arch: st
     said = {name: options.pop(name, None) for name in ("pixel_range", "mean", "std", "bounds")}
     reading = {name: options.pop(name) for name in ("image_column", "label_column", "on_error") if name in options}
     store = open_store(data, given_range(**said), comparable=False, **reading)
-    if store.shape[0] == 1:
+    for seen in (store, store.coloured()) if store.shape[0] == 1 else ():
         with suppress(ModelError):
-            model_of(arch, checkpoint, store)
-            return store
-        with suppress(ModelError):
-            model_of(arch, checkpoint, store.coloured())
-            return store.coloured()
+            model_of(arch, checkpoint, seen)
+            return seen
     return store
 
 

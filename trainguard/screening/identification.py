@@ -75,8 +75,7 @@ def _effective(share: NDArray[np.float64]) -> float:
 class Witness:
     """A probe, and what it says of images that mean differences are tried on.
 
-    It remembers its answers: a part is tried when it is found, and again when it is judged, and where classes are many
-    that would cost as much as all the training.
+    It remembers its answers: a part is tried when it is found, and again when it is judged.
 
     Args:
         predict: from unit images (B, C, H, W) to labels.
