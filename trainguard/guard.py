@@ -115,10 +115,10 @@ class Guard:
     ) -> Any:
         """Screen the loader's data set now, and give a loader of the same kind without the flagged samples.
 
-        The loader is not iterated, the model not touched, and no random stream is moved. If nothing is flagged the very
-        same loader comes back. A loader over the same data as the last one takes that result, new labels included: a
-        host that builds its loader anew is not screened anew, and `relabel` reaches all of them. For other data use
-        another guard: this one forgets the former.
+        The loader is not iterated (its `collate_fn` is asked once), the model not touched, and no random stream moved.
+        If nothing is flagged the very same loader comes back. A loader over the same data as the last one takes that
+        result, new labels included: a host that builds its loader anew is not screened anew, and `relabel` reaches all
+        of them. For other data use another guard: this one forgets the former.
 
         Args:
             loader: a torch `DataLoader` over a map-style data set, or a loader of a known host.

@@ -18,7 +18,7 @@ from trainguard.purification import AuditResult, audit, judging
 from trainguard.purification.audit import balanced, movement_of
 from trainguard.purification.bending import MOST
 from trainguard.purification.judging import one_way, pull_of, transition_counts
-from trainguard.purification.network import check_hooks, features_of
+from trainguard.purification.network import check_hooks, coloured_for, features_of
 
 audits = importlib.import_module("trainguard.purification.audit")  # the package gives that name to the function
 SAFE = np.eye(10, dtype=int) * 20  # a patch that changes nothing
@@ -281,3 +281,10 @@ def test_a_model_whose_own_hooks_change_what_it_gives_asks_for_a_function(what):
     else:
         with pytest.raises(ModelError, match="without its forward hooks: pass a function that builds it"):
             check_hooks(made(), network, images)
+
+
+def test_grey_images_have_three_channels_for_a_network_of_colour():
+    grey = open_images(TensorDataset(torch.rand(12, 1, 8, 8), torch.arange(12) % 3))
+    assert coloured_for(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 1, 3)), grey).shape == (3, 8, 8)
+    assert coloured_for(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 4, 3)), grey).shape == (1, 8, 8)
+    assert coloured_for(nn.Linear(64, 3), grey).shape == (1, 8, 8)

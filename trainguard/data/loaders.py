@@ -31,7 +31,7 @@ from trainguard.data.pixels import PixelRange, loader_range, transform_range
 from trainguard.data.sources import rewrapped, unwrap
 from trainguard.data.store import ImageStore
 from trainguard.data.traces import left_as_is
-from trainguard.data.views import WAY_OUT, Kept, LiveView
+from trainguard.data.views import SCREEN_FIRST, WAY_OUT, Kept, LiveView
 from trainguard.data.walk import find_generators
 from trainguard.errors import DataError
 from trainguard.rng import isolated_rng
@@ -213,8 +213,8 @@ class Follower:
             ):
                 raise DataError(
                     f"cannot rebuild the loader {type(loader).__name__} without the flagged samples, because of its "
-                    f"attribute {name!r}, which reads the data set by itself: protect a plain DataLoader, or screen "
-                    "first: result = trainguard.screen(dataset, model), and build the loader on result.apply(dataset)"
+                    f"attribute {name!r}, which reads the data set by itself: protect a plain DataLoader, or "
+                    f"{SCREEN_FIRST}"
                 )
         return held
 

@@ -15,10 +15,8 @@ from trainguard.data.samples import LABEL_NAMES, Key, label_like, relabelled, wi
 from trainguard.errors import DataError
 
 Relabelled = tuple[np.ndarray, np.ndarray]  # samples (R,) and their labels (R,), int64
-WAY_OUT = (
-    "use one of torch's samplers, or screen first: result = trainguard.screen(dataset, model), and build the loader on "
-    "result.apply(dataset)"
-)
+SCREEN_FIRST = "screen first: result = trainguard.screen(dataset, model), and build the loader on result.apply(dataset)"
+WAY_OUT = f"use one of torch's samplers, or {SCREEN_FIRST}"
 
 
 DERIVED = {"filter", "map", "select", "shard", "shuffle", "skip", "sort", "take", "to_iterable_dataset"}
@@ -235,8 +233,7 @@ def _refuses(name: str) -> Any:
     def refused(*_: Any, **__: Any) -> None:
         raise DataError(
             f"{name}() of a protected data set would give the flagged samples as well: call it before the loader is "
-            "protected, or screen first: result = trainguard.screen(dataset, model), and call it on "
-            "result.apply(dataset)"
+            f"protected, or {SCREEN_FIRST}"
         )
 
     return refused
