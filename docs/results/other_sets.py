@@ -1,6 +1,7 @@
 """What screening says of public data sets that nothing was made on: clean as they come, and poisoned.
 
     python docs/results/other_sets.py --sets SETS --out docs/results/other_sets.json
+    python docs/results/other_sets.py --sets SETS --only coins --out coins.json
 
 SETS holds an image folder for each set, one folder per class; docs/results.md says where they come from. Settings for
 30 epochs. Goes on after the last finished case when started again, as long as neither the version nor the settings have
@@ -64,6 +65,13 @@ CASES: tuple[tuple[str, int, str, dict], ...] = (
     ("clothing", 64, "clean", {"seed": 1}),
     ("natural", 64, "clean", {"seed": 1}),
     ("brain", 32, "clean", {"seed": 1}),
+    ("rooms", 32, "clean", {}),
+    ("coins", 32, "clean", {}),
+    ("cards", 32, "clean", {}),
+    ("seedlings", 32, "clean", {}),
+    ("nepali", 32, "clean", {}),
+    ("scenes", 32, "clean", {}),
+    ("pokemon", 32, "clean", {}),
     ("mnist", 28, "badnets", {}),
     ("mnist", 28, "blend", {}),
     ("mnist", 28, "wanet", {}),
@@ -84,6 +92,12 @@ CASES: tuple[tuple[str, int, str, dict], ...] = (
     ("letters", 32, "badnets", {"target": 20}),
     ("cells", 32, "sig", {}),
     ("cells", 64, "badnets", {}),
+    ("rooms", 32, "blend", {"target": 7}),
+    ("coins", 32, "badnets", {"target": 5}),
+    ("cards", 32, "wanet", {"target": 30}),
+    ("seedlings", 32, "sig", {"target": 10}),
+    ("scenes", 32, "adaptive_patch", {"target": 3}),
+    ("pokemon", 32, "badnets", {"target": 100}),
 )
 
 
@@ -97,11 +111,15 @@ def main() -> None:
     """Run what is not there yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=Path, required=True, help="folder with an image folder for each set")
+    parser.add_argument("--only", help="of these, separated by commas; all unless told")
     parser.add_argument("--out", type=Path, default=Path("other_sets.json"))
     args = parser.parse_args()
     record = Record(args.out, USUAL)
     done = {(row["kind"], row["attack"], row["target"], row["seed"]) for row in record.rows}
-    for name, side, attack, changed in CASES:
+    chosen = args.only.split(",") if args.only else {name for name, *_ in CASES}
+    if unknown := set(chosen) - {name for name, *_ in CASES}:
+        parser.error(f"no such set: {', '.join(sorted(unknown))}")
+    for name, side, attack, changed in (case for case in CASES if case[0] in chosen):
         kind, case = f"{name}, {side} pixels", USUAL | changed
         if (kind, attack, case["target"], case["seed"]) not in done:
             folder = args.sets / name
