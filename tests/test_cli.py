@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder
 from trainguard import cli
 from trainguard.data.store import open_images
 from trainguard.errors import DataError
-from trainguard.sources import open_data
+from trainguard.sources import Resize, open_data
 
 
 class Outcome:
@@ -348,6 +348,111 @@ def test_open_data_refuses_a_split_that_is_not_there(tmp_path):
         (tables / f"{name}.parquet").unlink()
     with pytest.raises(DataError, match=r"several data sets, in .*/full, .*/mini: pass one"):
         open_data(tables)
+
+
+def test_a_class_named_like_a_split_is_not_taken_for_one(tmp_path):
+    folder = fill(tmp_path / "set", ["car/0.png", "plane/0.png", "train/steam/0.png", "train/diesel/0.png"])
+    with pytest.raises(DataError, match=r"holds train, which looks like a split, beside car, which holds images: pass"):
+        open_data(folder)
+    kaggle = fill(tmp_path / "kaggle", ["train/cat/0.png", "train/dog/0.png", "test/1.png"])
+    (kaggle / "notes" / "old").mkdir(parents=True)
+    (kaggle / "notes" / "old" / "labels.csv").write_text("a,b")
+    assert open_data(kaggle).features["label"].names == ["cat", "dog"]
+
+
+def test_a_split_is_not_asked_of_one_set(folder, tmp_path):
+    with pytest.raises(DataError, match="has no split 'test': it is one set, without splits"):
+        open_data(folder, split="test")
+    (tmp_path / "tables").mkdir()
+    open_data(folder).to_parquet(str(tmp_path / "tables" / "part-0.parquet"))
+    assert len(open_data(tmp_path / "tables")) == 6
+    with pytest.raises(DataError, match="has no split 'test': it is one set, without splits"):
+        open_data(tmp_path / "tables", split="test")
+
+
+def test_tables_of_a_split_are_known_by_their_whole_name(folder, tmp_path):
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    for name in ("train-0.parquet", "trainval-0.parquet", "LAST.PARQUET", "._train-1.parquet"):
+        open_data(folder).to_parquet(str(tables / name))
+    assert len(open_data(tables)) == 6 and len(open_data(tables / "LAST.PARQUET")) == 6
+
+
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
+    folder = fill(tmp_path / "set", ["cat/0.png", "cat/1.png", "dog/0.png"])
+    (folder / "cat" / "self").symlink_to(folder / "cat")
+    (folder / "dog" / "all").symlink_to(folder)
+    assert open_data(folder)["label"][:] == [0, 0, 1]
+
+
+def test_pictures_in_a_column_without_a_kind_are_scaled_too(tmp_path):
+    for name, side in (("0.png", 8), ("1.png", 10)):
+        fill(tmp_path, [name], side)
+    held = [(tmp_path / f"{i % 2}.png") for i in range(8)]
+    labels = [i % 2 for i in range(8)]
+    for values in ([place.read_bytes() for place in held], [str(place) for place in held]):
+        parquet.write_table(pyarrow.table({"image": values, "label": labels}), tmp_path / "t.parquet")
+        opened = open_data(tmp_path / "t.parquet", image_column="image", label_column="label", size=6)
+        store = open_images(opened, image_column="image", label_column="label")
+        assert store.shape == (3, 6, 6) and len(store) == 8
+    numbers = pyarrow.table({"image": [[[0, 1], [2, 3]]] * 8, "label": labels})
+    parquet.write_table(numbers, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="stored as numbers cannot be scaled to 6 pixels"):
+        open_data(tmp_path / "t.parquet", image_column="image", size=6)
+    with pytest.raises(DataError, match="no column holds pictures among image, label: pass image_column="):
+        open_data(tmp_path / "t.parquet", size=6)
+
+
+def test_pictures_with_a_palette_are_scaled_as_others_are():
+    board = Image.fromarray((np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)).convert("RGB")
+    plain = np.asarray(Resize(16)({"image": [board]})["image"][0])
+    assert 100 < plain.mean() < 155 and plain.std() < 10
+    for few in (board.quantize(4), board.convert("1")):
+        scaled = Resize(16)({"image": [few]})["image"][0]
+        assert np.abs(np.asarray(scaled.convert("RGB")).astype(int) - plain).max() <= 2
+
+
+def test_what_is_damaged_is_named(folder, tmp_path):
+    dataset = open_data(folder)
+    dataset.save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    with pytest.raises(DataError, match="saved cannot be read as a saved data set: KeyError"):
+        open_data(tmp_path / "saved")
+    deep = Image.fromarray(np.zeros((8, 8), dtype=np.uint16))
+    deep.save(folder / "cat" / "0.png")
+    with pytest.raises(DataError, match=r"row 0 \(.*cat/0\.png\): expected an image of 8 bits"):
+        open_images(open_data(folder))
+
+
+def test_a_name_that_is_no_text_is_shown(folder):
+    name = os.fsencode(folder / "cat") + b"/\xff.png"
+    with open(name, "wb") as damaged:
+        damaged.write((folder / "cat" / "0.png").read_bytes())
+    with pytest.raises(DataError, match=r"\\xff\.png' is no name in UTF-8: rename the file"):
+        open_data(folder)
+
+
+def test_what_drill_makes_does_not_go_among_the_images(folder, capsys):
+    words = ["drill", str(folder), "--attacks", "badnets", "--defenses", "none", "--out", str(folder / "cells")]
+    assert cli.main(words) == 2
+    assert "lies in" in capsys.readouterr().err and not (folder / "cells").exists()
+
+
+def test_a_device_that_is_not_there_is_said_in_one_line(capsys, tmp_path):
+    for device in ("foo", "meta"):
+        words = ["drill", "digits", "--attacks", "badnets", "--defenses", "none", "--device", device]
+        assert cli.main([*words, "--out", str(tmp_path / "out")]) == 2
+        assert f"device '{device}' cannot be used here" in capsys.readouterr().err
+
+
+def test_a_screening_that_broke_off_is_not_clean(monkeypatch, capsys, folder, tmp_path):
+    def screen(*_, **__):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("trainguard.screen", screen)
+    monkeypatch.setattr(cli, "_write_nowhere", lambda: None)
+    assert cli.main(["screen", str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert "stopped before its end" in capsys.readouterr().err
 
 
 def test_columns_that_are_named_reach_the_screening(monkeypatch, folder, tmp_path):

@@ -2,6 +2,7 @@ import collections
 import copy
 import pickle
 import random
+from functools import partial
 from types import SimpleNamespace
 
 import datasets
@@ -17,6 +18,7 @@ from torch.utils.data import (
     Dataset,
     DistributedSampler,
     RandomSampler,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
@@ -769,3 +771,161 @@ def test_a_transform_that_counts_its_calls_begins_training_where_it_was(screenin
     data.transform = T.Compose([Counting()])
     Guard(progress=False).protect(DataLoader(data, 10))
     assert data.transform.transforms[0].calls == 0
+
+
+def twisted(image, by=None):
+    return by(image)
+
+
+@pytest.mark.parametrize("place", ["dict", "partial", "collate", "hugging face"])
+def test_what_counts_its_calls_does_so_wherever_it_is_held(place, screening, images, labels):
+    counting, collate = Counting(), None
+
+    class Transformed(TensorDataset):
+        how = None
+
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            how = self.how["train"] if isinstance(self.how, dict) else self.how
+            return how(image), label
+
+    screening.flagged = []
+    data = Transformed(images, labels)
+    data.how = {"dict": {"train": counting}, "partial": partial(twisted, by=counting)}.get(place, lambda image: image)
+    if place == "collate":
+
+        def collate(samples):
+            return counting(torch.stack([image for image, _ in samples])), torch.tensor([label for _, label in samples])
+
+    if place == "hugging face":
+        pictures = [Image.fromarray((image.permute(1, 2, 0).numpy() * 255).astype(np.uint8)) for image in images]
+        data = datasets.Dataset.from_dict({"image": pictures, "label": labels.tolist()})
+        data = data.cast_column("image", datasets.Image())
+        change = T.Compose([T.ToTensor(), counting])
+        data = data.with_transform(lambda rows: {**rows, "image": [change(image) for image in rows["image"]]})
+    loader = DataLoader(data, 10, collate_fn=collate)
+    assert Guard(progress=False).protect(loader, label_column="label" if place == "hugging face" else None) is loader
+    assert counting.calls == 0
+
+
+def test_a_file_that_is_opened_on_the_first_read_is_not_shared_with_workers(screening, images, labels, tmp_path):
+    """Wherever a data set holds it: forked processes would read from one another's places in it."""
+    (tmp_path / "all.bin").write_bytes((images * 255).to(torch.uint8).numpy().tobytes())
+
+    class Reader:
+        file = None
+
+        def read(self, index):
+            self.file = self.file or open(tmp_path / "all.bin", "rb", buffering=0)
+            self.file.seek(index * 192)
+            return torch.from_numpy(np.frombuffer(self.file.read(192), np.uint8).reshape(3, 8, 8).copy()).float() / 255
+
+    class Lazy(Dataset):
+        def __init__(self):
+            self.reader, self.files, self.parts = Reader(), {}, [Reader()]
+
+        def __len__(self):
+            return 60
+
+        def __getitem__(self, index):
+            other = self.files.setdefault("other", Reader())
+            read = (self.reader, other, self.parts[0])[index % 3].read
+            return read(index), int(labels[index]), index
+
+    data = Lazy()
+    protected = Guard(progress=False).protect(DataLoader(data, 10))
+    assert data.reader.file is None and data.parts[0].file is None and data.files == {}
+    assert rows(protected) == KEPT
+
+
+class Adapter(nn.Linear):
+    """Merges itself into the weight in eval mode, and takes itself out again, as some libraries' do."""
+
+    merged = False
+
+    def train(self, mode=True):
+        if self.merged == mode:
+            self.weight.data += -1.0 if mode else 1.0
+            self.merged = not mode
+        return super().train(mode)
+
+
+def test_what_a_model_does_in_eval_mode_is_undone_by_itself(screening, images, labels):
+    guard = Guard(progress=False)
+    guard.protect(DataLoader(TensorDataset(images, labels), 16))
+    model = nn.Sequential(nn.Flatten(), Adapter(192, 3), nn.Dropout())
+    model[2].eval()
+    before = model[1].weight.detach().clone()
+    guard.relabel(model)
+    assert model.training and not model[1].merged and not model[2].training
+    assert torch.allclose(model[1].weight, before, atol=1e-6)
+
+
+def test_other_data_that_cannot_be_protected_do_not_make_the_guard_forget(screening, images, labels):
+    guard = Guard(progress=False)
+    protected = guard.protect(DataLoader(Augmented(images, labels), 10), network())
+    with pytest.raises(ModelError):
+        guard.protect(DataLoader(Augmented(images + 0.1, labels), 10), nn.Linear(5, 5))
+    guard.relabel(network())
+    assert len(protected.dataset) == 60
+
+
+def test_a_state_of_another_variant_is_refused(screening, images, labels):
+    loader = DataLoader(TensorDataset(images, labels), 16)
+    guard = Guard(progress=False)
+    guard.protect(loader)
+    state = guard.state_dict()
+    state["result"]["settings"]["variant"] = "separation"
+    for preset in ("default", "paper"):
+        again = Guard(progress=False)
+        again.load_state_dict(state)
+        if preset == "default":
+            again.protect(loader, preset=preset)
+        else:
+            with pytest.raises(StateError, match="of the variant 'separation', preset='paper' asks for 'paper'"):
+                again.protect(loader, preset=preset)
+
+
+def test_numbers_may_be_numpys(screening, images, labels):
+    guard = Guard(epochs=np.int64(30), budget=np.float32(0.5), seed=np.int64(3), progress=False)
+    guard.protect(DataLoader(TensorDataset(images, labels), 16))
+    call = screening.calls[0]
+    assert (call.epochs, call.budget, call.seed) == (30, 0.5, 3) and type(call.epochs) is type(call.seed) is int
+
+
+def test_grey_images_that_the_collate_function_makes_coloured_are_relabelled_so(screening, images, labels):
+    def coloured(samples):
+        return torch.stack([image for image, _ in samples]).expand(-1, 3, -1, -1), torch.tensor([y for _, y in samples])
+
+    guard = Guard(progress=False)
+    loader = DataLoader(TensorDataset(images[:, :1], labels), 16, collate_fn=coloured)
+    protected = guard.protect(loader)
+    guard.relabel(network())
+    assert guard.relabelled and len(protected.dataset) == 60
+    with pytest.raises(ModelError, match=r"cannot run on images of shape \(5, 3, 8, 8\) .*, to relabel them: "):
+        guard.relabel(nn.Sequential(nn.Conv2d(4, 3, 3), nn.Flatten()))
+
+
+def test_a_data_set_that_workers_open_is_named_as_such(images, labels):
+    class Closed(Dataset):
+        file = None
+
+        def __len__(self):
+            return 60
+
+        def __getitem__(self, index):
+            return self.file[index], int(labels[index])
+
+    with pytest.raises(DataError, match="worker_init_fn has not run: what it opens, let the data set open as it reads"):
+        Guard(progress=False).protect(DataLoader(Closed(), 10, worker_init_fn=print))
+
+
+def test_processes_with_parts_of_one_data_set_must_keep_equally_much(screening, images, labels, monkeypatch):
+    data = TensorDataset(images, labels)
+    halves = [DataLoader(data, 5, sampler=SubsetRandomSampler(range(part, 60, 2))) for part in range(2)]
+    screening.flagged = list(range(0, 20, 2))
+    lengths = [len(Guard(progress=False).protect(half)) for half in halves]
+    assert lengths == [4, 6]
+    monkeypatch.setattr("trainguard.distributed.Processes.gathered", lambda self, own: [own, (6, 4)])
+    with pytest.raises(DataError, match="each process has samples of its own, of which 4 to 6 batches are kept"):
+        Guard(progress=False).protect(halves[1])

@@ -1,4 +1,5 @@
 import io
+import os
 
 import pytest
 
@@ -99,3 +100,15 @@ def test_clock_reads_like_a_person(seconds, text):
 
 def test_shown_rounds_floats_only():
     assert shown({"epoch": 3, "loss": 0.12345, "stage": "probe"}) == "epoch 3  loss 0.123  stage probe"
+
+
+def test_work_goes_on_where_nobody_reads_any_more():
+    out, into = os.pipe()
+    os.close(out)
+    with os.fdopen(into, "w", buffering=1) as stream:
+        with Progress(stream=stream).stage("probe", total=1) as stage:
+            stage.advance(1)
+        with Progress(stream=stream).stage("scoring", total=1) as stage:
+            stage.advance(1)
+        assert stage.done == 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), into)  # or closing it would raise

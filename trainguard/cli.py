@@ -18,6 +18,7 @@ from trainguard.files import results_in, visible, writable_folder
 from trainguard.options import above_zero, at_least_one, names, numbers, path, seed, seeds, share
 
 DONE, WRONG_USE, FOUND, UNDECIDED, INTERRUPTED = 0, 2, 3, 4, 130
+VERDICTS_BY = ("trainguard screen", "trainguard audit", "trainguard purify")  # what they answer with is not DONE
 VERDICT_CODES = {"clean": DONE, "poisoned": FOUND, "backdoored": FOUND, "undecided": UNDECIDED}
 
 
@@ -53,9 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
+    except BrokenPipeError as error:  # the reader of our output went away, as `head` does
         _write_nowhere()
-        return DONE
+        if command not in VERDICTS_BY:
+            return DONE
+        print(f"{command}: stopped before its end: {one_line(error)}", file=sys.stderr)
+        return WRONG_USE
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("TRAINGUARD_TRACEBACK"):
             raise
@@ -349,6 +353,8 @@ def _drill(arguments: argparse.Namespace) -> int:
     from trainguard.drill.runner import run_drill
     from trainguard.report import build
 
+    for data in filter(None, (arguments.data, arguments.test)):
+        _outside("--out", arguments.out, data)
     run_drill(
         arguments.data,
         attacks=arguments.attacks,

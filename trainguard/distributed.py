@@ -90,7 +90,8 @@ class Processes:
             RuntimeError: two ranks worked on one sample.
         """
         parts = self.gathered((index, values))
-        merged = np.zeros((n, *values.shape[1:]), dtype=values.dtype)
+        shape = next((part.shape[1:] for places, part in parts if len(places)), values.shape[1:])  # not of an idle rank
+        merged = np.zeros((n, *shape), dtype=values.dtype)
         times = np.zeros(n, dtype=np.int64)
         for places, part in parts:
             merged[places] = part

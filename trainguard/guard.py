@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainguard.data.loaders import Follower, HostLoader, fed_size, open_loader, population_of
+from trainguard.data.loaders import Follower, HostLoader, fed_shape, open_loader, population_of
 from trainguard.data.pixels import ASSUMED, PixelRange, given_range
 from trainguard.data.samples import Key, find_label, find_twins
 from trainguard.data.sources import spread
@@ -24,7 +24,7 @@ from trainguard.data.views import LiveView
 from trainguard.data.walk import find_generators
 from trainguard.distributed import Group, Processes
 from trainguard.errors import DataError, ModelError, StateError
-from trainguard.guard_state import check_fingerprint, pack_result, unpack_result
+from trainguard.guard_state import check_fingerprint, check_made_by, pack_result, unpack_result
 from trainguard.models import Model, bare
 from trainguard.progress import Progress
 from trainguard.results import ScreenResult
@@ -72,12 +72,12 @@ class Guard:
             "accelerator": accelerator,
             "epochs": epochs,
             "budget": budget,
-            "seed": seed,
+            "seed": int(seed),
             "state_dir": state_dir,
             "progress": progress,
             "callbacks": callbacks,
         }
-        self._seed = seed
+        self._seed = int(seed)
         self._progress = progress
         self._result: ScreenResult | None = None
         self._steps: Steps = "natural"
@@ -150,21 +150,29 @@ class Guard:
         if self._accelerator is None and (group := Group.running()) is not None:
             self.adopt(group)
         host = open_loader(loader)
-        images = open_images(
-            host.dataset,
-            pixel_range=given_range(pixel_range, mean, std, bounds) or host.pixel_range,
-            image_column=image_column,
-            label_column=label_column,
-            on_error=on_error,
-            cache_bytes=cache_bytes,
-            workers=host.inner.num_workers,
-            context=host.inner.multiprocessing_context,
-            progress=Progress(self._progress),
-        )
-        images.fed_size = fed_size(host.inner, images)
+        try:
+            images = open_images(
+                host.dataset,
+                pixel_range=given_range(pixel_range, mean, std, bounds) or host.pixel_range,
+                image_column=image_column,
+                label_column=label_column,
+                on_error=on_error,
+                cache_bytes=cache_bytes,
+                workers=host.inner.num_workers,
+                context=host.inner.multiprocessing_context,
+                progress=Progress(self._progress),
+            )
+        except DataError as error:
+            if host.inner.worker_init_fn is None:
+                raise
+            raise DataError(
+                f"{error}; the loader's worker_init_fn has not run: what it opens, let the data set open as it reads"
+            ) from error
+        images.fed_shape = fed_shape(host.inner, images)
         view = _follow(host, images, label_column)
         result, asked = self._result, (images.fingerprint, preset)
         if result is None or (self._images is not None and self._asked != asked):
+            result = run_screening(images, model, preset, **self._screening)
             if len(self._views):
                 gc.collect()  # a view and its follower hold each other
             if len(self._views):
@@ -174,11 +182,11 @@ class Guard:
                     stacklevel=2,
                 )
             self._views.clear()
-            result = run_screening(images, model, preset, **self._screening)
             self._result, self._new_labels, self._steps = result, None, steps
             self._log(result.figures(), step=0)  # before training's own steps: a tracker may not go back
         elif self._images is None:  # a state was loaded, and this is the loader it is about
             check_fingerprint(result.fingerprint, images.fingerprint)
+            check_made_by(result, preset)
         else:
             self._steps = steps
         self._images, self._asked = images.only(np.flatnonzero(result.suspect)), asked
@@ -189,15 +197,15 @@ class Guard:
             self._views[view], inner = self._steps, view.follower.loader
             if _batches(inner) == 0:
                 raise DataError(f"the {len(view)} kept samples fill no batch: pass drop_last=False or steps='keep'")
-        self._check_lengths(images.fingerprint, host.inner, inner)
+        self._check_lengths(host.inner, inner)
         return host.rebuild(inner)
 
     def relabel(self, model: nn.Module) -> None:
         """From the next epoch on, let the loader also give the flagged samples, labelled by `model` (AdvrBD Eq. 5).
 
-        With `steps="natural"` epochs become longer by them, which a schedule that counts steps must know; with
-        `steps="keep"` they take the places of samples that came twice, at once. Where there are several processes, all
-        of them call this.
+        Call it between two epochs: one that is on its way may end with some kept samples more. With `steps="natural"`
+        epochs become longer by them, which a schedule that counts steps must know; with `steps="keep"` they take the
+        places of samples that came twice, at once. Where there are several processes, all of them call this.
 
         Args:
             model: the user's model, trained on what `protect` kept; its mode and buffers stay as they are.
@@ -291,13 +299,13 @@ class Guard:
             view.keep(self._result.keep, self._new_labels)
         view.follower.refresh()
 
-    def _check_lengths(self, fingerprint: str, before: DataLoader, after: DataLoader) -> None:
-        """Processes that hold data of their own must still take equally many steps: they wait for each other."""
-        held = Processes.of(self._accelerator).gathered((fingerprint, _batches(before), _batches(after)))
-        fingerprints, were, are = (set(values) for values in zip(*held, strict=True))
-        if len(fingerprints) > 1 and len(were) == 1 and len(are) > 1:
+    def _check_lengths(self, before: DataLoader, after: DataLoader) -> None:
+        """Processes that have samples of their own must still take equally many steps: they wait for each other."""
+        held = Processes.of(self._accelerator).gathered((_batches(before), _batches(after)))
+        were, are = (set(values) for values in zip(*held, strict=True))
+        if len(were) == 1 and len(are) > 1:
             raise DataError(
-                f"each process holds data of its own, of which {min(are)} to {max(are)} batches are kept, but "
+                f"each process has samples of its own, of which {min(are)} to {max(are)} batches are kept, but "
                 "processes that train together take equally many: pass steps='keep'"
             )
 

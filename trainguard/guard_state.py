@@ -10,6 +10,7 @@ import torch
 
 from trainguard.errors import StateError
 from trainguard.results import ScreenResult
+from trainguard.screening.settings import PRESETS
 
 
 def pack_result(result: ScreenResult) -> dict[str, Any]:
@@ -44,6 +45,20 @@ def check_fingerprint(saved: str, present: str) -> None:
         raise StateError(
             f"the saved state is about the data set {saved}, the loader has {present}: images, labels or their "
             "order changed; load the right data, or screen again without the state"
+        )
+
+
+def check_made_by(result: ScreenResult, preset: str) -> None:
+    """Make sure that a saved result is of the variant that is asked for now.
+
+    Raises:
+        StateError: it was made by another one.
+    """
+    made, asked = result.settings.get("variant"), PRESETS[preset].variant
+    if made not in (None, asked):
+        raise StateError(
+            f"the saved state is of a screening of the variant {made!r}, preset={preset!r} asks for {asked!r}: "
+            "ask for what it was made by, or screen again without the state"
         )
 
 

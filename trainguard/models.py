@@ -70,7 +70,7 @@ def build(name: str, images: ImageStore, *, library: str = "") -> nn.Module:
     import torchvision.models
     from torchvision.models import get_model, list_models
 
-    channels, (height, width) = images.shape[0], images.fed_size or images.shape[1:]
+    channels, height, width = images.fed_shape or images.shape
     try:
         if timm.is_model(name) and library != "torchvision":
             settings: dict[str, Any] = {"num_classes": images.num_classes, "in_chans": channels}

@@ -75,6 +75,14 @@ class Stage:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+class Lines(Console):
+    """A console that falls silent where nobody reads any more: the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """In the place of rich's way, which ends the program."""
+        self.quiet = True
+
+
 class Progress:
     """Shows the stages of one long call.
 
@@ -85,7 +93,7 @@ class Progress:
 
     def __init__(self, enabled: bool = True, stream: TextIO | None = None) -> None:
         enabled = enabled and os.environ.get("RANK", "0") == "0"
-        self._console = Console(file=stream or sys.stderr) if enabled else None
+        self._console = Lines(file=stream or sys.stderr) if enabled else None
         self._bars: LiveBars | None = None
 
     @contextmanager

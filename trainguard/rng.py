@@ -22,7 +22,7 @@ def seed_streams(seed: int, generators: Iterable[Generator] = ()) -> None:
         seed: any non-negative integer.
         generators: further generators, such as those a data set keeps for itself.
     """
-    seed %= 2**32
+    seed = int(seed) % 2**32  # numpy's integers are none to torch
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
+from collections.abc import Iterator, Sequence
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "test", "val", "valid", "validation")
 IMAGES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+PALETTES = {"1": "L", "P": "RGB", "PA": "RGBA"}  # of these Pillow takes the nearest pixel, whatever it is asked for
 IMAGES += (".gif", ".jfif", ".avif", ".jp2")
 
 
@@ -50,7 +53,22 @@ def open_data(
     kinds = [kind for kind, column in (("Image", image_column), ("ClassLabel", label_column)) if column is not None]
     others = [c for c, feature in dataset.features.items() if c not in chosen and type(feature).__name__ in kinds]
     dataset = dataset.remove_columns(others)
-    return dataset.with_transform(Resize(size)) if size else dataset
+    return _scaled(dataset, size, image_column) if size else dataset
+
+
+def _scaled(dataset: Dataset, size: int, image_column: str | None) -> Dataset:
+    """The data set with its images brought to one size as they are read; of a named column, files and bytes as well."""
+    import datasets
+
+    if image_column is not None and isinstance(dataset.features[image_column], (datasets.Value, dict)):
+        dataset = dataset.cast_column(image_column, datasets.Image())
+    if not any(isinstance(feature, datasets.Image) for feature in dataset.features.values()):
+        raise DataError(
+            f"images that are stored as numbers cannot be scaled to {size} pixels: leave size= out, or scale them first"
+            if image_column is not None
+            else f"no column holds pictures among {', '.join(dataset.features)}: pass image_column="
+        )
+    return dataset.with_transform(Resize(size))
 
 
 class Resize:
@@ -64,14 +82,18 @@ class Resize:
         return {name: [self._scaled(value) for value in values] for name, values in batch.items()}
 
     def _scaled(self, value: Any) -> Any:
-        return value.resize((self.size, self.size), Resampling.BILINEAR) if isinstance(value, PILImage) else value
+        if not isinstance(value, PILImage):
+            return value
+        if value.mode in PALETTES:
+            value = value.convert(PALETTES[value.mode])
+        return value.resize((self.size, self.size), Resampling.BILINEAR)
 
 
 def _open(name: str, path: Path, split: str) -> Dataset:
     import datasets
 
     if path.is_file():
-        if path.suffix != ".parquet":
+        if path.suffix.lower() != ".parquet":
             raise DataError(f"{path} is not a parquet file: pass a .parquet file or a folder")
         return _loaded(path, "parquet", data_files=escape(str(path)))
     if path.is_dir():
@@ -85,42 +107,69 @@ def _open(name: str, path: Path, split: str) -> Dataset:
 
 
 def _open_folder(folder: Path, split: str) -> Dataset:
-    import datasets
 
     if (folder / "dataset_dict.json").is_file():
-        splits = datasets.load_from_disk(str(folder))
+        splits = _from_disk(folder)
         if split not in splits:
             raise DataError(f"{folder} has no split {split!r}: it has {', '.join(splits)}")
         return splits[split]
     if (folder / "state.json").is_file():
-        return datasets.load_from_disk(str(folder))
+        return _from_disk(folder)
     tables = sorted(folder.glob("[!.]*.parquet")) or sorted(folder.rglob(f"{split}*.parquet"))
     if tables:
         return _loaded(folder, "parquet", data_files=[escape(str(table)) for table in _of_split(folder, tables, split)])
-    parts = [child.name for child in _folders(folder) if child.name in (split, *SPLITS) and _folders(child)]
-    if parts and split not in parts:
-        raise DataError(f"{folder} has no split {split!r}: it has {', '.join(parts)}")
+    parts = _splits_in(folder, split)
+    if (parts or split != "train") and split not in parts:
+        raise DataError(f"{folder} has no split {split!r}: it {_has(parts)}")
     return _image_folder(folder / split if parts else folder)
+
+
+def _splits_in(folder: Path, split: str) -> list[str]:
+    """The folders of classes in a folder that are named as splits are.
+
+    Raises:
+        DataError: there are other folders with images beside them, so that these may be classes.
+    """
+    named = [child for child in _folders(folder) if child.name in (split, *SPLITS)]
+    parts = [child for child in named if _folders(child)]
+    others = [child for child in _folders(folder) if child not in named and any(_images_in(child))] if parts else []
+    if others:
+        raise DataError(
+            f"{folder} holds {parts[0].name}, which looks like a split, beside {others[0].name}, which holds images: "
+            f"pass {parts[0]} if it is a split, or give it another name if it is a class"
+        )
+    return [part.name for part in parts]
+
+
+def _has(parts: Sequence[str]) -> str:
+    """What a place has in the way of splits, in words."""
+    return f"has {', '.join(parts)}" if parts else "is one set, without splits"
 
 
 def has_split(folder: Path, split: str) -> bool:
     """Whether a folder that `open_data` opens has a split of that name; a class may be called so as well."""
     if (folder / "dataset_dict.json").is_file():
         return (folder / split).is_dir()
-    if any(folder.rglob(f"{split}*.parquet")):
+    if any(_is_of(split, table) for table in folder.rglob(f"{split}*.parquet")):
         return True
     return (folder / split).is_dir() and bool(_folders(folder / split))
 
 
 def _of_split(folder: Path, tables: list[Path], split: str) -> list[Path]:
     """The tables of one split; all, where no name says of which they are."""
-    mine = [table for table in tables if table.name.startswith(split)]
-    if not mine and any(table.name.startswith(SPLITS) for table in tables):
-        raise DataError(f"{folder} has no split {split!r}: it has {', '.join(table.name for table in tables)}")
+    mine = [table for table in tables if _is_of(split, table)]
+    named = [table.name for table in tables if any(_is_of(each, table) for each in SPLITS)]
+    if not mine and (named or split != "train"):
+        raise DataError(f"{folder} has no split {split!r}: it {_has(named)}")
     places = sorted({str(table.parent) for table in mine})
     if len(places) > 1:
         raise DataError(f"{folder} holds several data sets, in {', '.join(places)}: pass one of these folders")
     return mine or tables
+
+
+def _is_of(split: str, table: Path) -> bool:
+    """Whether a table is named as those of a split: `train.parquet`, `train-00000-of-00002.parquet`, not `training`."""
+    return re.match(rf"{re.escape(split)}(?![A-Za-z])", table.name) is not None
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -138,9 +187,8 @@ def _image_folder(root: Path) -> Dataset:
     paths: list[str] = []
     labels: list[int] = []
     for label, folder in enumerate(classes):
-        inside = [(place, sorted(files)) for place, _, files in sorted(os.walk(folder, followlinks=True))]
-        found = [os.path.join(place, name) for place, files in inside for name in files if _is_image(name)]
-        if not found and any(files for _, files in inside):  # an empty folder may be a class without images
+        found = list(_images_in(folder))
+        if not found and any(files for _, _, files in os.walk(folder)):  # an empty folder may be a class without images
             raise DataError(f"{folder} holds files but no image, so it is no class: move it out of {root}")
         paths += found
         labels += [label] * len(found)
@@ -153,8 +201,35 @@ def _image_folder(root: Path) -> Dataset:
     return datasets.Dataset.from_dict({"image": paths, "label": labels}, features=datasets.Features(features))
 
 
+def _images_in(folder: Path) -> Iterator[str]:
+    """The paths of all images below a folder, in torchvision's order; a link to a folder above it is not followed."""
+    places: list[tuple[str, list[str]]] = []
+    for place, below, files in os.walk(folder, followlinks=True):
+        above = {os.path.realpath(up) for up in (Path(place), *Path(place).parents)}
+        below[:] = [name for name in below if os.path.realpath(os.path.join(place, name)) not in above]
+        places.append((place, sorted(files)))
+    for place, files in sorted(places):
+        for name in filter(_is_image, files):
+            path = os.path.join(place, name)
+            try:
+                path.encode()
+            except UnicodeEncodeError:
+                raise DataError(f"{os.fsencode(path)!r} is no name in UTF-8: rename the file") from None
+            yield path
+
+
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGES
+
+
+def _from_disk(folder: Path) -> Any:
+    """What `Dataset.save_to_disk` wrote."""
+    import datasets
+
+    try:
+        return datasets.load_from_disk(str(folder))
+    except Exception as error:  # a damaged file of its own ends in whatever reading it raises
+        raise DataError(f"{folder} cannot be read as a saved data set: {type(error).__name__}: {error}") from error
 
 
 def _loaded(place: Path, kind: str, **where: Any) -> Dataset:

@@ -163,6 +163,12 @@ def test_a_rate_that_cannot_be_had_raises(name, setting, message):
         poison_arrays(images, labels, attack(name, setting))
 
 
+def test_classes_that_are_not_there_are_named_as_such():
+    images, labels = sample((1, 8, 8))
+    with pytest.raises(ValueError, match=r"cover: rate=0\.01 needs 4 images outside class 0, 1, .* has none"):
+        poison_arrays(images, labels % 2, attack("tact", Setting(2, rate=0.1)))
+
+
 def test_an_unknown_attack_names_the_known_ones():
     with pytest.raises(ValueError, match="no attack 'badnet': choose from badnets, blend"):
         attack("badnet")
@@ -314,6 +320,29 @@ def test_an_adversarial_base_stays_in_its_ball_and_in_its_class():
     assert 0 < base.change.abs().max() <= 8
     out = base(images.double() / 255, np.arange(100), 0)
     assert torch.equal(out[~chosen], images[~chosen].double() / 255)
+
+
+def test_what_is_fitted_sees_no_mirrored_image_where_none_may_be(monkeypatch):
+    seen, augment = [], craft.augment
+
+    def watched(batch, recipe, order):
+        seen.append(recipe.flip)
+        return augment(batch, recipe, order)
+
+    for place in ("craft", "train"):
+        monkeypatch.setattr(f"trainguard.drill.{place}.augment", watched)
+    images, labels = sample((3, 16, 16), 64)
+    for name in ("label_consistent", "input_aware"):
+        for flip in (True, False):
+            seen.clear()
+            fitted(attack(name, Setting(flip=flip)), images, labels)
+            assert set(seen) == {flip}
+
+
+def test_a_target_without_images_can_be_fitted_to():
+    images, labels = sample((3, 16, 16), 64)
+    craft.trigger_generator(images, labels % 3, 3, steps=1)
+    assert craft.adversarial_base(images, labels % 3, 3, steps=1, epochs=1).change.shape[0] == 0
 
 
 def test_generated_triggers_belong_to_their_image():

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from trainguard.drill.demo import run_demo
+from trainguard.errors import StateError
 
 
 def test_the_demo_prints_its_table_and_keeps_a_picture(screened, monkeypatch, capsys, tmp_path):
@@ -24,6 +25,15 @@ def test_the_demo_prints_its_table_and_keeps_a_picture(screened, monkeypatch, ca
     with Image.open(folder / "flagged.png") as picture:
         red = np.asarray(picture.convert("RGB"))[..., 0].astype(int) - np.asarray(picture.convert("RGB"))[..., 2]
     assert (red > 100).sum() > 2000 and (red < -80).sum() > 100  # frames of poison, and of the one mistake
+
+
+def test_the_demo_does_not_write_over_another_result(tmp_path):
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(StateError, match="holds another result, which would be overwritten"):
+        run_demo(out=tmp_path)
+    (tmp_path / "drill" / "cells").mkdir(parents=True)
+    with pytest.raises(StateError, match="holds another result, which would be overwritten"):
+        run_demo(out=tmp_path / "drill")
 
 
 @pytest.mark.slow

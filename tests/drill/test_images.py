@@ -78,6 +78,19 @@ def test_a_test_folder_without_classes_is_no_test_set(tmp_path):
     assert data.class_names == ("cat", "dog") and (len(data.train), len(data.test)) == (16, 4)
 
 
+def test_a_folder_may_be_the_test_set(tmp_path):
+    place = foldered(tmp_path, {"learn/cat": 10, "learn/dog": 10, "held/cat": 4, "held/dog": 4})
+    data = load_images(str(place / "learn"), test=str(place / "held"))
+    assert (len(data.train), len(data.test)) == (20, 8)
+
+
+def test_digits_are_not_taken_for_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(foldered(tmp_path, {"digits/p": 10, "digits/q": 10}))
+    with pytest.raises(DataError, match=r"a built-in set and a folder here as well: pass \./digits"):
+        load_images("digits")
+    assert load_images("./digits").class_names == ("p", "q")
+
+
 def test_a_test_set_may_lie_on_the_disk_beside_a_data_set_at_hand(tmp_path):
     listed([1, 0, 1]).to_parquet(tmp_path / "held.parquet")
     data = load_images(listed([0, 1] * 5), test=tmp_path / "held.parquet")

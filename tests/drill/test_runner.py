@@ -107,7 +107,41 @@ def test_another_data_set_or_setting_is_refused(screened, tmp_path):
         run_drill(tiny(90), attacks=["clean"], defenses=["none"], epochs=2, rate=0.1, out=tmp_path / "out")
 
 
+def test_a_drill_of_other_classes_is_refused_and_one_that_did_not_say_is_not(screened, tmp_path):
+    data, options = tiny(), {"attacks": ["clean"], "defenses": ["none"], "epochs": 1, "progress": False, "table": False}
+    run_drill(data, out=tmp_path, **options)
+    with pytest.raises(StateError, match=r"classes \['0', '1', '2'\] against \['0', '1', '2', '3'\]"):
+        run_drill(replace(data, class_names=("0", "1", "2", "3")), out=tmp_path, **options)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    del settings["classes"]
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    assert len(run_drill(data, out=tmp_path, **options).cells) == 1
+
+
+def test_layers_that_draw_follow_the_seed_and_leave_the_users_numbers_alone():
+    images, labels = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8), torch.arange(40) % 4
+
+    def trained(before, seed=0):
+        torch.manual_seed(0)
+        model = build("cnn", 4, 3, 16)
+        torch.manual_seed(before)
+        state = torch.get_rng_state()
+        recipe = Recipe.for_model("cnn", 3, batch_norm=False)
+        train_classifier(model, images, labels, recipe, seed=seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        return torch.cat([value.flatten() for value in model.state_dict().values()])
+
+    once = trained(1)
+    assert torch.equal(once, trained(2)) and not torch.equal(once, trained(1, seed=1))
+
+
 def test_unknown_names_are_refused_before_anything_is_trained(tmp_path):
+    for wrong in ({"attacks": "badnets"}, {"defenses": "guard"}):
+        with pytest.raises(ValueError, match=r"expected (attacks|defenses)= as a list of names, got '"):
+            drill(tmp_path, **wrong)
+    for wrong in ({"epochs": 0}, {"budget": -1.0}, {"budget": float("nan")}):
+        with pytest.raises(ValueError, match="expected epochs= of at least 1 and budget= above 0"):
+            drill(tmp_path, **wrong)
     with pytest.raises(ValueError, match="no defence gard: choose from none, oracle, guard"):
         drill(tmp_path, defenses=["gard"])
     with pytest.raises(ValueError, match="no attack 'badnet'"):
@@ -483,6 +517,12 @@ def test_what_stands_in_the_way_is_said_before_anything_is_trained(tmp_path):
     (tmp_path / "out" / "result.json").write_text("{}")
     with pytest.raises(StateError, match=r"holds another result \(result\.json\) already"):
         drill(tmp_path)
+
+
+def test_labels_that_are_no_numbers_are_said_as_such():
+    soft = datasets.Dataset.from_dict({"image": [Image.new("L", (8, 8))] * 10, "label": [[0.0, 1.0]] * 10})
+    with pytest.raises(DataError, match="row 0 has a soft label of 2 values"):
+        load_images(soft.cast_column("image", datasets.Image()), label_column="label")
 
 
 def test_all_leaves_out_an_attack_that_the_target_rules_out():

@@ -1,6 +1,7 @@
 import copy
 import importlib
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -249,6 +250,22 @@ def test_a_model_that_knows_none_of_the_images_is_refused(victim):
     never[1].bias.data = torch.eye(10)[5]
     with pytest.raises(DataError, match="none of 40 images right"):
         audit(never, open_images(wrong, pixel_range=RANGE), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"norm": "l1"}, "one of linf, l2, got 'l1'"),
+        ({"images": 0}, "images= as a whole number of at least 1, got 0"),
+        ({"images": 0.5}, "images= as a whole number of at least 1, got 0.5"),
+        ({"eps": 8}, "in unit pixels: 6/255, not 6, got 8"),
+        ({"attack_steps": 0}, "attack_steps= as a whole number of at least 1, got 0"),
+        ({"seed": -1}, "seed= as a whole number from 0 to 2^32 - 1, got -1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_is_read(wrong, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        audit(None, None, **wrong)
 
 
 @pytest.mark.parametrize("what", ["changes", "is needed", "watches"])

@@ -122,7 +122,7 @@ def test_a_name_of_both_libraries_is_the_one_that_fits(name, tmp_path, monkeypat
     """timm and torchvision have different networks under some names."""
     made = torchvision.models.get_model(name, weights=None, num_classes=4)
     torch.save(made.state_dict(), tmp_path / "w.pt")
-    images = SimpleNamespace(shape=(3, 32, 32), num_classes=4, fed_size=None)
+    images = SimpleNamespace(shape=(3, 32, 32), num_classes=4, fed_shape=None)
     model = model_of(name, read_checkpoint(tmp_path / "w.pt"), images).eval()
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():

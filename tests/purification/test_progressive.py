@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import json
+import re
 import threading
 import warnings
 
@@ -19,6 +20,7 @@ from trainguard.purification.network import renew_head
 from trainguard.purification.state import least_suspicious, round_shares, split
 from trainguard.results import ScreenResult
 
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 QUICK = {"progress": False, "batch_size": 64}
 # Near the paper's own; with 1000 images instead of 50,000 it takes larger steps.
 ROUNDS = QUICK | {
@@ -259,10 +261,35 @@ def test_data_that_screening_calls_clean_serve_whole(victim):
     assert result.settings["shares"] == [0.05, 0.5]
 
 
-@pytest.mark.parametrize("wrong", [{"norm": "l1"}, {"adversarial_batches": ()}, {"plain_batches": ()}])
-def test_settings_that_make_no_sense_are_refused(victim, wrong):
-    with pytest.raises(ValueError, match="expected"):
-        purify(victim.model, victim.store, **TINY | wrong)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"norm": "l1"}, "one of linf, l2, got 'l1'"),
+        ({"adversarial_batches": ()}, "adversarial_batches= as a list, a value for each round, got ()"),
+        ({"plain_batches": 20}, "plain_batches= as a list, a value for each round, got 20"),
+        ({"plain_batches": (20, -1)}, "plain_batches= as a whole number of at least 0, got -1"),
+        ({"rounds": 0}, "rounds= as a whole number of at least 1, got 0"),
+        ({"shares": ()}, "shares= as a list, a value for each round, got ()"),
+        ({"shares": (0.5, 1.5)}, "shares= as a share in (0, 1], got 1.5"),
+        ({"max_accuracy_loss": 15}, "max_accuracy_loss= as a share in [0, 1], got 15"),
+        ({"eps": 6}, "eps= as a radius in (0, 1], in unit pixels: 6/255, not 6, got 6"),
+        ({"eps": 0.0}, "got 0.0"),
+        ({"eps": -1, "norm": "l2"}, "eps= as a number above 0, got -1"),
+        ({"lr": float("nan")}, "lr= as a number above 0, got nan"),
+        ({"batch_size": 0}, "batch_size= as a whole number of at least 1, got 0"),
+        ({"seed": 2**32}, "seed= as a whole number from 0 to 2^32 - 1, got 4294967296"),
+        ({"seed": None}, "seed= as a whole number from 0 to 2^32 - 1, got None"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_is_read(wrong, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        purify(None, None, **TINY | wrong)
+
+
+def test_numbers_of_numpy_are_numbers(victim):
+    given = {"seed": np.int64(3), "rounds": np.int32(1), "shares": np.array([0.5]), "plain_batches": np.array([2])}
+    result = purify(victim.model, victim.store, **TINY | given)
+    assert result.settings["seed"] == 3 and result.settings["plain_batches"] == [2]
 
 
 def test_pool_judge_and_first_set_are_kept_apart(victim):
@@ -292,14 +319,33 @@ def test_trusted_images_judge_where_they_are_given(victim):
     assert result.accuracy_after == pytest.approx(victim.accuracy(result.model), abs=0.02)
 
 
+def test_trusted_images_that_do_not_fit_are_refused(victim):
+    def trusted(images, labels, names=None):
+        data = TensorDataset(images, labels)
+        if names:
+            data.classes = names
+        return data
+
+    count = torch.arange(20) % 10
+    wrong = {
+        r"validation= has images of shape \(1, 16, 16\), the data of \(1, 8, 8\)": trusted(
+            torch.zeros(20, 1, 16, 16), count
+        ),
+        "validation= has the label 12, the model 10 outputs": trusted(torch.zeros(20, 1, 8, 8), count + 3),
+        "calls class 0 'nine', the data 'zero'": trusted(torch.zeros(20, 1, 8, 8), count, list(DIGITS[::-1])),
+    }
+    data = TensorDataset(victim.store.batch(victim.store.readable), torch.from_numpy(victim.store.labels))
+    data.classes = list(DIGITS)
+    for message, validation in wrong.items():
+        with pytest.raises(DataError, match=message):
+            purify(victim.model, data, validation=validation, bounds=(0.0, 1.0), **TINY)
+
+
 def test_rounds_and_shares_are_matched():
     assert round_shares((0.1, 0.5), None, False) == (0.1, 0.5)
     assert round_shares((0.1, 0.5), 1, False) == (0.1,)
     assert round_shares((0.1, 0.5), 4, False) == (0.1, 0.5, 0.5, 0.5)
     assert round_shares((0.1, 0.5), 4, True) == (1.0,)
-    for shares, rounds in (((), None), ((0.5,), 0), ((1.5,), None)):
-        with pytest.raises(ValueError, match="shares in"):
-            round_shares(shares, rounds, False)
 
 
 def test_a_result_survives_saving(outcome, tmp_path):

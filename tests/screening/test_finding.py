@@ -71,10 +71,11 @@ from trainguard.screening.settings import Settings
         (finding(distance=9.0, company=0.9, scatter=0.42), "clean"),
         (finding(distance=9.0, company=0.9, scatter=0.9, firmness=0.25, disbelief=1.1), "clean"),  # wrong labels
         (finding(firmness=0.25, disbelief=1.1, pixels=True), "poisoned"),  # wrong labels do not show among pixels
-        (finding(company=0.9, at_source=0.8), "poisoned"),  # a trigger for images of one class
-        (finding(company=0.9, at_source=0.35), "clean"),
-        (finding(company=0.9, at_source=0.8, likeness=2.0), "clean"),  # one scene
-        (finding(agreement=0.5, company=0.9, at_source=0.8), "clean"),  # labels fit
+        (finding(company=0.6, at_source=0.8), "poisoned"),  # a trigger for images of one class
+        (finding(company=0.6, at_source=0.35), "clean"),
+        (finding(company=0.9, at_source=0.8), "clean"),  # a side of a coin, which keeps to itself
+        (finding(company=0.6, at_source=0.8, likeness=2.0), "clean"),  # one scene
+        (finding(agreement=0.5, company=0.6, at_source=0.8), "clean"),  # labels fit
         (finding(share=0.7), "clean"),  # most of a class, and a probe that learned the rest alone
         (finding(share=0.7, scatter=0.95, members=150), "poisoned"),
         (finding(share=0.7, scatter=0.95), "clean"),  # thirty samples teach nobody a class
@@ -95,7 +96,7 @@ from trainguard.screening.settings import Settings
         (finding(distance=4.2, valley=0.2, agreement=0.3, resemblance=0.85, diversity=0.9, scatter=0.9), "clean"),
         (finding(distance=4.2, valley=0.2, agreement=0.45, resemblance=0.5, diversity=0.9, scatter=0.9), "clean"),
         (finding(distance=4.2, resemblance=0.5, trigger=0.16, valley=0.2), "clean"),
-        (finding(distance=4.2, valley=0.2, company=0.9, at_source=0.8, resemblance=0.5), "clean"),
+        (finding(distance=4.2, valley=0.2, company=0.6, at_source=0.8, resemblance=0.5), "clean"),
         (finding(distance=2.8, valley=0.7, diversity=0.85, resemblance=0.5), "clean"),
         # Set apart as the poisoned parts of several other classes are: one trigger for many targets.
         (finding(distance=4.2, valley=0.2, company=0.7), "clean"),

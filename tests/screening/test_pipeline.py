@@ -11,10 +11,12 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import Dataset
 
+from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
 from trainguard.distributed import Processes
 from trainguard.errors import StateError
 from trainguard.results import ScreenResult
+from trainguard.rng import isolated_rng
 from trainguard.screening import separating, suspicion
 from trainguard.screening.pipeline import screen_images
 from trainguard.screening.settings import Settings
@@ -234,6 +236,54 @@ def test_other_ranks_take_what_the_main_one_has_read_or_refused(tmp_path):
     told.told = StateError("step.pt cannot be read")
     with pytest.raises(StateError, match="cannot be read"):
         state.load("step")
+
+
+def test_a_folder_on_the_main_rank_alone_is_enough(tmp_path):
+    told = _Told({"seconds": 3.0, "values": {"x": 1}})
+    assert State(None, {"fingerprint": "one"}, told).load("step") == {"x": 1}
+
+
+def test_a_state_knows_its_classes_and_what_a_users_network_is_fed(few, monkeypatch):
+    keys, ranges = [], (few.pixel_range, PixelRange.from_mean_std((0.5,), (0.2,)))
+
+    def noted(_, key, __):
+        keys.append(key)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainguard.screening.pipeline.State", noted)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    for options in ({}, {"model": model}, {"model": model, "trained": True}):
+        for pixel_range in ranges:
+            monkeypatch.setattr(few, "pixel_range", pixel_range)
+            with pytest.raises(KeyboardInterrupt):
+                screen_images(few, progress=False, **options)
+    assert keys[0] == keys[1] == keys[2] == keys[3] and keys[4] != keys[5] and keys[0]["classes"] == 10
+
+
+def test_a_users_network_that_draws_is_resumed_to_the_same_weights(few, tmp_path):
+    """The paper's variant trains it: dropout and the like draw from the global stream."""
+    settings = dataclasses.replace(Settings.paper(), least_steps=20, least_epochs=0, default_epochs=4, iterations=1)
+
+    def whole(**options):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 10))
+        with isolated_rng(0):
+            return screen_images(few, model, settings=settings, progress=False, **options)
+
+    class Cut:
+        def on_probe_epoch_end(self, **row):
+            if row["stage"] == "warm-up" and row["epoch"] == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        whole(state_dir=tmp_path, callbacks=[Cut()])
+    assert np.array_equal(whole(state_dir=tmp_path).score, whole().score)
+
+
+def test_a_rank_without_a_sample_has_the_same_outputs(monkeypatch):
+    ranks = [(np.array([0]), np.ones((1, 5))), (np.array([1]), np.ones((1, 5))), (np.zeros(0, int), np.zeros((0, 1)))]
+    monkeypatch.setattr(Processes, "gathered", lambda self, own: ranks)
+    assert Processes(2, 3).merge(*ranks[2], 2).tolist() == np.ones((2, 5)).tolist()
 
 
 def test_callbacks_hear_every_stage_and_epoch(kept):

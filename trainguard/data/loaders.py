@@ -141,21 +141,24 @@ def population_of(loader: DataLoader) -> np.ndarray | None:
     return next((np.asarray(found.indices, dtype=np.int64) for found in subsets.values()), None)
 
 
-def fed_size(loader: DataLoader, images: ImageStore) -> tuple[int, int] | None:
-    """Height and width of what a loader's own `collate_fn` makes of the images, where that can be told from two."""
+def fed_shape(loader: DataLoader, images: ImageStore) -> tuple[int, int, int] | None:
+    """(C, H, W) of what a loader's own `collate_fn` makes of the images, where that can be told from two of them.
+
+    Another number of channels than the images have is told where grey ones are made colour images.
+    """
     collate, dataset = loader.collate_fn, loader.dataset
     if collate is default_collate or loader.batch_sampler is None:
         return None
-    with isolated_rng(0, [*find_generators(dataset), *find_generators(collate)]), left_as_is(dataset):
+    with isolated_rng(0, [*find_generators(dataset), *find_generators(collate)]), left_as_is(dataset, collate):
         try:
             batch = collate([dataset[int(index)] for index in images.readable[:2]])
         except Exception:  # a user's function may want a whole batch
             return None
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else [batch]
     fed = [part for part in parts if isinstance(part, torch.Tensor) and part.ndim == 4 and part.is_floating_point()]
-    if len(fed) != 1 or fed[0].shape[1] != images.shape[0]:
+    if len(fed) != 1 or (images.shape[0], fed[0].shape[1]) not in ((images.shape[0],) * 2, (1, 3)):
         return None
-    return fed[0].shape[2], fed[0].shape[3]
+    return fed[0].shape[1], fed[0].shape[2], fed[0].shape[3]
 
 
 def _samplers_in(sampler: Any) -> list[Any]:

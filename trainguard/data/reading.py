@@ -237,8 +237,9 @@ def _first_images(source: Source, transform: Transform | None) -> tuple[Any, Any
             seen = transform(stored) if transform else source.seen(index)
             as_floats(seen)
             return stored, seen
-        except DataError:
-            raise
+        except DataError as error:
+            path = source.path(index)
+            raise DataError(f"row {index}{f' ({path})' if path else ''}: {error}") from error
         except Exception as error:  # the next row may be readable
             problem = problem or f"row {index} cannot be read: {shown(error)}"
     raise DataError(f"none of {min(FIRST_ROWS, source.size)} rows looked at can be read; the first: {problem}")

@@ -148,7 +148,7 @@ def as_bytes(image: Any, shape: tuple[int, int, int], pixel_range: PixelRange) -
     if tuple(values.shape) != shape:
         raise DataError(
             f"has the shape {_shape(values.shape)}, the first image {_shape(shape)}: images must have one size; "
-            "resize them in the data set's transform"
+            "resize them in the data set's transform, or with --size on the command line"
         )
     if values.dtype == torch.uint8:
         return values.contiguous()

@@ -16,8 +16,9 @@ from torchvision.datasets import VisionDataset
 from trainguard.data.hugging_face import HuggingFaceSource
 from trainguard.data.samples import Key, as_floats, find_keys, is_image
 from trainguard.data.source import Source
-from trainguard.data.traces import attributes_of, left_as_is
+from trainguard.data.traces import left_as_is
 from trainguard.data.views import Kept
+from trainguard.data.walk import attributes_of
 from trainguard.errors import DataError
 from trainguard.rng import Generator, seed_streams
 

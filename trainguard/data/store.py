@@ -43,7 +43,7 @@ class ImageStore:
         class_names: names; the numbers as text where unknown.
         pixel_range: how the training pipeline feeds these pixels to a model.
         shape: (C, H, W).
-        fed_size: (H, W) of what the pipeline makes of them after the data set; None where that is their own.
+        fed_shape: (C, H, W) of what the pipeline makes of them after the data set; None where that is their own.
         unreadable: indices that could not be read (only with `on_error="skip"`), ascending.
         readable: (M,) int64 indices that can be used, ascending.
         fingerprint: of all labels and all pixels.
@@ -64,7 +64,7 @@ class ImageStore:
         self.class_names = class_names
         self.pixel_range: PixelRange = rows.pixel_range
         self.shape: tuple[int, int, int] = rows.shape
-        self.fed_size: tuple[int, int] | None = None
+        self.fed_shape: tuple[int, int, int] | None = None
         self.readable = np.flatnonzero(labels >= 0)
         self.unreadable: tuple[int, ...] = tuple(np.flatnonzero(labels < 0).tolist())
         self.fingerprint = fingerprint
@@ -109,11 +109,12 @@ class ImageStore:
         return images.to(device, non_blocking=True).float().div_(255)
 
     def as_fed(self, index: Any, device: torch.device | str | None = None) -> Tensor:
-        """Some images (B, C, H, W) as training feeds them to a model: in its pixel range, and of its size."""
+        """Some images (B, C, H, W) as training feeds them to a model: in its pixel range, and of its shape."""
         images = self.batch(index, device)
-        if self.fed_size not in (None, self.shape[1:]):
-            images = interpolate(images, self.fed_size, mode="bilinear", antialias=True)
-        return self.pixel_range.to_model(images)
+        channels, *size = self.fed_shape or self.shape
+        if tuple(size) != self.shape[1:]:
+            images = interpolate(images, size, mode="bilinear", antialias=True)
+        return self.pixel_range.to_model(images).expand(-1, channels, -1, -1)
 
     def name(self, index: int) -> str:
         """A sample for a person: `row 17 (cats/3.png)`, or `row 17` where the image is in no file."""

@@ -1,4 +1,4 @@
-"""A data set left as it was: what reading changes in it, and in the data sets inside it, is put back."""
+"""A data set left as it was: what reading changes in it, and in whatever it reads and transforms with, is put back."""
 
 from __future__ import annotations
 
@@ -7,49 +7,53 @@ from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
-from torch.utils.data import Dataset
+from trainguard.data.walk import MOST, attributes_of, walk
 
-from trainguard.data.walk import LONGEST
+NOT_CHANGED = (FunctionType, MethodType, BuiltinFunctionType, tuple, set, frozenset)
+BOXES = ("builtins", "collections")  # whose lists and dicts can be filled again
 
 
 @contextmanager
-def left_as_is(dataset: Any) -> Iterator[None]:
-    """Put back, at the end, the attributes that a data set has now, and those of what it reads and transforms with.
+def left_as_is(*roots: Any) -> Iterator[None]:
+    """Put back, at the end, what the objects have now that a data set reads and transforms with, wherever it has them.
 
     A file that one of them opens on its first read, and keeps, would else be shared with the processes that a loader
-    forks later on; a transform that counts its calls would begin training in mid-count.
+    forks later on, which then read from one another's places; a transform that counts its calls would begin training in
+    mid-count.
 
     Args:
-        dataset: any; those under a subset are inside it.
+        *roots: data sets, those inside them included, and functions.
     """
-    before = [(each, attributes_of(each)) for each in _inside(dataset)]
+    reached = [each for each in walk(*roots, networks=False) if not isinstance(each, NOT_CHANGED)]
+    objects = [(each, attributes_of(each)) for each in reached if not isinstance(each, (list, dict))]
+    boxes = [(each, each.copy()) for each in reached if _can_be_filled_again(each)]
     try:
         yield
     finally:
-        for each, attributes in before:
-            for name, value in attributes_of(each).items():
-                if name not in attributes:
-                    object.__delattr__(each, name)
-                elif value is not attributes[name]:
-                    object.__setattr__(each, name, attributes[name])
-            for name in attributes.keys() - attributes_of(each).keys():
-                object.__setattr__(each, name, attributes[name])
+        for each, attributes in objects:
+            _set_back(each, attributes)
+        for box, held in boxes:
+            _fill_again(box, held)
 
 
-def attributes_of(found: Any) -> dict[str, Any]:
-    """An object's own attributes, by name: in its `__dict__`, or in slots."""
-    named = [getattr(kind, "__slots__", ()) for kind in type(found).__mro__]
-    slots = [
-        name for names in named for name in ((names,) if isinstance(names, str) else names) if hasattr(found, name)
-    ]
-    return {name: object.__getattribute__(found, name) for name in slots} | dict(getattr(found, "__dict__", {}))
+def _set_back(found: Any, attributes: dict[str, Any]) -> None:
+    for name, value in attributes_of(found).items():
+        if name not in attributes:
+            object.__delattr__(found, name)
+        elif value is not attributes[name]:
+            object.__setattr__(found, name, attributes[name])
+    for name in attributes.keys() - attributes_of(found).keys():
+        object.__setattr__(found, name, attributes[name])
 
 
-def _inside(found: Any, depth: int = 4) -> Iterator[Any]:
-    """A data set, and the data sets, timm readers and transforms in its attributes and in short lists there."""
-    yield found
-    for value in attributes_of(found).values() if depth else ():
-        for each in value[:LONGEST] if isinstance(value, (list, tuple)) else [value]:
-            transforms = callable(each) and not isinstance(each, (type, FunctionType, MethodType, BuiltinFunctionType))
-            if transforms or isinstance(each, Dataset) or type(each).__module__.startswith("timm."):
-                yield from _inside(each, depth - 1)
+def _can_be_filled_again(found: Any) -> bool:
+    return isinstance(found, (list, dict)) and type(found).__module__ in BOXES and len(found) <= MOST
+
+
+def _fill_again(box: Any, held: Any) -> None:
+    if isinstance(box, dict):
+        if box.keys() != held.keys() or any(box[key] is not value for key, value in held.items()):
+            box.clear()
+            box.update(held)
+    elif len(box) != len(held) or any(one is not other for one, other in zip(box, held, strict=True)):
+        box[:] = held

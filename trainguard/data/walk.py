@@ -43,6 +43,18 @@ def walk(*roots: Any, networks: bool = True) -> Iterator[Any]:
         queue.extend(_parts(found))
 
 
+def attributes_of(found: Any) -> dict[str, Any]:
+    """An object's own attributes, by name: in its `__dict__`, or in slots."""
+    named = [getattr(kind, "__slots__", ()) for kind in type(found).__mro__]
+    slots = [
+        name
+        for names in named
+        for name in ((names,) if isinstance(names, str) else names)
+        if not name.startswith("__") and hasattr(found, name)
+    ]
+    return {name: object.__getattribute__(found, name) for name in slots} | dict(getattr(found, "__dict__", {}))
+
+
 def find_generators(dataset: Any) -> list[Generator]:
     """The random generators that a data set, or the transforms in it, keep for themselves."""
     kept = [found for found in walk(dataset) if isinstance(found, GENERATOR_TYPES)]
@@ -62,7 +74,7 @@ def _parts(found: Any) -> list[Any]:
         return _parts_of_function(found)
     if isinstance(found, GENERATOR_TYPES):
         return []
-    parts = list(getattr(found, "__dict__", {}).values())
+    parts = list(attributes_of(found).values())
     for method in ("__getitem__", "__call__"):
         code = getattr(type(found), method, None)
         if isinstance(code, types.FunctionType) and not _from_library(code):

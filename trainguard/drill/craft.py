@@ -45,6 +45,7 @@ def adversarial_base(
     steps: int = 10,
     epochs: int = 5,
     seed: int = 0,
+    flip: bool = True,
 ) -> Added:
     r"""Make the target class hard to recognise, so that its trigger becomes worth learning (Turner et al. 2019, Sec.
     4.2).
@@ -59,9 +60,10 @@ def adversarial_base(
         steps: PGD steps of eps / 4.
         epochs: training length of the surrogate.
         seed: of the surrogate.
+        flip: whether it may be trained on mirrored images.
     """
-    surrogate = untrained(images, labels, seed)
-    train_classifier(surrogate, images, labels, Recipe(epochs=epochs, lr=0.1), seed=seed)
+    surrogate = untrained(images, classes_of(labels, target), seed)
+    train_classifier(surrogate, images, labels, Recipe(epochs=epochs, lr=0.1, flip=flip), seed=seed)
     surrogate.eval().requires_grad_(False)
     chosen = torch.nonzero(labels == target)[:, 0]
     change = torch.empty_like(images[chosen], dtype=torch.int8)
@@ -137,7 +139,14 @@ class Generated:
 
 
 def trigger_generator(
-    images: Tensor, labels: Tensor, target: int, *, density: float = 0.05, steps: int = 400, seed: int = 0
+    images: Tensor,
+    labels: Tensor,
+    target: int,
+    *,
+    density: float = 0.05,
+    steps: int = 400,
+    seed: int = 0,
+    flip: bool = True,
 ) -> tuple[Generated, Generated]:
     r"""Fit an input-aware trigger (Nguyen and Tran 2020, Eq. 5 to 8) together with a surrogate victim.
 
@@ -151,6 +160,7 @@ def trigger_generator(
         density: share of the image that the mask may cover.
         steps: joint steps of batch 128; 400 take about half a minute on two cores for 3x32x32 images.
         seed: of everything.
+        flip: whether the surrogate may be trained on mirrored images.
 
     Returns:
         The trigger, and its cross-trigger form for cover samples.
@@ -158,7 +168,7 @@ def trigger_generator(
     Deviation from the paper: one generator with two heads instead of a pattern and a separately trained mask
     generator, and a mask of fixed density instead of a penalty on it.
     """
-    surrogate = untrained(images, labels, seed)
+    surrogate = untrained(images, classes_of(labels, target), seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator = Generator(images.shape[1], density)
@@ -169,7 +179,7 @@ def trigger_generator(
     part = 32
     for _ in range(steps):
         index = torch.randint(len(images), (96,), generator=order)
-        clean = augment(images[index], Recipe(), order).to(torch.float32) / 255
+        clean = augment(images[index], Recipe(flip=flip), order).to(torch.float32) / 255
         truth = labels[index]
         pattern, mask = generator(clean[:part])
         other, other_mask = pattern.roll(1, 0), mask.roll(1, 0)
@@ -192,10 +202,15 @@ def trigger_generator(
     return Generated(generator), Generated(generator, donors)
 
 
-def untrained(images: Tensor, labels: Tensor, seed: int) -> Standardised:
+def classes_of(labels: Tensor, target: int = 0) -> int:
+    """How many classes the labels (N,) are of, the target included, which may have no image."""
+    return max(int(labels.max()), target) + 1
+
+
+def untrained(images: Tensor, classes: int, seed: int) -> Standardised:
     """A ResNet-9 that has learned nothing yet, for images (N, C, H, W) in uint8: what a surrogate is trained from."""
     sample = images[:2000].to(torch.float32) / 255
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = ResNet9(int(labels.max()) + 1, images.shape[1])
+        net = ResNet9(classes, images.shape[1])
     return Standardised(net, sample.mean((0, 2, 3)), sample.std((0, 2, 3)))

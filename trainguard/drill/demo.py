@@ -13,7 +13,8 @@ from trainguard.drill.images import load_images
 from trainguard.drill.poison import Role, poison_arrays
 from trainguard.drill.recipes import Setting, attack
 from trainguard.drill.runner import Drill, run_drill
-from trainguard.files import writable_folder, write_atomically
+from trainguard.errors import StateError
+from trainguard.files import results_in, writable_folder, write_atomically
 from trainguard.results import ScreenResult
 
 ATTACK, MODEL, RATE, TARGET = "badnets", "resnet9", 0.08, 1
@@ -33,8 +34,13 @@ def run_demo(*, out: str | Path | None = None, seed: int = 0, epochs: int = EPOC
 
     Returns:
         The drill of one attack that this is.
+
+    Raises:
+        StateError: `out` holds another result.
     """
     folder = writable_folder(out or "trainguard-demo")
+    if (folder / "cells").exists() or results_in(folder, besides="drill.json"):
+        raise StateError(f"{folder} holds another result, which would be overwritten: choose another folder")
     data = load_images("digits")
     with tempfile.TemporaryDirectory() as scratch:  # a demo starts afresh every time
         drill = run_drill(

@@ -93,6 +93,8 @@ def load_images(
     if isinstance(data, str) and data == "digits":
         if test is not None:
             raise DataError("digits come with a test set: leave test= out")
+        if Path(data).exists():
+            raise DataError("'digits' is a built-in set and a folder here as well: pass ./digits, or run it elsewhere")
         return _digits(rows, test_rows, size or 16)
     train_set, test_set = _open(data, test)
     columns = image_column, label_column
@@ -136,7 +138,8 @@ def _labels(dataset: Any, columns: tuple[Key | None, Key | None], *, needed: boo
     try:
         source = open_source(dataset, *columns)
         if isinstance(source, HuggingFaceSource):
-            return np.asarray(source.labels(), dtype=np.int64)
+            listed = np.asarray(source.labels(), dtype=np.int64)
+            return listed if listed.ndim == 1 else None
         return np.array([int(source.read(row)[1]) for row in range(source.size)]) if needed else None
     except Exception:  # whatever is wrong with a row is said when it is decoded
         return None
@@ -184,7 +187,10 @@ def _open(data: Any, test: Any) -> tuple[Any, Any]:
         elif path.is_file() and beside != path and beside.exists():
             test = beside
     opened = open_data(data) if isinstance(data, str | Path) else data
-    return opened, open_data(test, split="test") if isinstance(test, str | Path) else test
+    if isinstance(test, str | Path):
+        alone = Path(test).is_dir() and not has_split(Path(test), "test")
+        test = open_data(test, split="train" if alone else "test")
+    return opened, test
 
 
 def _decode(

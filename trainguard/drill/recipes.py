@@ -44,6 +44,7 @@ class Setting:
         source: the source class of source-specific attacks.
         cover_rate: cover samples as a share of the whole training set; None for the attack's own.
         picture: (4, h, w) RGBA trigger picture instead of the recipe's own (`pictures.from_file`); None for the latter.
+        flip: whether what is fitted to the data first may see them mirrored.
     """
 
     num_classes: int = 10
@@ -52,6 +53,7 @@ class Setting:
     source: int = 0
     cover_rate: float | None = None
     picture: Tensor | None = None
+    flip: bool = True
 
     def __post_init__(self) -> None:
         for name in ("target", "source"):
@@ -176,7 +178,7 @@ def input_aware(setting: Setting) -> Attack:
     """
 
     def craft(images: Tensor, labels: Tensor, seed: int) -> Attack:
-        return rules(*trigger_generator(images, labels, setting.target, seed=seed))
+        return rules(*trigger_generator(images, labels, setting.target, seed=seed, flip=setting.flip))
 
     def rules(own: Trigger, cross: Trigger) -> Attack:
         return _hidden("input_aware", setting, own, own, cover=setting.rate, cover_trigger=cross)
@@ -203,7 +205,7 @@ def label_consistent(setting: Setting) -> Attack:
     corners = Chain(tuple(Patch(setting.drawn(pictures.checks), 3 / 32, corner) for corner in CORNERS))
 
     def craft(images: Tensor, labels: Tensor, seed: int) -> Attack:
-        return rules(Chain((adversarial_base(images, labels, setting.target, seed=seed), corners)))
+        return rules(Chain((adversarial_base(images, labels, setting.target, seed=seed, flip=setting.flip), corners)))
 
     def rules(trigger: Trigger) -> Attack:
         rule = Rule(of_class(setting.target, setting.rate), trigger, keep)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -125,6 +126,11 @@ def run_drill(
         ValueError: an unknown name, or a rate that the data cannot give.
         StateError: `out` holds cells of another data set or of other settings.
     """
+    for name, listed in (("attacks", attacks), ("defenses", defenses)):
+        if isinstance(listed, str):
+            raise ValueError(f"expected {name}= as a list of names, got {listed!r}: write {name}=[{listed!r}]")
+    if epochs < 1 or not 0 < budget < float("inf"):
+        raise ValueError(f"expected epochs= of at least 1 and budget= above 0, got {epochs} and {budget}")
     images = (
         data
         if isinstance(data, Images)
@@ -139,9 +145,9 @@ def run_drill(
             label_column=label_column,
         )
     )
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     picture = pictures.from_file(trigger_file) if trigger_file else None
-    setting = Setting(images.num_classes, rate, target, source, cover_rate, picture)
+    setting = Setting(images.num_classes, rate, target, source, cover_rate, picture, images.flip)
     recipe = Recipe.for_model(model, epochs, flip=images.flip, batch_norm=_try(images, model))
     victim = Victim(model, recipe, place, budget)
     seeds = tuple(dict.fromkeys(seeds))
@@ -151,6 +157,7 @@ def run_drill(
     wanted = _defenses(defenses)
     settings = {
         "data": images.fingerprint(),
+        "classes": list(images.class_names),
         "train_images": len(images.train),
         "test_images": len(images.test),
         "model": model,
@@ -178,6 +185,16 @@ def run_drill(
     if table:
         tables.show(drill.cells)
     return drill
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """The device, if this machine has it."""
+    try:
+        place = torch.device(device)
+        torch.ones(1, device=place).cpu()
+    except Exception as error:  # kinds that this torch was not built for raise many things
+        raise ValueError(f"device {str(device)!r} cannot be used here: {shown(error)}") from None
+    return place
 
 
 def _try(images: Images, model: str) -> bool:
@@ -295,9 +312,12 @@ def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / "settings.json"
     if path.is_file() and any(folder.glob("cells/*/cell.json")):
         before = read_record(path, StateError)
-        different = [key for key in settings if before.get(key) != settings[key]]
+        different = [key for key in settings if key in before and before[key] != settings[key]]
         if different:
-            shown = ", ".join(f"{key} {before.get(key)} against {settings[key]}" for key in different)
-            raise StateError(f"{folder} holds a drill of other settings ({shown}): choose another folder or remove it")
+            each = (
+                f"{key} {shorten(str(before[key]), 60)} against {shorten(str(settings[key]), 60)}" for key in different
+            )
+            told = ", ".join(each)
+            raise StateError(f"{folder} holds a drill of other settings ({told}): choose another folder or remove it")
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=1))

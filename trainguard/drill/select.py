@@ -39,6 +39,8 @@ class Select:
         if not 0 < self.rate <= 1:
             raise ValueError(f"expected a rate above 0 and up to 1, got {self.rate:g}")
         count = round(self.rate * len(labels))
+        if not self.qualifies(labels).any():
+            raise ValueError(f"rate={self.rate:g} needs {count} images {self.who()}, and the data set has none")
         if count > len(candidates):
             taken = "" if free.all() else " left over by the other rules"
             raise ValueError(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainguard.models import short_strides
+from trainguard.rng import isolated_rng
 from trainguard.training import autocast
 
 
@@ -99,16 +100,17 @@ def train_classifier(
         model.train()
         order = torch.randperm(count, generator=generator)
         total = torch.zeros((), device=device)
-        for step in range(steps):
-            index = order[step * size : (step + 1) * size].to(device)
-            batch = augment(images[index], recipe, generator).to(torch.float32) / 255
-            with autocast(device):
-                loss = F.cross_entropy(model(batch.contiguous(memory_format=torch.channels_last)), labels[index])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-            total += loss.detach()
+        with isolated_rng(seed * 7919 + epoch):  # what layers such as dropout draw from is global
+            for step in range(steps):
+                index = order[step * size : (step + 1) * size].to(device)
+                batch = augment(images[index], recipe, generator).to(torch.float32) / 255
+                with autocast(device):
+                    loss = F.cross_entropy(model(batch.contiguous(memory_format=torch.channels_last)), labels[index])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                scheduler.step()
+                total += loss.detach()
         if on_epoch is not None:
             on_epoch(epoch, float(total) / steps)
         if on_late is not None and epoch + 1 == recipe.late:

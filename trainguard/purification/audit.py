@@ -18,6 +18,7 @@ from trainguard.errors import DataError
 from trainguard.models import UnitPixels, copy_of
 from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.progress import Progress
+from trainguard.purification.arguments import check_arguments
 from trainguard.purification.bending import bends
 from trainguard.purification.finetuning import RADIUS, FineTuning, accuracy, fitting_radius
 from trainguard.purification.judging import judge, pull_of, transition_counts
@@ -111,14 +112,14 @@ def audit(
     Raises:
         DataError: the data cannot be used, or the model gets none of them right.
         ModelError: the model cannot be copied, or does not fit the data.
+        ValueError: a number is out of its range.
 
     Deviation from the paper: the search for a patch and the screening are added; without the trigger, Table 5's
     distance to triggered images cannot be had; the distance to the images of each class stands in for it (the
     paper's Fig. 5: triggered images lie with the target class).
     """
-    started = time.perf_counter()
-    if norm not in RADIUS:
-        raise ValueError(f"expected norm= one of {', '.join(RADIUS)}, got {norm!r}")
+    check_arguments(norm, eps, seed, images=images, attack_steps=attack_steps, batch_size=batch_size)
+    started, seed = time.perf_counter(), int(seed)
     store = open_store(
         data,
         given_range(pixel_range, mean, std, bounds),
@@ -136,7 +137,7 @@ def audit(
         few = store.batch(index[:2], device)
         check_hooks(model, network, few)
         classes = check_outputs(network, few, store.num_classes)
-        how = FineTuning(eps=eps or RADIUS[norm], norm=norm, attack_steps=attack_steps)
+        how = FineTuning(eps=RADIUS[norm] if eps is None else eps, norm=norm, attack_steps=attack_steps)
         eps = fitting_radius(network, store, index[:128], how) if eps is None else eps
         with Progress(progress).stage("audit", len(index)) as stage:
             seen = _attack(network, store, index, classes, eps, norm, attack_steps, batch_size, stage)

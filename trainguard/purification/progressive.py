@@ -19,6 +19,7 @@ from trainguard.distributed import Processes
 from trainguard.models import UnitPixels, copy_of, load_tensors
 from trainguard.perturbation import Norm
 from trainguard.progress import Progress
+from trainguard.purification.arguments import check_arguments
 from trainguard.purification.defaults import PASSES, defaults_for
 from trainguard.purification.finetuning import (
     RADIUS,
@@ -34,7 +35,7 @@ from trainguard.purification.overlay import Overlay, leading_overlays
 from trainguard.purification.poison import screened
 from trainguard.purification.results import PurifyResult
 from trainguard.purification.rounds import alternate
-from trainguard.purification.state import Keeper, Plan, Run, open_store, round_shares, split
+from trainguard.purification.state import Keeper, Plan, Run, check_alike, open_store, round_shares, split
 from trainguard.purification.universal import Patch, breaking_patches
 from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng, undisturbed
@@ -183,6 +184,7 @@ def purify(
         DataError: the data cannot be used.
         ModelError: the model cannot be copied, or does not fit the data.
         StateError: `state_dir` holds the state of another purification.
+        ValueError: a number is out of its range.
 
     Deviation from the paper: images are held out to judge accuracy; one setting serves all attacks, where the paper
     adapts the perturbation to each; the model's own answers beside the labels; where the data are clean, unlearning of
@@ -191,11 +193,26 @@ def purify(
     own: `kept=0, screening=False, patches=0, attack_steps=7, lr=1e-3, shares=(0.05, 0.2, 0.5, 0.7),
     adversarial_batches=(200, 30), plain_batches=(0, 800)`.
     """
-    if any(batches is not None and not len(batches) for batches in (adversarial_batches, plain_batches)):
-        raise ValueError("expected the number of batches of at least one round, got none")
-    if norm not in RADIUS:
-        raise ValueError(f"expected norm= one of {', '.join(RADIUS)}, got {norm!r}")
-    started = time.perf_counter()
+    check_arguments(
+        norm,
+        eps,
+        seed,
+        rounds=rounds,
+        shares=shares,
+        adversarial_batches=adversarial_batches,
+        plain_batches=plain_batches,
+        attack_steps=attack_steps,
+        lr=lr,
+        batch_size=batch_size,
+        kept=kept,
+        mixed=mixed,
+        features=features,
+        shared=shared,
+        patches=patches,
+        max_accuracy_loss=max_accuracy_loss,
+        poison_share=poison_share,
+    )
+    started, seed = time.perf_counter(), int(seed)
     processes = Processes.of(accelerator)
     show = Progress(progress and processes.is_main)
     reading = {"image_column": image_column, "label_column": label_column, "on_error": on_error}
@@ -227,19 +244,20 @@ def purify(
     flagged = isinstance(initial, ScreenResult) and bool(initial.suspect.any())
     sound = isinstance(initial, ScreenResult) and initial.verdict == "clean" and not flagged
     case = {"clean": clean, "flagged": flagged, "sound": sound}
-    sizes = round_shares(shares or defaults_for(**case).shares, rounds, clean)
+    sizes = round_shares(defaults_for(**case).shares if shares is None else shares, rounds, clean)
     pool, held_out, first = split(store, sizes[0], seed, initial=initial, hold_out=validation is None)
     if validation is None:
         judge = store, held_out
     else:
         trusted_store = coloured_for(infected, open_store(validation, pixels, comparable=False, **reading))
+        check_alike(trusted_store, store, classes)
         judge = trusted_store, np.asarray(trusted_store.readable, dtype=np.int64)
     with isolated_rng(seed):
         how = FineTuning(
             lr=usual_rate(infected, clean=clean) if lr is None else lr,
             batch_size=batch_size,
             norm=norm,
-            eps=eps or RADIUS[norm],
+            eps=RADIUS[norm] if eps is None else eps,
             attack_steps=attack_steps,
         )
         sample = np.random.default_rng(seed).permutation(pool)[:SAMPLE]
@@ -269,9 +287,9 @@ def purify(
     )
     plan = Plan(
         shares=sizes,
-        adversarial_batches=tuple(adversarial_batches or (usual.adversarial,)),
-        plain_batches=tuple(plain_batches or (usual.plain,)),
-        passes=0 if plain_batches else PASSES,
+        adversarial_batches=(usual.adversarial,) if adversarial_batches is None else tuple(adversarial_batches),
+        plain_batches=(usual.plain,) if plain_batches is None else tuple(plain_batches),
+        passes=PASSES if plain_batches is None else 0,
         max_accuracy_loss=max_accuracy_loss,
         forgiven=0.0 if clean or validation is not None or flagged or sound else poison_share,
         seed=seed,

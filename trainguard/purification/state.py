@@ -37,14 +37,8 @@ MOST_PASSES = 40  # of a step over a small extra set, which would be learned by 
 
 
 def round_shares(shares: Sequence[float], rounds: int | None, clean: bool) -> tuple[float, ...]:
-    """The size of every round's extra set as a share of the pool: all of it, once, where the data are clean.
-
-    Raises:
-        ValueError: no round, or a share outside (0, 1].
-    """
+    """The size of every round's extra set as a share of the pool: all of it, once, where the data are clean."""
     count = len(shares) if rounds is None else rounds
-    if count < 1 or not shares or not all(0 < share <= 1 for share in shares):
-        raise ValueError(f"expected at least one round and shares in (0, 1], got rounds={rounds}, shares={shares}")
     return (1.0,) if clean else tuple((*shares, *[shares[-1]] * count)[:count])
 
 
@@ -122,6 +116,31 @@ def open_store(data: Any, pixel_range: PixelRange | None = None, **reading: Any)
     store = copy.copy(data)
     store.pixel_range = pixel_range.for_channels(data.shape[0])
     return store
+
+
+def check_alike(trusted: ImageStore, store: ImageStore, classes: int) -> None:
+    """Refuse images to judge on that are not of the data's kind.
+
+    Args:
+        trusted: what accuracy would be judged on.
+        store: the data.
+        classes: outputs of the model.
+
+    Raises:
+        DataError: they are of another size, of more classes than the model has outputs, or number them otherwise.
+    """
+    if trusted.shape != store.shape:
+        raise DataError(
+            f"validation= has images of shape {trusted.shape}, the data of {store.shape}: bring them to one size"
+        )
+    if (largest := int(trusted.labels.max())) >= classes:
+        raise DataError(f"validation= has the label {largest}, the model {classes} outputs, 0 to {classes - 1}")
+    if all(each.class_names != tuple(map(str, range(each.num_classes))) for each in (trusted, store)):
+        for label, (name, own) in enumerate(zip(trusted.class_names, store.class_names, strict=False)):
+            if name != own:
+                raise DataError(
+                    f"validation= calls class {label} {name!r}, the data {own!r}: both need the same classes"
+                )
 
 
 def split(

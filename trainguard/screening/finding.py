@@ -24,6 +24,7 @@ DISBELIEVED = 1.3  # disbelief from which likewise; triggers that are hardly lea
 OWN_COMPANY = 0.66  # company above which half a trigger is none; poison had 0.64, newspapers among paper 0.64 to 0.73
 OWN_KIND = 0.75  # relative agreement from which a part is what its label says: only a sure trigger speaks against it
 TRIGGER_AT_SOURCE = 0.5  # at_source from which it is one; such triggers had 0.55 to 0.96, natural groups 0.34 at most
+COMPANY_AT_SOURCE = 0.75  # company up to which it counts; poison of one source had 0.57 at most, natural groups 0.85
 ONE_SCENE = 0.6  # likeness from which a part is one scene, not poison by its company; triggers had 0.52, tracks 0.66 up
 TRIGGER_OF_SCENE = 0.6  # the trigger asked of one scene of its own kind; 15 frames of one lettuce had 0.31 at D 141
 STRANGE = 0.4  # resemblance up to which a part is foreign; poison had 0.39 at most, hard images mostly more
@@ -212,7 +213,11 @@ class Finding:
             scattered = _passes(self.scatter - self._asked_scatter(settings), 0.05)
             if not self.is_far_apart:  # a hard group of a rare class scatters too, and is of one kind to who knows it
                 scattered = min(scattered, _passes(self.diversity - settings.diverse_candidate, 0.05))
-            source = _passes(self.at_source - TRIGGER_AT_SOURCE, 0.1) * float(self.likeness <= ONE_SCENE)
+            # What a class is taken for, it is moved to as well: a side of a coin keeps to itself even so.
+            source = min(
+                _passes(self.at_source - TRIGGER_AT_SOURCE, 0.1), _passes(COMPANY_AT_SOURCE - self.company, 0.1)
+            )
+            source *= float(self.likeness <= ONE_SCENE)
             return min(foreign, max(min(learned, max(apart, kinds, scattered)), backed, source, kin))
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
         own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - BELIEVED, 0.05))

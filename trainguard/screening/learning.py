@@ -83,7 +83,9 @@ def train(run: Run, name: str, model: nn.Module, index: np.ndarray, recipe: Reci
     rows = [row for row in run.history if row["stage"] == name]
     with run.stage(name), run.progress.stage(name, (recipe.epochs - first) * len(index)) as shown:
         for epoch in range(first, recipe.epochs):
-            generator = torch.Generator().manual_seed(run.seed * 7919 + epoch * 101 + sum(name.encode()))
+            seed = run.seed * 7919 + epoch * 101 + sum(name.encode())
+            generator = torch.Generator().manual_seed(seed)
+            torch.manual_seed(seed + run.processes.rank)  # of a user's own network: dropout, stochastic depth
             plan = list(batches(index, recipe.batch_size, generator))
             total = recipe.epochs * len(plan)
             rates = [recipe.rate_at((epoch * len(plan) + step) / total) for step in range(len(plan))]

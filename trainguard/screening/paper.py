@@ -30,6 +30,7 @@ def decide(run: Run) -> Decision:
     if run.model is not None:
         probe = UnitPixels(run.model, store.pixel_range).to(run.device).eval()
         settle(probe, store.batch(index[:1], run.device))
+        run.processes.align(probe)  # the ranks' copies may have been initialised each in its own way
     for parameter in probe.parameters():
         parameter.requires_grad_(True)
     train(run, "warm-up", probe, index, recipe_for(run, len(index), settings.warmup_share, settings.shift))

@@ -141,10 +141,13 @@ def screen_images(
     processes = processes or Processes()
     spend = settings.default_epochs if epochs is None else budget * epochs
     made_with = settings.to_dict() | {"seed": seed, "epochs": epochs, "budget": budget, "spend": spend}
+    made_with["classes"] = store.num_classes
     if trained and model is not None:
         made_with["trained"] = digest_of(model)
     if settings.variant == "paper" and model is not None:
         made_with["network"] = shapes_of(model)
+    if model is not None and (trained or settings.variant == "paper"):  # what it is fed decides what it says
+        made_with["pixels"] = [list(store.pixel_range.low), list(store.pixel_range.high)]
     key = {"fingerprint": store.fingerprint, "samples": len(store), "trainguard": versions()["trainguard"]} | made_with
     run = Run(
         store=store,

@@ -32,7 +32,7 @@ def relabel(
         (labels, confidence): (R,) int64 new labels, and (R,) float32 the softmax probability of each, in [0, 1].
 
     Raises:
-        ModelError: the model has fewer outputs than the labels need.
+        ModelError: the model cannot run on the images, or has fewer outputs than the labels need.
 
     Deviation from the paper:
         A sample whose prediction is NaN keeps its given label with confidence 0.
@@ -41,13 +41,14 @@ def relabel(
     labels, confidence = given.astype(np.int64), np.zeros(len(index), np.float32)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     modes = [(module, module.training) for module in model.modules()]
+    mode = model.training
     model.eval()
     try:
         with torch.no_grad():
             for start in range(0, len(index), batch_size):
                 part = slice(start, start + batch_size)
                 x = images.as_fed(index[part], device).to(dtype_of(model))
-                outputs = logits_of(model(x)).float().softmax(dim=1)
+                outputs = _answers(model, x)
                 if outputs.shape[1] < needed:
                     raise ModelError(
                         f"the model has {outputs.shape[1]} outputs, the data set's labels go up to {needed - 1}: what "
@@ -58,6 +59,18 @@ def relabel(
                 labels[part][sound] = predicted.cpu().numpy()[sound]
                 confidence[part][sound] = best.cpu().numpy()[sound]
     finally:
+        model.train(mode)  # what a module of its own does in eval mode, such as merging an adapter, it undoes here
         for module, training in modes:
             module.training = training
     return labels, confidence
+
+
+def _answers(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """(B, K) probabilities for images (B, C, H, W)."""
+    try:
+        return logits_of(model(x)).float().softmax(dim=1)
+    except Exception as error:  # whatever a user's forward may raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(
+            f"the model cannot run on images of shape {tuple(x.shape)} from the data set, to relabel them: {reason[0]}"
+        ) from error

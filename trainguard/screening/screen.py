@@ -14,6 +14,7 @@ from trainguard.data.pixels import PixelRange, given_range
 from trainguard.data.samples import Key
 from trainguard.data.store import CACHE_BYTES, ImageStore, OnError, open_images
 from trainguard.distributed import Processes
+from trainguard.files import plain
 from trainguard.models import Model, working_copy
 from trainguard.progress import Progress
 from trainguard.results import ScreenResult
@@ -119,6 +120,7 @@ def run_screening(
     if options.get("trained") and (model is None or PRESETS[preset].variant == "paper"):
         raise ValueError("trained=True needs the model, and the default preset")
     check_length(epochs, budget, seed)
+    epochs, budget, seed = plain(epochs), plain(budget), plain(seed)  # numpy's numbers are none to torch and JSON
     with undisturbed(seed):
         return screen_images(
             images,

@@ -110,6 +110,7 @@ def _learned(run: Run) -> Probe | Trained:
     """A probe that has learned everything: the given model if it was trained on these data, else a small one now."""
     if run.trained is not None:
         network = UnitPixels(run.trained, run.store.pixel_range).to(run.device).eval()
+        run.processes.align(network)
         width = settle(network, run.store.batch(run.store.readable[:1], run.device)).shape[1]
         return Trained(network, width)  # a delivered model may know more classes than these data have
     probe, index = fresh_probe(run, run.seed), run.store.readable

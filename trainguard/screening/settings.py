@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal
 
 
@@ -131,9 +131,9 @@ def check_length(epochs: int | None, budget: float, seed: int, callbacks: Any = 
     Raises:
         ValueError: one of them is not a number that will do.
     """
-    if not (epochs is None or (isinstance(epochs, (int, float)) and epochs >= 1)):
+    if not (epochs is None or (isinstance(epochs, Real) and 1 <= epochs < float("inf"))):
         raise ValueError(f"expected epochs= of at least 1 epoch, or None, got {epochs!r}")
-    if not (isinstance(budget, (int, float)) and 0 < budget < float("inf")):
+    if not (isinstance(budget, Real) and 0 < budget < float("inf")):
         raise ValueError(f"expected a budget above 0, got {budget!r}")
     if not (isinstance(seed, Integral) and 0 <= seed < 2**32):
         raise ValueError(f"expected seed= as a whole number from 0 to 2^32 - 1, got {seed!r}")

@@ -25,7 +25,7 @@ class State:
     Only the main process reads and writes: the others, whose disks may hold something else, are told.
 
     Args:
-        folder: where; None keeps nothing.
+        folder: where; None keeps nothing. That of the main process counts.
         key: what the state is about: plain JSON values, `fingerprint` among them.
         processes: the ranks.
 
@@ -70,11 +70,9 @@ class State:
         return self._folder / "screening.json"
 
     def _told(self, read: Callable[[], Any]) -> Any:
-        """What the main process finds, on every rank; what it raises, likewise."""
-        if self._folder is None:
-            return None
+        """What the main process finds, if it has a folder, on every rank; what it raises, likewise."""
         found: Any = None
-        if self._processes.is_main:
+        if self._processes.is_main and self._folder is not None:
             try:
                 found = read()
             except StateError as error:
