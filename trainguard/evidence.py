@@ -43,7 +43,9 @@ class Evidence:
         named: (M,) int64, the indices that have a name: thumbnails, the most suspicious samples, unreadable ones.
         names: (M,) str, row or path of each, and why it could not be read.
         groups: (G,) int64, labels that have flagged samples, those with most first.
-        counts: (G,) int64, how many images each of the averages below stands on.
+        counts: (G,) int64, how many flagged images the averages below stand on.
+        kept_counts: (G,) int64, how many different kept images; 0 where none has a label that those would get, and the
+            average is of any kept ones.
         flagged_mean: (G, H, W, C) float32 in [0, 1], average of flagged samples with that label.
         flagged_var: (G, H, W, C) float32, their variance.
         kept_mean: (G, H, W, C) float32, average of kept samples that have the labels which those would get: what the
@@ -62,6 +64,7 @@ class Evidence:
     names: NDArray[np.str_]
     groups: NDArray[np.int64]
     counts: NDArray[np.int64]
+    kept_counts: NDArray[np.int64]
     flagged_mean: NDArray[np.float32]
     flagged_var: NDArray[np.float32]
     kept_mean: NDArray[np.float32]
@@ -77,6 +80,7 @@ class Evidence:
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray]) -> Evidence:
         """The inverse of `to_arrays`."""
+        arrays = {"kept_counts": arrays["counts"]} | arrays  # of results from before they were told apart
         return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
@@ -121,6 +125,7 @@ def collect_evidence(
         names=np.array([store.described(int(i)) for i in named], dtype=np.str_),
         groups=groups,
         counts=np.array([count for count, *_ in moments], dtype=np.int64),
+        kept_counts=np.array([count for *_, count in moments], dtype=np.int64),
         flagged_mean=_stacked([m[1] for m in moments]),
         flagged_var=_stacked([m[2] for m in moments]),
         kept_mean=_stacked([m[3] for m in moments]),
@@ -207,15 +212,16 @@ class _Findings:
 
 
 def _group_moments(store: ImageStore, findings: _Findings, label: int, rng: np.random.Generator):
-    """Count, mean and variance of flagged samples of one label, and mean and variance of kept ones matched to them."""
+    """Count, mean and variance of flagged samples of a label; mean, variance and count of kept ones matched to them."""
     _, height, width = store.shape
     most = int(np.clip(AVERAGED_PIXELS // (height * width), *AVERAGED))
     flagged = findings.ranked(findings.suspect & (findings.labels == label))[:most]
     matched = findings.kept_like(findings.proposed[flagged], rng)
     matched = matched[matched >= 0]
-    if not len(matched):
+    different = len(np.unique(matched))
+    if not different:
         matched = rng.choice(findings.kept, size=len(flagged)) if len(findings.kept) else flagged
-    return len(flagged), *_moments(store, flagged), *_moments(store, matched)
+    return len(flagged), *_moments(store, flagged), *_moments(store, matched), different
 
 
 def _moments(store: ImageStore, index: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

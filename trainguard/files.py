@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import stat
 import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 from trainguard.errors import StateError
 
 RESULTS = ("result.json", "audit.json", "drill.json")  # of which a folder holds one, and its report
-UNSEEN = ("Cc", "Cf", "Zl", "Zp")  # control characters, marks that format, separators of lines and paragraphs
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control characters, marks that format, halves of characters, separators
 JOINERS = "\u200c\u200d"  # in words of some scripts, and in emoji
 
 
@@ -41,12 +42,12 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
         raise StateError(f"{path} is {what}: name a file to write")
     folder = writable_folder(target.parent)
     with _explained(target):
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=folder)
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem[:40]}.", suffix=target.suffix, dir=folder)
         os.close(handle)
     temporary = Path(name)
     try:
         with _explained(target):
-            os.chmod(temporary, 0o666 & ~_umask())
+            os.chmod(temporary, stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask())
             yield temporary
             with open(temporary, "rb") as written:
                 os.fsync(written.fileno())

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -89,7 +89,8 @@ class ScreenResult:
 
         Raises:
             TypeError: `dataset` has no columns.
-            ValueError: `dataset` has another length than the one that was screened, or its labels in another order.
+            ValueError: `dataset` has another length than the one that was screened, or other labels, or another column
+                of the name `keep`.
         """
         if not hasattr(dataset, "add_column"):
             raise TypeError(
@@ -102,6 +103,8 @@ class ScreenResult:
         form = dataset.format
         # Columns are added through whatever format is set, a training transform included.
         dataset = dataset.with_format(None)
+        if "keep" in dataset.column_names and "poison_score" not in dataset.column_names:
+            raise ValueError("the data set has a column 'keep' of its own: rename it first")
         dataset = dataset.remove_columns([name for name in columns if name in dataset.column_names])
         for name, values in columns.items():
             dataset = dataset.add_column(name, values)
@@ -121,12 +124,15 @@ class ScreenResult:
         if any(np.array_equal(values, self.labels[read]) for values in listed):
             return
         # Numbers of another meaning may be there as well: the same ones in another order are the labels. What
-        # torchvision's folders list are the labels in any case.
+        # torchvision's own classes list are the labels in any case, and so is a single column of class labels.
         if getattr(dataset, "target_transform", None) is not None:
             return  # what it lists are not the labels that were screened
-        given = hasattr(dataset, "samples") and hasattr(dataset, "target_transform")
+        given = type(dataset).__getitem__.__module__.startswith("torchvision.") or _has_one_label(dataset)
         if listed and (given or any(np.array_equal(np.sort(v), np.sort(self.labels[read])) for v in listed)):
-            raise ValueError("the labels that were screened have another order here: shuffle or sort the data later")
+            raise ValueError(
+                "the labels that were screened are others, or have another order here: pass the data set that was "
+                "screened, and shuffle or sort it later"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays of evidence, as plain JSON values (NaN becomes None)."""
@@ -146,7 +152,7 @@ class ScreenResult:
         """Writes `result.json` and `arrays.npz` (and `evidence.npz`) into `folder`, each whole or not at all.
 
         `result.json` comes last and holds the digests of the others, so that `load` refuses a folder in which a save
-        was interrupted.
+        was interrupted. What lay there before stays as it was where there is no room for the new one.
 
         Raises:
             StateError: the folder cannot be written.
@@ -155,14 +161,13 @@ class ScreenResult:
         parts = {"arrays.npz": _npz({name: getattr(self, name) for name in _ARRAYS})}
         if self.evidence is not None:
             parts["evidence.npz"] = _npz(self.evidence.to_arrays())
-        else:
-            (folder / "evidence.npz").unlink(missing_ok=True)
-        for name, content in parts.items():
-            with write_atomically(folder / name) as file:
-                file.write_bytes(content)
         digests = {"digests": {name: _digest(content) for name, content in parts.items()}}
-        with write_atomically(folder / "result.json") as file:
-            file.write_text(json.dumps(plain(self._header() | digests), indent=1, allow_nan=False))
+        header = json.dumps(plain(self._header() | digests), indent=1, allow_nan=False).encode()
+        with ExitStack() as written:  # all of them, before the first takes its place; the last to begin is the first to
+            for name, content in {"result.json": header, **parts}.items():
+                written.enter_context(write_atomically(folder / name)).write_bytes(content)
+        if self.evidence is None:
+            (folder / "evidence.npz").unlink(missing_ok=True)
         return folder
 
     @classmethod
@@ -184,7 +189,7 @@ class ScreenResult:
         values: dict[str, Any] = _arrays_in(folder / "arrays.npz", digests)
         evidence = None
         try:
-            if (folder / "evidence.npz").is_file():
+            if "evidence.npz" in digests:  # one that is not named is left over from a result before
                 from trainguard.evidence import Evidence
 
                 evidence = Evidence.from_arrays(_arrays_in(folder / "evidence.npz", digests))
@@ -244,6 +249,14 @@ class ScreenResult:
             f"<tr><th align=left>{escape(what)}</th><td>{escape(value)}</td></tr>" for what, value in self.rows()
         )
         return f"<table><caption>ScreenResult</caption>{cells}</table>"
+
+
+def _has_one_label(dataset: Any) -> bool:
+    """Whether a Hugging Face data set has one column of class labels, and gives it as it is."""
+    features = getattr(dataset, "features", None)
+    if not hasattr(dataset, "select") or not isinstance(features, Mapping) or dataset.format["type"] == "custom":
+        return False
+    return sum(type(feature).__name__ == "ClassLabel" for feature in features.values()) == 1
 
 
 def _listed_labels(dataset: Any) -> Iterator[NDArray[Any]]:

@@ -135,6 +135,8 @@ from trainguard.screening.settings import Settings
         (finding(firmness=0.6, finished=True), "clean"),  # hard images, which the model never learned
         (finding(distance=2.8, valley=0.7, diversity=0.85, firmness=0.25), "clean"),  # wrong labels
         (finding(firmness=0.25, disbelief=1.6), "poisoned"),  # set apart, and hardly learned yet
+        (finding(firmness=0.25, disbelief=1.6, scatter=0.74), "poisoned"),
+        (finding(firmness=0.25, disbelief=1.6, scatter=0.47), "clean"),  # picture cards, the hard ones of their class
         (finding(firmness=0.25, disbelief=1.1), "clean"),  # as many labels are not believed in every class
         (finding(agreement=0.75, trigger=0.25), "undecided"),  # images of the class, which half move others
         (

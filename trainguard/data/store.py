@@ -7,6 +7,7 @@ import hashlib
 import math
 import warnings
 from contextlib import nullcontext
+from textwrap import shorten
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from trainguard.progress import Progress
 from trainguard.rng import isolated_rng
 
 REPEATED = 4  # rows that are read twice
+LONGEST_PROBLEM = 300  # characters of what a report says of an unreadable sample
 CACHE_BYTES = 4 << 30  # 1.4 million 32x32 colour images, or 28,000 of 224x224
 
 OnError = Literal["raise", "skip"]
@@ -123,7 +125,7 @@ class ImageStore:
     def described(self, index: int) -> str:
         """Its name, and what is wrong with a sample that could not be read."""
         problem = self._problems.get(index)
-        return f"{self.name(index)} {problem}" if problem else self.name(index)
+        return f"{self.name(index)} {shorten(problem, LONGEST_PROBLEM)}" if problem else self.name(index)
 
     def coloured(self) -> ImageStore:
         """The same grey images with three equal channels."""

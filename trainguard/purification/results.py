@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import nn
 from trainguard.checkpoints import load_weights, read_checkpoint, weights_path, write_weights
 from trainguard.files import plain, read_record, visible, write_atomically
 from trainguard.purification.bending import MOST
+from trainguard.results import NAMED
 
 Verdict = Literal["clean", "backdoored", "undecided"]
 
@@ -247,7 +248,7 @@ class AuditResult:
         return [
             ("verdict", f"{self.verdict} (confidence {self.confidence:.2f})"),
             ("because", self.reason),
-            ("target classes", ", ".join(self.name_of(k) for k in self.target_classes) or "none"),
+            ("target classes", _named([self.name_of(k) for k in self.target_classes])),
             ("strongest pull", f"{self.pull[strongest]:.3f}, class {self.name_of(strongest)}"),
             ("one small patch", f"changes {self.patch_success:.0%} of the predictions"),
             ("one faint picture", faint),
@@ -261,6 +262,12 @@ class AuditResult:
 
     def _repr_html_(self) -> str:
         return as_html("AuditResult", self.rows())
+
+
+def _named(classes: Sequence[str]) -> str:
+    """Some classes in words, and how many more there are."""
+    more = [f"and {len(classes) - NAMED} more"] if len(classes) > NAMED else []
+    return ", ".join([*classes[:NAMED], *more]) or "none"
 
 
 def as_text(title: str, rows: Iterable[tuple[str, str]]) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
-from matplotlib import rc_context
+from matplotlib import rc_context, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -38,6 +40,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
+ONE_AT_A_TIME = threading.RLock()
 MARKERS = "osD^vP"  # tell the series apart without colour
 
 
@@ -53,7 +56,7 @@ def histogram(kept: NDArray, flagged: NDArray, threshold: float, name: str) -> M
     marks = np.concatenate([kept, flagged, [threshold] if np.isfinite(threshold) else []])
     low, high = (float(marks.min()), float(marks.max())) if len(marks) else (0.0, 1.0)
     bins = np.linspace(low, max(high, low + 1e-6), 41)
-    with rc_context(STYLE):
+    with _styled():
         figure, axes = _axes()
         for scores, colour, what in ((kept, KEPT, "kept"), (flagged, FLAGGED, "flagged")):
             if len(scores):
@@ -88,7 +91,7 @@ def curves(
         stages: (T,) names; a thin line and a label mark where the name changes.
         top: of the vertical axis, which begins at 0; None for what the values need.
     """
-    with rc_context(STYLE):
+    with _styled():
         figure, axes = _axes()
         for i, (name, values) in enumerate(lines.items()):
             colour, marker = SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]
@@ -109,7 +112,7 @@ def curves(
 
 def scatter(points: NDArray, flagged: NDArray[np.bool_], title: str) -> Markup:
     """A map of samples in the plane, (M, 2), flagged ones drawn as crosses over kept ones."""
-    with rc_context(STYLE):
+    with _styled():
         figure, axes = _axes((4.6, 3.6))
         kept = points[~flagged]
         axes.scatter(kept[:, 0], kept[:, 1], s=7, color=KEPT, alpha=0.45, linewidths=0, label=f"kept ({len(kept):,})")
@@ -124,7 +127,7 @@ def scatter(points: NDArray, flagged: NDArray[np.bool_], title: str) -> Markup:
 def trade(points: Sequence[tuple[str, float, float]], *, xlabel: str, ylabel: str, title: str) -> Markup:
     """Named points in the unit square: (name, x, y); one colour and marker for each name."""
     names = list(dict.fromkeys(name for name, *_ in points))
-    with rc_context(STYLE):
+    with _styled():
         figure, axes = _axes((4.6, 3.4))
         for i, name in enumerate(names):
             mine = np.array([(x, y) for other, x, y in points if other == name])
@@ -134,6 +137,13 @@ def trade(points: Sequence[tuple[str, float, float]], *, xlabel: str, ylabel: st
         axes.set(xlabel=xlabel, ylabel=ylabel, title=_title(title))
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
         return _svg(figure, f"{title}: {len(points)} points of {', '.join(names)}")
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    """Our style and nothing of the user's, one drawing at a time: matplotlib has one style for all threads."""
+    with ONE_AT_A_TIME, style.context(["default", STYLE]):
+        yield
 
 
 def _axes(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:

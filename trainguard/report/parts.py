@@ -117,9 +117,13 @@ def percentage(value: float) -> str:
 
 
 def percent(part: float, whole: float) -> str:
-    """A share as text, fine enough for a small one: `4.9%`, `0.02%`."""
+    """A share as text, fine enough for a small one: `4.9%`, `0.02%`; `>99.9%` where it is not the whole."""
     share = 100 * part / whole if whole else 0.0
-    return f"{share:.1f}%" if share >= 1 or share == 0 else f"{share:.2g}%"
+    if 99.95 <= share < 100:
+        return ">99.9%"
+    if share >= 1 or share == 0:
+        return f"{share:.1f}%"
+    return f"{float(f'{share:.2g}'):.12f}".rstrip("0") + "%"
 
 
 def implanted(success: float | None, base: float | None) -> bool:

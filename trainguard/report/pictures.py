@@ -10,8 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from trainguard.report.parts import percent
+
 LOSSLESS_SIDE = 64  # larger thumbnails are photographs: JPEG at a fifth of the bytes
 CLEAR_Z = 4.0  # a pixel moved by 4 standard errors is not chance in a few thousand pixels
+FEW = 30  # images that do not tell their own spread
+LEAST_KEPT = 10  # kept images from which a local difference is told
 LOCAL_SHARE = 0.15  # a trigger on less of the picture than this is called local and framed
 
 
@@ -53,7 +57,7 @@ class Trace:
     box: tuple[float, float, float, float] | None
 
 
-def trace(flagged_mean, flagged_var, kept_mean, kept_var, count: int) -> Trace:
+def trace(flagged_mean, flagged_var, kept_mean, kept_var, count: int, kept_count: int) -> Trace:
     """Draw the difference between two groups of images from their means and variances.
 
     Args:
@@ -61,11 +65,14 @@ def trace(flagged_mean, flagged_var, kept_mean, kept_var, count: int) -> Trace:
         flagged_var: its variance.
         kept_mean: the mean that the flagged ones should have had.
         kept_var: its variance.
-        count: how many images each mean stands on.
+        count: how many images the flagged ones' mean stands on.
+        kept_count: how many different ones the other does: one image is no average, however often it is drawn.
     """
     difference = flagged_mean - kept_mean
     gain = 0.5 / max(float(np.quantile(np.abs(difference), 0.995)), 1 / 255)
-    z = np.abs(difference).max(-1) / np.sqrt((flagged_var + kept_var).mean(-1) / max(count, 1) + 1e-6)
+    spread = np.maximum(kept_var, flagged_var) if kept_count < FEW else kept_var
+    error = flagged_var.mean(-1) / max(count, 1) + spread.mean(-1) / max(kept_count, 1)
+    z = np.abs(difference).max(-1) / np.sqrt(error + 1e-6)
     amplitude = np.log1p(np.abs(np.fft.fftshift(np.fft.fft2(difference, axes=(0, 1)), axes=(0, 1))).mean(-1))
     return Trace(
         flagged=_bytes(flagged_mean),
@@ -74,7 +81,7 @@ def trace(flagged_mean, flagged_var, kept_mean, kept_var, count: int) -> Trace:
         gain=gain,
         spectrum=_stretched(amplitude),
         where=_stretched(np.log1p(z)),
-        box=local_box(z),
+        box=local_box(z) if kept_count >= LEAST_KEPT else None,
     )
 
 
@@ -105,7 +112,8 @@ def place(box: tuple[float, float, float, float]) -> str:
     top, left, bottom, right = box
     vertical, horizontal = _third((top + bottom) / 2, "top", "bottom"), _third((left + right) / 2, "left", "right")
     words = " ".join(word for word in (vertical, horizontal) if word)
-    return f"{'at the ' + words if words else 'in the middle'}, on {(bottom - top) * (right - left):.1%} of the picture"
+    share = percent((bottom - top) * (right - left), 1)
+    return f"{'at the ' + words if words else 'in the middle'}, on {share} of the picture"
 
 
 def _third(middle: float, low: str, high: str) -> str:

@@ -40,6 +40,12 @@ HEADLINES = {
     "poisoned": "This data set looks poisoned",
     "undecided": "No decision: look at the evidence",
 }
+SURE = "bright pixels are moved beyond chance"
+UNSURE = "most where it is bright; too few kept samples to tell what is chance"
+EXPECTED = {
+    True: "kept samples with the labels these would get",
+    False: "any kept samples: none is left with a label that these would get",
+}
 ADVICE = {
     "clean": "Nothing needs to be done. What the verdict assumes, and where it can be wrong, stands at the end.",
     "poisoned": "Train on the kept samples only, ask whoever supplied the data about the flagged rows, and audit every "
@@ -157,8 +163,10 @@ def _findings(result: ScreenResult, names: Names) -> Table | None:
         return None
     shown = {key: column for key, column in FINDINGS.items() if key in found[0]}
     rows = []
-    for row in sorted(found, key=lambda row: (-row["strength"], -row["distance"]))[:LISTED]:
-        values = (row[key] if row["strength"] > 0 or key in ALWAYS_SEEN else float("nan") for key in shown)
+    ranked = sorted(found, key=lambda row: [-np.nan_to_num(_number(row[key])) for key in ("strength", "distance")])
+    for row in ranked[:LISTED]:
+        seen = _number(row["strength"]) > 0
+        values = (_number(row[key]) if seen or key in ALWAYS_SEEN else float("nan") for key in shown)
         cells = (Share(0.0 if v < 0 else v) if key in SHARES else v for key, v in zip(shown, values, strict=True))
         rows.append((names.label(row["label"]), *cells))
     caption = "Two parts of a class, and what speaks against one of them" + _first(len(found))
@@ -223,17 +231,18 @@ def _traces(result: ScreenResult, names: Names, evidence: Evidence | None) -> li
         if count < 2:  # the difference of one image is that image
             continue
         moments = (evidence.flagged_mean[g], evidence.flagged_var[g], evidence.kept_mean[g], evidence.kept_var[g])
-        seen = pictures.trace(*moments, count)
+        matched = int(evidence.kept_counts[g])
+        seen = pictures.trace(*moments, count, matched)
         stretched = f"difference, {seen.gain:.0f} times" if seen.gain > 1.5 else "difference"
         views = [
             ("average of the flagged", seen.flagged, "what they share stays sharp, the rest blurs", seen.box),
-            ("average they should have", seen.kept, "kept samples with the labels these would get", None),
+            ("average they should have" if matched else "average of others", seen.kept, EXPECTED[bool(matched)], None),
             (stretched, seen.difference, "grey is none", seen.box),
-            ("where it differs", seen.where, "bright pixels are moved beyond chance", None),
+            ("where it differs", seen.where, SURE if matched >= pictures.LEAST_KEPT else UNSURE, None),
             ("spectrum of the difference", seen.spectrum, "slow changes in the middle; dots are stripes", None),
         ]
         shown = [
-            {"name": name, "src": pictures.data_uri(pixels), "note": note, "box": box}
+            {"name": name, "src": pictures.data_uri(pixels), "note": note, "box": box, "shape": pixels.shape[:2]}
             for name, pixels, note, box in views
         ]
         place = pictures.place(seen.box) if seen.box else ""

@@ -21,6 +21,7 @@ HELD = 0.7  # firmness from which a finished model has learned the labels of a p
 BELIEVED = 0.4  # firmness likewise, of our own probe, where kinds alone speak for a part; wrong labels had 0.25
 LEARNED = 0.5  # firmness from which a part is no heap of wrong labels; its share of the class, where that is more
 DISBELIEVED = 1.3  # disbelief from which likewise; triggers that are hardly learned yet had 1.6, wrong labels 1.1
+OF_MANY_KINDS = 0.6  # scatter from which that counts; such triggers had 0.72, picture cards among plain ones 0.47
 OWN_COMPANY = 0.66  # company above which half a trigger is none; poison had 0.64, newspapers among paper 0.64 to 0.73
 OWN_KIND = 0.75  # relative agreement from which a part is what its label says: only a sure trigger speaks against it
 TRIGGER_AT_SOURCE = 0.5  # at_source from which it is one; such triggers had 0.55 to 0.96, natural groups 0.34 at most
@@ -202,7 +203,9 @@ class Finding:
         backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1), _passes(ONE_SCENE - self.likeness, 0.05))
         firm = _passes(self.firmness - max(LEARNED, float(self.split.upper.mean())), 0.05)
         kin = _passes(self.kinship - SAME_WAY, 0.05)
-        learned = max(firm, _passes(self.disbelief - DISBELIEVED, 0.1), float(self.pixels))
+        # What the first probe has not learned is on all kinds of images, or it is what is hard about the class.
+        many = _passes(self.scatter - OF_MANY_KINDS, 0.05) if self.scatter else 1.0  # 0 of too few classes for kinds
+        learned = max(firm, min(many, _passes(self.disbelief - DISBELIEVED, 0.1)), float(self.pixels))
         if self.is_apart(settings):
             # What a probe learned from a few of a class need not keep company with most of it.
             apart = _passes(settings.company - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
