@@ -87,3 +87,23 @@ def test_a_stranger_s_text_cannot_rule_a_terminal():
     assert visible("\x1b[2Kclean\nverdict\u202e") == r"\x1b[2Kclean\nverdict\u202e"
     for name in ("Kätzchen", "חתול", "\U0001f468\u200d\U0001f469", "a b"):
         assert visible(name) == name
+
+
+def test_a_file_that_is_written_anew_keeps_its_permissions(tmp_path):
+    path = tmp_path / "state.json"
+    path.write_text("old")
+    path.chmod(0o600)
+    with write_atomically(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
+    path = tmp_path / ("n" * 250 + ".json")
+    with write_atomically(path) as temporary:
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"
+
+
+def test_halves_of_characters_are_shown():
+    assert visible("caf\udce9") == "caf\\udce9"

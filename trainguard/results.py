@@ -127,7 +127,8 @@ class ScreenResult:
         # torchvision's own classes list are the labels in any case, and so is a single column of class labels.
         if getattr(dataset, "target_transform", None) is not None:
             return  # what it lists are not the labels that were screened
-        given = type(dataset).__getitem__.__module__.startswith("torchvision.") or _has_one_label(dataset)
+        reads = getattr(getattr(type(dataset), "__getitem__", None), "__module__", "")
+        given = reads.startswith("torchvision.") or _has_one_label(dataset)
         if listed and (given or any(np.array_equal(np.sort(v), np.sort(self.labels[read])) for v in listed)):
             raise ValueError(
                 "the labels that were screened are others, or have another order here: pass the data set that was "

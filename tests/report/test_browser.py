@@ -100,3 +100,25 @@ def test_browser_reaches_every_control_by_keyboard(browse, page):
         say(controls.filter((c) => { c.focus(); return document.activeElement !== c; }).length);
     """
     assert browse(page, script)[0] == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 224, 64), (3, 16, 160)])
+def test_browser_draws_the_frame_on_the_picture(browse, screened, tmp_path, shape):
+    page = build(screened(n=600, shape=shape), tmp_path / "report.html")
+    script = """
+        const framed = [...document.querySelectorAll(".framed")].filter((box) => box.querySelector(".frame"));
+        for (const box of framed) box.querySelector("img").loading = "eager";
+        Promise.all(framed.map((box) => box.querySelector("img").decode())).then(() => say(framed.map((box) => {
+            const image = box.querySelector("img"), [a, b] = [image, box.querySelector(".frame")].map(
+                (each) => each.getBoundingClientRect());
+            const right = (b.right - a.left) / a.width, bottom = (b.bottom - a.top) / a.height;
+            return [right, bottom, a.width / a.height / (image.naturalWidth / image.naturalHeight)];
+        })));
+    """
+    (drawn, _), (_, height, width) = browse(page, script), shape
+    assert len(drawn) == 2
+    for right, bottom, stretched in drawn:
+        assert right == pytest.approx((width - 1) / width, abs=0.03) and bottom == pytest.approx(
+            (height - 1) / height, abs=0.03
+        )
+        assert stretched == pytest.approx(1, abs=0.05)

@@ -1,20 +1,28 @@
 import csv
 import dataclasses
 import json
+import pathlib
 import re
 import types
 import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
+import datasets
+import matplotlib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pyarrow import parquet
 from torch.utils.data import TensorDataset
+from torchvision.datasets import ImageFolder
 
+from trainguard.errors import StateError
+from trainguard.evidence import Evidence
 from trainguard.purification.results import AuditResult, PurifyResult
 from trainguard.report import build
 from trainguard.report import purification as purification_page
+from trainguard.report.parts import percent
 from trainguard.report.screening import plane
 from trainguard.results import ScreenResult
 
@@ -348,8 +356,136 @@ def test_a_result_is_not_applied_to_a_folder_in_another_order(screened):
     folder = types.SimpleNamespace(samples=[], targets=result.labels[::-1].tolist(), target_transform=None)
     folder = type("Folder", (), vars(folder) | {"__len__": lambda self: len(result.labels)})()
     assert not np.array_equal(result.labels, result.labels[::-1])
-    with pytest.raises(ValueError, match="labels that were screened have another order"):
+    with pytest.raises(ValueError, match="screened are others, or have another order here"):
         result.apply(folder)
+
+
+def test_a_result_is_not_applied_to_other_data_and_is_to_its_own(tmp_path, screened):
+    result = screened(n=40)
+    for label in (0, 1):
+        (tmp_path / str(label)).mkdir()
+        for i in np.flatnonzero(result.labels == label):
+            Image.new("RGB", (4, 4)).save(tmp_path / str(label) / f"{i:03}.png")
+    own = ImageFolder(tmp_path)
+    sorted_result = dataclasses.replace(result, labels=np.array(own.targets))
+    assert len(sorted_result.apply(own)) == len(result.keep)
+    own.targets = [1 - label for label in own.targets[:-1]] + [own.targets[-1]]
+    with pytest.raises(ValueError, match="screened are others"):
+        sorted_result.apply(own)
+
+    class Coarse(ImageFolder):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, (label + 5) % 7
+
+    coarse = Coarse(tmp_path)
+    mapped = dataclasses.replace(result, labels=(np.array(coarse.targets) + 5) % 7)
+    assert len(mapped.apply(coarse)) == len(result.keep)
+    features = datasets.Features({"label": datasets.ClassLabel(names=["a", "b", "c"])})
+    table = datasets.Dataset.from_dict({"label": [2] * 40}, features=features)
+    with pytest.raises(ValueError, match="screened are others"):
+        result.annotate(table)
+    right = datasets.Dataset.from_dict({"label": result.labels.tolist()}, features=features)
+    assert result.annotate(result.annotate(right)).column_names == ["label", "poison_score", "keep"]
+    with pytest.raises(ValueError, match="a column 'keep' of its own: rename it"):
+        result.annotate(right.add_column("keep", ["mine"] * 40))
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path, screened, monkeypatch):
+    old, new = screened(seed=1), screened(seed=2)
+    old.save(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    written = pathlib.Path.write_bytes
+
+    def full(path, content):
+        if "evidence" in path.name:
+            raise OSError(28, "No space left on device")
+        return written(path, content)
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    with pytest.raises(StateError, match="the disk is full"):
+        new.save(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_pictures_that_are_missing_are_said_to_be_and_those_left_over_are_none(tmp_path, screened):
+    result = screened()
+    result.save(tmp_path)
+    left = (tmp_path / "evidence.npz").read_bytes()
+    (tmp_path / "evidence.npz").unlink()
+    with pytest.raises(ValueError, match=r"evidence\.npz does not belong"):
+        ScreenResult.load(tmp_path)
+    dataclasses.replace(result, evidence=None).save(tmp_path)
+    (tmp_path / "evidence.npz").write_bytes(left)
+    assert ScreenResult.load(tmp_path).evidence is None
+
+
+def test_an_older_result_has_its_averages(screened):
+    arrays = screened().evidence.to_arrays()
+    del arrays["kept_counts"]
+    assert Evidence.from_arrays(arrays).kept_counts.tolist() == arrays["counts"].tolist()
+
+
+def test_the_users_style_of_drawing_is_neither_used_nor_changed(tmp_path, screened):
+    plain = build(screened(), tmp_path / "page.html").read_text()
+    with matplotlib.rc_context({"text.usetex": True, "axes.grid": True, "axes.facecolor": "black"}):
+        held = dict(matplotlib.rcParams)
+        assert build(screened(), tmp_path / "page.html").read_text() == plain
+        assert dict(matplotlib.rcParams) == held
+
+
+def test_where_no_kept_sample_has_the_label_that_is_said(tmp_path, screened, read):
+    result = screened(n=400)
+    evidence = dataclasses.replace(result.evidence, kept_counts=np.zeros_like(result.evidence.counts))
+    page = read(build(dataclasses.replace(result, evidence=evidence), tmp_path / "page.html"))
+    assert "none is left with a label that these would get" in page.text and "beyond chance" not in page.text
+    assert "The difference is local" not in page.text
+    assert "The difference is local" in read(build(result, tmp_path / "known.html")).text
+
+
+def test_averages_know_how_many_kept_images_they_stand_on(screened):
+    assert 1 < screened(n=400).evidence.kept_counts[0] <= 400
+
+
+def test_figures_that_are_no_numbers_leave_gaps(tmp_path, screened):
+    found = {"label": 1, "members": 60, "suspected": 12, "strength": 0.9, "distance": 5.0, "valley": 0.1}
+    odd = found | {"distance": float("inf"), "strength": float("nan"), "agreement": float("nan")}
+    result = dataclasses.replace(screened(), settings={"findings": [found | {"agreement": 0.1}, odd]})
+    result.save(tmp_path)
+    for page in (build(result, tmp_path / "live.html"), build(tmp_path, tmp_path / "saved.html")):
+        assert "What was seen in each class" in page.read_text()
+
+
+def test_a_drill_without_a_cell_has_a_page(tmp_path):
+    (tmp_path / "drill.json").write_text(json.dumps(drill() | {"cells": []}))
+    assert build(tmp_path, tmp_path / "page.html").is_file()
+
+
+def test_an_audit_names_a_few_targets_and_counts_the_rest():
+    many = dataclasses.replace(audit_of(100), target_classes=tuple(range(100)))
+    assert "0, 1, 2, 3, 4, 5, 6, 7, and 92 more" in repr(many)
+
+
+def test_names_that_are_no_text_can_be_printed(screened):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    result = dataclasses.replace(screened(), class_names=("cat", name))
+    assert "caf\\udce9" in repr(result).encode().decode()
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "text"),
+    [
+        (1, 3, "33.3%"),
+        (0, 5, "0.0%"),
+        (5, 5, "100.0%"),
+        (999, 1000, "99.9%"),
+        (99_990, 100_000, ">99.9%"),
+        (1, 5000, "0.02%"),
+        (1, 1_281_167, "0.000078%"),
+    ],
+)
+def test_shares_are_written_out(part, whole, text):
+    assert percent(part, whole) == text
 
 
 def test_a_page_does_not_take_the_place_of_something_else(tmp_path, screened):

@@ -35,7 +35,7 @@ def noise(n=400, side=32, seed=0):
 def test_trace_frames_a_patch():
     clean, poisoned = noise(seed=1), noise(seed=2)
     poisoned[:, 28:31, 28:31] = 1.0
-    seen = trace(*group(poisoned), *group(clean), 400)
+    seen = trace(*group(poisoned), *group(clean), 400, 400)
     assert seen.box == (28 / 32, 28 / 32, 31 / 32, 31 / 32)
     assert seen.difference[29, 29].min() > 200 and abs(int(seen.difference[:16].mean()) - 128) < 5
     assert seen.where[28:31, 28:31].min() > 240 and seen.where[:16].max() < 128
@@ -44,14 +44,24 @@ def test_trace_frames_a_patch():
 def test_trace_of_a_pattern_over_the_whole_image_has_no_frame_and_a_peak_in_the_spectrum():
     clean, poisoned = noise(seed=1), noise(seed=2)
     poisoned += 0.1 * np.sin(2 * np.pi * 6 * np.arange(32) / 32)[None, None, :, None]
-    seen = trace(*group(poisoned), *group(clean), 400)
+    seen = trace(*group(poisoned), *group(clean), 400, 400)
     assert seen.box is None
     peaks = {tuple(p) for p in np.argwhere(seen.spectrum[..., 0] > 240).tolist()}
     assert peaks == {(16, 16 - 6), (16, 16 + 6)}
 
 
 def test_trace_of_images_without_a_trigger_has_no_frame():
-    assert trace(*group(noise(seed=1)), *group(noise(seed=2)), 400).box is None
+    assert trace(*group(noise(seed=1)), *group(noise(seed=2)), 400, 400).box is None
+
+
+def test_a_few_kept_images_are_no_average_however_often_they_are_drawn():
+    """A pixel that happens to differ in them is not a trigger."""
+    flagged, few = noise(200, seed=1), noise(12, seed=2)
+    few[:, 3:6, 3:6] = 0.2 * few[:, 3:6, 3:6]
+    drawn = few[np.random.default_rng(3).integers(0, 12, 200)]
+    assert trace(*group(flagged), *group(drawn), 200, 200).box is not None
+    assert trace(*group(noise(200, seed=1)), *group(noise(12, seed=4)), 200, 12).box is None
+    assert trace(*group(flagged), *group(drawn), 200, 5).box is None
 
 
 def test_local_box_ignores_a_far_outlier():
@@ -67,6 +77,7 @@ def test_local_box_ignores_a_far_outlier():
         ((0.9, 0.9, 1.0, 1.0), "at the bottom right, on 1.0% of the picture"),
         ((0.4, 0.4, 0.6, 0.6), "in the middle, on 4.0% of the picture"),
         ((0.0, 0.4, 0.1, 0.6), "at the top, on 2.0% of the picture"),
+        ((0.5, 0.5, 0.5 + 1 / 224, 0.5 + 1 / 224), "in the middle, on 0.002% of the picture"),
     ],
 )
 def test_place_says_where_a_frame_lies(box, words):
