@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from trainguard import Guard  # trainguard
 from trainguard.drill.models import build
-from trainguard.drill.poison import fitted, poison_arrays, triggered_test
+from trainguard.drill.poison import Role, fitted, poison_arrays, triggered_test
 from trainguard.drill.recipes import RECIPES, Setting, attack
 from trainguard.drill.train import triangle
 from trainguard.training import autocast
@@ -76,7 +76,7 @@ def main(arguments=None):
         images, labels, role = poison_arrays(images, labels, planted, args.seed)
         triggered, _, targets = triggered_test(test_images, test_labels, planted, args.seed)
         if args.oracle:
-            images, labels = images[role == 0], labels[role == 0]
+            images, labels = images[role != Role.PAYLOAD], labels[role != Role.PAYLOAD]
 
     normalize = v2.Compose(
         [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.49, 0.48, 0.45], [0.25, 0.24, 0.26])]

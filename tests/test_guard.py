@@ -929,3 +929,21 @@ def test_processes_with_parts_of_one_data_set_must_keep_equally_much(screening, 
     monkeypatch.setattr("trainguard.distributed.Processes.gathered", lambda self, own: [own, (6, 4)])
     with pytest.raises(DataError, match="each process has samples of its own, of which 4 to 6 batches are kept"):
         Guard(progress=False).protect(halves[1])
+
+
+def test_relabelling_asks_for_no_more_at_once_than_training_has_room_for(screening, images, labels):
+    sizes = []
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x):
+            sizes.append(len(x))
+            return self.net(x)
+
+    guard = Guard(progress=False)
+    guard.protect(DataLoader(TensorDataset(images, labels), 2))
+    guard.relabel(Watched())
+    assert sizes == [2, 2, 1]

@@ -47,10 +47,10 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     temporary = Path(name)
     try:
         with _explained(target):
-            os.chmod(temporary, stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask())
             yield temporary
-            with open(temporary, "rb") as written:
+            with open(temporary, "r+b") as written:  # Windows flushes no file that is only read
                 os.fsync(written.fileno())
+            os.chmod(temporary, stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask())
             os.replace(temporary, target)
             _flush_folder(folder)
     finally:

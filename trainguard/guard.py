@@ -34,6 +34,7 @@ from trainguard.screening.screen import run_screening
 from trainguard.screening.settings import check_length, check_preset
 
 Steps = Literal["natural", "keep"]
+AT_ONCE = 256  # images that relabelling asks the model about, where its loader has no smaller batches
 LOOKED_AT = 64  # rows that say whether a sample holds its label twice
 STATE_FORMAT = 1
 
@@ -85,6 +86,7 @@ class Guard:
         self._images: ImageStore | None = None  # the flagged ones of the data that are protected
         self._asked = ("", "")  # fingerprint and preset of their screening
         self._views: WeakKeyDictionary[LiveView, Steps] = WeakKeyDictionary()  # of them, as long as a loader has one
+        self._at_once = AT_ONCE  # images that relabelling asks the model about
         self._untouched = False  # whether the last loader came back as it was
 
     @property
@@ -191,6 +193,7 @@ class Guard:
             self._steps = steps
         self._images, self._asked = images.only(np.flatnonzero(result.suspect)), asked
         self._untouched = len(result.keep) == len(images)
+        self._at_once = min(AT_ONCE, host.inner.batch_size or AT_ONCE)  # no more than training has room for
         inner = host.inner
         if not self._untouched:
             self._apply(view, self._steps)
@@ -228,7 +231,7 @@ class Guard:
             warnings.warn(f"{ASSUMED} to guard.protect, if training makes something else of them", stacklevel=2)
         given = self._result.labels[flagged]
         with isolated_rng(self._seed):
-            labels, _ = relabel(bare(model), self._images, flagged, given=given)
+            labels, _ = relabel(bare(model), self._images, flagged, given=given, batch_size=self._at_once)
         self._new_labels = flagged, processes.broadcast(labels)
         changed = int((self._new_labels[1] != given).sum())
         self._log({"trainguard/relabelled": len(flagged), "trainguard/labels_changed": changed})

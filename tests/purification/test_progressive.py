@@ -351,6 +351,11 @@ def test_rounds_and_shares_are_matched():
 def test_a_result_survives_saving(outcome, tmp_path):
     result, _ = outcome
     path = result.save(tmp_path / "purified", input={"sha256": "abc"})
+    result.save(tmp_path / "purified", input={"sha256": "abc"})  # once more
+    (tmp_path / "config.json").write_text('{"mine": 1}')
+    with pytest.raises(FileExistsError, match="config.json holds something else and would be overwritten"):
+        result.save(tmp_path / "config")
+    assert not (tmp_path / "config.safetensors").exists()
     assert path.name == "purified.safetensors"
     loaded = PurifyResult.load(path, small_net())
     assert same(loaded.model, result.model) and loaded.history == result.history

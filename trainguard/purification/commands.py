@@ -12,11 +12,11 @@ from trainguard.checkpoints import Checkpoint, load_weights, read_checkpoint, we
 from trainguard.data.pixels import given_range
 from trainguard.data.store import ImageStore
 from trainguard.errors import ModelError
-from trainguard.files import read_record, writable_folder
+from trainguard.files import writable_folder
 from trainguard.models import build
 from trainguard.purification.audit import audit
 from trainguard.purification.progressive import purify
-from trainguard.purification.results import AuditResult, PurifyResult
+from trainguard.purification.results import AuditResult, PurifyResult, check_free
 from trainguard.purification.state import open_store
 
 
@@ -46,11 +46,7 @@ def purify_checkpoint(
         raise FileExistsError(f"{weights_path(out)} is a folder: name a file to write")
     if weights_path(out).resolve() == Path(checkpoint).resolve():
         raise FileExistsError(f"{out} is the checkpoint itself: name another file, it is the evidence")
-    beside = weights_path(out).with_suffix(".json")
-    if weights_path(out).exists() and not beside.exists():
-        raise FileExistsError(f"{weights_path(out)} holds weights of something else: name another file")
-    if beside.exists() and read_record(beside).get("kind") != "purify":
-        raise FileExistsError(f"{beside} holds something else and would be overwritten: name another file")
+    check_free(out)
     writable_folder(weights_path(out).parent)  # not only after the work
     found = read_checkpoint(checkpoint)
     store = _opened(data, options, found, arch)

@@ -79,7 +79,9 @@ class PurifyResult:
 
         Raises:
             ValueError: the record itself has a value of such a name.
+            FileExistsError: see `check_free`.
         """
+        check_free(path)
         taken = about.keys() & {*self.__dataclass_fields__, "format", "kind", "weights", "sha256"}
         if taken:
             raise ValueError(f"the record has a {min(taken)!r} of its own: give that of `about` another name")
@@ -262,6 +264,20 @@ class AuditResult:
 
     def _repr_html_(self) -> str:
         return as_html("AuditResult", self.rows())
+
+
+def check_free(path: str | Path) -> None:
+    """Refuse a place where weights, or a JSON beside them, lie that are no purification's and would be lost.
+
+    Raises:
+        FileExistsError: so it is.
+    """
+    weights = weights_path(path)
+    beside = weights.with_suffix(".json")
+    if weights.exists() and not beside.exists():
+        raise FileExistsError(f"{weights} holds weights of something else: name another file")
+    if beside.exists() and read_record(beside).get("kind") != "purify":
+        raise FileExistsError(f"{beside} holds something else and would be overwritten: name another file")
 
 
 def _named(classes: Sequence[str]) -> str:
