@@ -353,7 +353,7 @@ def test_a_result_survives_saving(outcome, tmp_path):
     path = result.save(tmp_path / "purified", input={"sha256": "abc"})
     result.save(tmp_path / "purified", input={"sha256": "abc"})  # once more
     (tmp_path / "config.json").write_text('{"mine": 1}')
-    with pytest.raises(FileExistsError, match="config.json holds something else and would be overwritten"):
+    with pytest.raises(FileExistsError, match=r"config\.json holds something else and would be overwritten"):
         result.save(tmp_path / "config")
     assert not (tmp_path / "config.safetensors").exists()
     assert path.name == "purified.safetensors"
