@@ -73,7 +73,7 @@ from trainguard.screening.settings import Settings
         (finding(firmness=0.25, disbelief=1.1, pixels=True), "poisoned"),  # wrong labels do not show among pixels
         (finding(company=0.6, at_source=0.8), "poisoned"),  # a trigger for images of one class
         (finding(company=0.6, at_source=0.35), "clean"),
-        (finding(company=0.9, at_source=0.8), "clean"),  # a side of a coin, which keeps to itself
+        (finding(company=0.9, at_source=0.8), "clean"),  # coins under another lamp, which keep to themselves
         (finding(company=0.6, at_source=0.8, likeness=2.0), "clean"),  # one scene
         (finding(agreement=0.5, company=0.6, at_source=0.8), "clean"),  # labels fit
         (finding(share=0.7), "clean"),  # most of a class, and a probe that learned the rest alone

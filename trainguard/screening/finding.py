@@ -216,7 +216,7 @@ class Finding:
             scattered = _passes(self.scatter - self._asked_scatter(settings), 0.05)
             if not self.is_far_apart:  # a hard group of a rare class scatters too, and is of one kind to who knows it
                 scattered = min(scattered, _passes(self.diversity - settings.diverse_candidate, 0.05))
-            # What a class is taken for, it is moved to as well: a side of a coin keeps to itself even so.
+            # What a part is taken for moves into it as well; coins under another lamp keep to themselves even so.
             source = min(
                 _passes(self.at_source - TRIGGER_AT_SOURCE, 0.1), _passes(COMPANY_AT_SOURCE - self.company, 0.1)
             )
