@@ -198,7 +198,7 @@ def test_relabel_restores_modes_and_buffers_also_when_the_model_fails(store):
     assert [module.training for module in model.modules()] == [True, True, False, True]
     assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
     failing = nn.Sequential(model, nn.Linear(7, 7))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ModelError, match="cannot run on images of shape"):
         relabel(failing, store, store.readable, given=store.labels)
     assert failing.training and not model[1].training
 

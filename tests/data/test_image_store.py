@@ -295,9 +295,10 @@ def test_a_data_set_that_keeps_what_its_transform_made_is_read_as_it_is(images, 
             return self.made[index]
 
     dataset = Remembering([as_pil(image) for image in images], labels, TRAIN)
+    before = [dataset[i][0] for i in range(60)]
     store = open_images(dataset)
     assert all(torch.is_tensor(image) for image, _ in dataset.made.values())
-    seen = store.pixel_range.to_unit(torch.stack([dataset[i][0] for i in range(60)])).clamp(0, 1)
+    seen = store.pixel_range.to_unit(torch.stack(before)).clamp(0, 1)
     torch.testing.assert_close(store.batch(range(60)), seen, atol=0.51 / 255, rtol=0)
 
 

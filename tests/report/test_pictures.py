@@ -56,12 +56,15 @@ def test_trace_of_images_without_a_trigger_has_no_frame():
 
 def test_a_few_kept_images_are_no_average_however_often_they_are_drawn():
     """A pixel that happens to differ in them is not a trigger."""
-    flagged, few = noise(200, seed=1), noise(12, seed=2)
-    few[:, 3:6, 3:6] = 0.2 * few[:, 3:6, 3:6]
-    drawn = few[np.random.default_rng(3).integers(0, 12, 200)]
-    assert trace(*group(flagged), *group(drawn), 200, 200).box is not None
-    assert trace(*group(noise(200, seed=1)), *group(noise(12, seed=4)), 200, 12).box is None
-    assert trace(*group(flagged), *group(drawn), 200, 5).box is None
+    flagged, few = 0.1 * noise(200, seed=1), 0.1 * noise(3, seed=2)
+    few[:, 3:6, 3:6] += 0.2
+    drawn = few[np.random.default_rng(3).integers(0, 3, 200)]
+    assert trace(*group(flagged), *group(drawn), 200, 200).box == (3 / 32, 3 / 32, 6 / 32, 6 / 32)
+    assert trace(*group(flagged), *group(drawn), 200, 3).box is None
+    assert trace(*group(flagged), *group(noise(12, seed=6)), 200, 12).box is None
+    patched = noise(200, seed=4)
+    patched[:, 28:31, 28:31] = 1.0
+    assert trace(*group(patched), *group(noise(12, seed=5)), 200, 12).box == (28 / 32, 28 / 32, 31 / 32, 31 / 32)
 
 
 def test_local_box_ignores_a_far_outlier():

@@ -8,6 +8,7 @@ from torch import nn
 import trainguard
 from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
+from trainguard.distributed import Processes
 from trainguard.models import UnitPixels
 from trainguard.screening import separating
 from trainguard.screening.probe import MOST_FEATURES, Trained
@@ -45,7 +46,9 @@ def test_without_a_last_layer_the_logits_are_the_features_and_wide_ones_are_summ
 def test_a_model_of_more_classes_than_the_data_have_is_read_before_its_last_layer(images, labels):
     net = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 7), nn.ReLU(), nn.Linear(7, 20))
     store = open_images(torch.utils.data.TensorDataset(images, labels))
-    probe = separating._learned(SimpleNamespace(trained=net, store=store, device=torch.device("cpu")))
+    probe = separating._learned(
+        SimpleNamespace(trained=net, store=store, device=torch.device("cpu"), processes=Processes())
+    )
     assert probe.features(store.batch([0, 1])).shape == (2, 7) and probe(store.batch([0])).shape == (1, 20)
 
 

@@ -121,7 +121,7 @@ def percent(part: float, whole: float) -> str:
     share = 100 * part / whole if whole else 0.0
     if 99.95 <= share < 100:
         return ">99.9%"
-    if share >= 1 or share == 0:
+    if share >= 0.995 or share == 0:
         return f"{share:.1f}%"
     return f"{float(f'{share:.2g}'):.12f}".rstrip("0") + "%"
 
