@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from record import Record
+from record import Record, add_only
 from screening_alone import USUAL, run, table
 
 from trainguard.drill.images import Images, load_images
@@ -111,15 +111,12 @@ def main() -> None:
     """Run what is not there yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=Path, required=True, help="folder with an image folder for each set")
-    parser.add_argument("--only", help="of these, separated by commas; all unless told")
+    add_only(parser, list(dict.fromkeys(name for name, *_ in CASES)))
     parser.add_argument("--out", type=Path, default=Path("other_sets.json"))
     args = parser.parse_args()
     record = Record(args.out, USUAL)
     done = {(row["kind"], row["attack"], row["target"], row["seed"]) for row in record.rows}
-    chosen = args.only.split(",") if args.only else {name for name, *_ in CASES}
-    if unknown := set(chosen) - {name for name, *_ in CASES}:
-        parser.error(f"no such set: {', '.join(sorted(unknown))}")
-    for name, side, attack, changed in (case for case in CASES if case[0] in chosen):
+    for name, side, attack, changed in (case for case in CASES if case[0] in args.only):
         kind, case = f"{name}, {side} pixels", USUAL | changed
         if (kind, attack, case["target"], case["seed"]) not in done:
             folder = args.sets / name
