@@ -31,7 +31,6 @@ WEIGHT = Kind(Real, lambda value: 0 <= value < float("inf"), "a weight of at lea
 RATE = Kind(Real, lambda value: 0 < value < float("inf"), "a number above 0")
 SEED = Kind(Integral, lambda value: 0 <= value < 2**32, "a whole number from 0 to 2^32 - 1")
 KINDS = {
-    "seed": SEED,
     "images": COUNT,
     "rounds": COUNT,
     "shares": PART,
