@@ -32,6 +32,7 @@ from trainguard.files import read_record, results_in, writable_folder, write_ato
 from trainguard.progress import Progress
 from trainguard.purification.finetuning import has_batch_norm
 from trainguard.rng import isolated_rng
+from trainguard.screening.settings import check_length
 
 CLEAN = "clean"
 
@@ -129,8 +130,7 @@ def run_drill(
     for name, listed in (("attacks", attacks), ("defenses", defenses)):
         if isinstance(listed, str):
             raise ValueError(f"expected {name}= as a list of names, got {listed!r}: write {name}=[{listed!r}]")
-    if epochs < 1 or not 0 < budget < float("inf"):
-        raise ValueError(f"expected epochs= of at least 1 and budget= above 0, got {epochs} and {budget}")
+    check_length(epochs, budget, 0)
     images = (
         data
         if isinstance(data, Images)
