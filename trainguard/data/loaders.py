@@ -156,9 +156,10 @@ def fed_shape(loader: DataLoader, images: ImageStore) -> tuple[int, int, int] | 
             return None
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else [batch]
     fed = [part for part in parts if isinstance(part, torch.Tensor) and part.ndim == 4 and part.is_floating_point()]
-    if len(fed) != 1 or (images.shape[0], fed[0].shape[1]) not in ((images.shape[0],) * 2, (1, 3)):
+    if len(fed) != 1:
         return None
-    return fed[0].shape[1], fed[0].shape[2], fed[0].shape[3]
+    (_, channels, height, width), own = fed[0].shape, images.shape[0]
+    return (channels, height, width) if channels == own or (own, channels) == (1, 3) else None
 
 
 def _samplers_in(sampler: Any) -> list[Any]:
