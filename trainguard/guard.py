@@ -73,12 +73,12 @@ class Guard:
             "accelerator": accelerator,
             "epochs": epochs,
             "budget": budget,
-            "seed": int(seed),
+            "seed": seed,
             "state_dir": state_dir,
             "progress": progress,
             "callbacks": callbacks,
         }
-        self._seed = int(seed)
+        self._seed = seed
         self._progress = progress
         self._result: ScreenResult | None = None
         self._steps: Steps = "natural"

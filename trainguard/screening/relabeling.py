@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from trainguard.data.reading import shown
 from trainguard.data.store import ImageStore
 from trainguard.errors import ModelError
 from trainguard.models import dtype_of, logits_of
@@ -70,7 +71,6 @@ def _answers(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     try:
         return logits_of(model(x)).float().softmax(dim=1)
     except Exception as error:  # whatever a user's forward may raise
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
-            f"the model cannot run on images of shape {tuple(x.shape)} from the data set, to relabel them: {reason[0]}"
+            f"the model cannot run on images of shape {tuple(x.shape)} here, to relabel them: {shown(error)}"
         ) from error
