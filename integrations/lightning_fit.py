@@ -10,6 +10,7 @@ from trainguard.errors import DataError
 from trainguard.guard import Guard
 
 KEY = "trainguard"  # in the data module's part of a checkpoint
+UNGUARDED = "_unguarded"  # attribute with a data module's own hooks
 
 
 def protect(
@@ -22,7 +23,8 @@ def protect(
     processes.
 
     Args:
-        data: a torch `DataLoader`, or a `LightningDataModule`, whose hooks are changed in place.
+        data: a torch `DataLoader`, or a `LightningDataModule`, whose hooks are changed in place. One that a guard
+            protects already is protected by this one instead.
         model: see `Guard.protect`.
         guard: None for one with the Trainer's number of epochs.
         val_dataloaders: loaders to validate on, left as they are: beside a data module `trainer.fit` takes none.
@@ -46,7 +48,8 @@ def protect(
         module = data
     else:
         raise DataError("val_dataloaders= is for a loader: a LightningDataModule has its own val_dataloader()")
-    make, state, load = module.train_dataloader, module.state_dict, module.load_state_dict
+    hooks = module.train_dataloader, module.state_dict, module.load_state_dict
+    make, state, load = unguarded = vars(module).get(UNGUARDED, hooks)  # protected once more: by this guard alone
     watch = module.guard = guard or Guard()  # type: ignore[attr-defined]
 
     def train_dataloader() -> Any:
@@ -66,6 +69,7 @@ def protect(
             load(own)
 
     vars(module).update(train_dataloader=train_dataloader, state_dict=state_dict, load_state_dict=load_state_dict)
+    vars(module)[UNGUARDED] = unguarded
     return module
 
 

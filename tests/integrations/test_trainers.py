@@ -215,6 +215,16 @@ def test_lightning_may_build_its_loader_every_epoch(lightning, screened):
     assert len(screened) == 1 and network.rows == 3 * KEPT
 
 
+def test_a_data_module_that_is_protected_again_has_the_later_guard_alone(lightning, screened):
+    from trainguard.integrations.lightning_fit import protect
+
+    data = own_module(lightning)
+    first, second = Guard(epochs=9, progress=False), Guard(epochs=7, progress=False)
+    _, network = lightning_run(lightning, protect(protect(data, guard=first), guard=second), epochs=1)
+    assert [call["epochs"] for call in screened] == [7] and network.rows == KEPT
+    assert data.guard is second and first.result is None and data.state_dict().keys() == {"mine", "trainguard"}
+
+
 @pytest.mark.slow
 def test_two_lightning_processes_keep_what_rank_0_decides(lightning, tmp_path):
     here = Path(__file__).parent
