@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from trainguard.files import write_atomically
+from trainguard.files import write_for_torch
 from trainguard.guard import Guard
 
 STATE_FILE = "trainguard.pt"  # in each of the Trainer's checkpoints
@@ -71,5 +71,4 @@ class _Saved(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if args.should_save and folder.exists():
-            with write_atomically(folder / STATE_FILE) as path:
-                torch.save(self._guard.state_dict(), path)
+            write_for_torch(folder / STATE_FILE, self._guard.state_dict())

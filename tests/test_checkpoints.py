@@ -229,6 +229,46 @@ def refused(tmp_path, state, words):
     assert same(model, net(0))
 
 
+def test_of_two_networks_of_one_architecture_none_is_guessed(tmp_path):
+    two = prefixed(net(1).state_dict(), "student.") | prefixed(net(2).state_dict(), "teacher.")
+    for saved in (two, {"pytorch-lightning_version": "2.4.0", "state_dict": two}):
+        refused(tmp_path, saved, r"two networks of this architecture, 'student\.' and 'teacher\.'")
+
+
+def test_averages_of_parameters_alone_keep_the_statistics_beside_them(tmp_path):
+    state = net(1).state_dict()
+    averaged = {name: value + 1 for name, value in state.items() if "running" not in name and "num_" not in name}
+    torch.save({"model": prefixed(state, "module."), "ema": averaged}, tmp_path / "w.pt")
+    load_weights(model := net(0), read_checkpoint(tmp_path / "w.pt"))
+    assert torch.equal(model[0].weight, state["0.weight"] + 1)
+    assert torch.equal(model[1].running_mean, state["1.running_mean"])
+    refused(tmp_path, {"ema": averaged}, r"its averaged weights, ema\) does not fit Sequential \(2 missing")
+
+
+def test_a_name_that_ends_in_module_is_a_name(tmp_path):
+    torch.save(prefixed(net(1).state_dict(), "backbone_module."), tmp_path / "w.pt")
+    load_weights(model := net(0), read_checkpoint(tmp_path / "w.pt"))
+    assert same(model, net(1))
+
+
+def test_what_holds_itself_or_is_encrypted_is_called_so(tmp_path):
+    endless = {"epoch": 3}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="holds itself"):
+        read_checkpoint(tmp_path / "w.pt")
+    torch.save(net(1).state_dict(), tmp_path / "w.pt")
+    content = bytearray((tmp_path / "w.pt").read_bytes())
+    for mark, place in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        start = content.find(mark)
+        while start >= 0:
+            content[start + place] |= 1
+            start = content.find(mark, start + 1)
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(ModelError, match="truncated or damaged"):
+        read_checkpoint(tmp_path / "w.pt")
+
+
 def test_weights_that_do_not_fit_are_named(tmp_path):
     state = net(1).state_dict()
     refused(tmp_path, {k: v for k, v in state.items() if k != "3.bias"}, r"1 missing: 3\.bias")

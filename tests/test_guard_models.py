@@ -83,6 +83,13 @@ def test_old_style_weight_norm_asks_for_a_function(store):
     assert isinstance(working_copy(build, store), nn.Sequential)
 
 
+def test_a_function_that_gives_the_same_model_which_cannot_be_copied_is_refused(store):
+    model = nn.Sequential(nn.Flatten(), weight_norm(nn.Linear(192, 3)))
+    model(torch.rand(1, 3, 8, 8))
+    with pytest.raises(ModelError, match=r"gives the same Sequential every time.*build a new one"):
+        working_copy(lambda: model, store)
+
+
 def test_bare_takes_wrappers_off():
     model = network()
     assert bare(nn.DataParallel(model)) is model

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import pickletools
+import re
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -57,7 +58,10 @@ _HARMLESS = frozenset(
 )
 
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _PLAIN = ("state_dict", "model", "model_state_dict", "module", "net", "weights")
+
+_WRAPPED = re.compile(r"(?<![^.])module\.")  # the mark of DDP, which stands before whatever it wrapped
 
 _CONVERT = (
     "Convert it in a place where you trust it and its author: "
@@ -114,7 +118,10 @@ def read_checkpoint(path: str | Path, *, averaged: bool = True) -> Checkpoint:
             content = _read(path, file, start)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from None
-    weights, where = _find_weights(content, path, averaged)
+    try:
+        weights, where = _find_weights(content, path, averaged)
+    except RecursionError:
+        raise ModelError(f"{path} holds itself: expected a state dict, from name to tensor") from None
     lightning = isinstance(content, Mapping) and "pytorch-lightning_version" in content
     return Checkpoint(weights, path, sha256(path), where, lightning)
 
@@ -139,7 +146,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     weights = _without_prefix(checkpoint, expected.keys())
     counts = {name: value for name, value in expected.items() if name.endswith(".num_batches_tracked")}
     weights = counts | weights  # torch before 0.4.1 and other frameworks do not count
-    path = checkpoint.path
+    averaged = checkpoint.where.split(".")[0] in _AVERAGED
+    path = f"{checkpoint.path} (its averaged weights, {checkpoint.where})" if averaged else checkpoint.path
     missing = [name for name in expected if name not in weights]
     surplus = [name for name in weights if name not in expected]
     if missing or surplus:
@@ -247,7 +255,7 @@ def _check_archive(path: Path) -> None:
                 raise ModelError(f"{path} is a zip file, but not one of torch.save: expected one data.pkl in it")
             with archive.open(pickles[0]) as file:
                 _check_pickle(path, file)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # also encrypted, or packed unusually
         raise ModelError(f"{path} is truncated or damaged ({error}): copy it again") from None
 
 
@@ -292,7 +300,7 @@ def _find_weights(content: Any, path: Path, averaged: bool) -> tuple[State, str]
                 weights, where = _find_weights(nested, path, averaged)
             except ModelError:  # settings under a name that others use for weights
                 continue
-            return weights, f"{key}.{where}".rstrip(".")
+            return _statistics(content, weights) | weights, f"{key}.{where}".rstrip(".")
     content = {k: v for k, v in content.items() if isinstance(v, Tensor) or not str(k).endswith("_extra_state")}
     if not content or not all(isinstance(k, str) and isinstance(value, Tensor) for k, value in content.items()):
         found = ", ".join(f"{name} ({type(value).__name__})" for name, value in list(content.items())[:6]) or "nothing"
@@ -300,20 +308,35 @@ def _find_weights(content: Any, path: Path, averaged: bool) -> tuple[State, str]
     return dict(content), ""
 
 
+def _statistics(content: Mapping, weights: State) -> State:
+    """BatchNorm's statistics beside averaged weights that have none: who averages by hand averages parameters."""
+    if any(name.endswith(_STATISTICS) for name in weights):
+        return {}
+    plain = (content[key] for key in _PLAIN if isinstance(content.get(key), Mapping))
+    return {name: value for name, value in next(plain, {}).items() if str(name).endswith(_STATISTICS)}
+
+
 def _without_prefix(checkpoint: Checkpoint, expected: Collection[str]) -> State:
     """The weights under the prefix with which most names are the model's; the rest stays, to be called surplus."""
     weights = {_uncompiled(name): value for name, value in checkpoint.weights.items()}
     if "n_averaged" not in expected:  # the counter of torch.optim.swa_utils.AveragedModel
         weights.pop("n_averaged", None)
-    if any("module." in name for name in weights) and not any("module." in name for name in expected):
-        weights = {name.replace("module.", ""): value for name, value in weights.items()}  # of parts of the model too
+    if any(_WRAPPED.search(name) for name in weights) and not any(_WRAPPED.search(name) for name in expected):
+        weights = {_WRAPPED.sub("", name): value for name, value in weights.items()}  # of parts of the model too
     prefixes = {""} | {name[: i + 1] for name in weights for i, letter in enumerate(name) if letter == "."}
 
-    def fit(prefix: str) -> tuple[int, int, str]:
-        hits = sum(name.startswith(prefix) and name[len(prefix) :] in expected for name in weights)
-        return hits, -len(prefix), prefix
+    def hits(prefix: str) -> int:
+        return sum(name.startswith(prefix) and name[len(prefix) :] in expected for name in weights)
 
-    prefix = max(prefixes, key=fit)
+    found = {prefix: hits(prefix) for prefix in sorted(prefixes, key=len)}
+    prefix = max(found, key=lambda name: found[name])
+    whole = sum(not name.endswith("num_batches_tracked") for name in expected)
+    rivals = [name for name, count in found.items() if count >= whole and not name.startswith(prefix)]
+    if rivals:
+        raise ModelError(
+            f"{checkpoint.path} holds two networks of this architecture, {prefix!r} and {rivals[0]!r}: save the one "
+            "that is meant into a file of its own"
+        )
     inside = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
     outside = {name: value for name, value in weights.items() if not name.startswith(prefix)}
     return inside if checkpoint.lightning else inside | outside

@@ -153,18 +153,22 @@ def _open_data(arguments: argparse.Namespace, name: str):
     )
 
 
+def _given(arguments: argparse.Namespace, *options: str) -> dict[str, Any]:
+    """Of some options those that were given."""
+    values = {name: getattr(arguments, name) for name in options}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _columns(arguments: argparse.Namespace) -> dict[str, Any]:
     """The columns that were named."""
-    named = {name: getattr(arguments, name) for name in ("image_column", "label_column")}
-    return {name: column for name, column in named.items() if column is not None}
+    return _given(arguments, "image_column", "label_column")
 
 
 def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the options say of how images are read, as `screen`, `purify` and `audit` take it."""
     if arguments.bounds is not None and len(arguments.bounds) != 2:
         raise WrongUse(f"expected two numbers as --bounds, got {len(arguments.bounds)}")
-    said = {name: getattr(arguments, name) for name in ("mean", "std", "bounds")}
-    given = {name: value for name, value in said.items() if value is not None}
+    given = _given(arguments, "mean", "std", "bounds")
     return given | _columns(arguments) | {"on_error": arguments.on_error}
 
 
@@ -204,7 +208,7 @@ DEFENSES_HELP = "names with commas between them, all (while training), or repair
 
 def _add_screen(commands: argparse._SubParsersAction) -> None:
     parser = _subcommand(commands, "screen", _screen, "look for backdoor poison in a set of labelled images")
-    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("data", metavar="DATA", type=os.path.expanduser, help=DATA_HELP)
     parser.add_argument(
         "--model", help="the model that will be trained, a timm or torchvision name, to check it against the data"
     )
@@ -262,7 +266,8 @@ def _outside(option: str, place: Path | None, data: str) -> None:
 def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="weights: safetensors, or a state dict without code")
     parser.add_argument("--arch", required=True, help="what the weights belong to: a timm or torchvision name")
-    parser.add_argument("--data", required=True, help=DATA_HELP)
+    parser.add_argument("--data", type=os.path.expanduser, required=True, help=DATA_HELP)
+    parser.add_argument("--eps", type=above_zero, help="radius of the perturbation, in [0, 1] pixels (default: 0.024)")
     _add_data_options(parser)
 
 
@@ -271,6 +276,8 @@ def _add_purify(commands: argparse._SubParsersAction) -> None:
     _add_checkpoint_options(parser)
     parser.add_argument("--out", type=path, required=True, help="where to write the purified weights (.safetensors)")
     parser.add_argument("--clean", action="store_true", help="the data are known to be clean: one round is enough")
+    parser.add_argument("--validation", type=os.path.expanduser, help="images to be trusted, to judge accuracy on")
+    parser.add_argument("--max-accuracy-loss", type=share, help="accuracy that may be lost (default: 0.15)")
     parser.add_argument("--state-dir", type=path, help="folder to resume from after an interruption")
 
 
@@ -280,6 +287,9 @@ def _purify(arguments: argparse.Namespace) -> int:
 
     _outside("--out", arguments.out, arguments.data)
     _outside("--state-dir", arguments.state_dir, arguments.data)
+    options = _given(arguments, "eps", "max_accuracy_loss")
+    if arguments.validation is not None:
+        options["validation"] = _open_data(arguments, arguments.validation)
     outcome = purify_checkpoint(
         arguments.checkpoint,
         arch=arguments.arch,
@@ -289,6 +299,7 @@ def _purify(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         state_dir=arguments.state_dir,
         progress=arguments.progress,
+        **options,
         **_reading(arguments),
     )
     _show("Purification", [*outcome.rows(), ("saved in", str(weights_path(arguments.out)))])
@@ -298,6 +309,7 @@ def _purify(arguments: argparse.Namespace) -> int:
 def _add_audit(commands: argparse._SubParsersAction) -> None:
     parser = _subcommand(commands, "audit", _audit, "ask whether a finished model has a backdoor")
     _add_checkpoint_options(parser)
+    parser.add_argument("--images", type=at_least_one, help="images to try the model on (default: 1000)")
     parser.add_argument("--out", type=path, help="folder for the result and its report")
 
 
@@ -313,6 +325,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         data=data,
         seed=arguments.seed,
         progress=arguments.progress,
+        **_given(arguments, "eps", "images"),
         **_reading(arguments),
     )
     rows = list(result.rows())
@@ -326,7 +339,7 @@ def _audit(arguments: argparse.Namespace) -> int:
 def _add_drill(commands: argparse._SubParsersAction) -> None:
     summary = "poison copies of a data set in known ways and measure what the guard does about it"
     parser = _subcommand(commands, "drill", _drill, summary)
-    parser.add_argument("data", metavar="DATA", help=DATA_HELP + "; or digits")
+    parser.add_argument("data", metavar="DATA", type=os.path.expanduser, help=DATA_HELP + "; or digits")
     parser.add_argument("--attacks", type=names, required=True, help="names with commas between them, or all")
     parser.add_argument("--defenses", type=names, required=True, help=DEFENSES_HELP)
     parser.add_argument("--model", default="resnet9", help="the model to train (default: %(default)s)")

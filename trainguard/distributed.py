@@ -70,6 +70,10 @@ class Processes:
             torch.distributed.all_gather_object(values, value)
         return values
 
+    def mean(self, value: float) -> float:
+        """The mean of the ranks' values, the same on every rank."""
+        return value if self.world == 1 else float(np.mean(self.gathered(value)))
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world > 1:
@@ -119,7 +123,8 @@ class Processes:
         """Rank 0's weights and buffers for all, against drift between devices whose sums differ in the last bit."""
         if self.world > 1:
             for value in model.state_dict().values():
-                torch.distributed.broadcast(value, src=0)
+                if isinstance(value, torch.Tensor):  # modules may keep other things in their state
+                    torch.distributed.broadcast(value, src=0)
 
     def average_buffers(self, model: nn.Module) -> None:
         """Replace each floating-point buffer (BatchNorm's running statistics) by its mean over the ranks."""

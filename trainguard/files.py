@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and values as they are written."""
 
 import errno
+import io
 import json
 import math
 import os
@@ -55,6 +56,16 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
             _flush_folder(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_for_torch(path: str | os.PathLike, value: Any) -> None:
+    """Write what `torch.load` reads, whole or not at all; see `write_atomically`."""
+    import torch
+
+    content = io.BytesIO()  # where the disk is full, torch's own writer says something else than the system
+    torch.save(value, content)
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def writable_folder(path: str | os.PathLike) -> Path:

@@ -236,6 +236,11 @@ def copy_of(model: nn.Module | Callable[[], nn.Module], *, hooks: bool = False) 
         ModelError: it is neither, or it cannot be deep-copied.
     """
     if not isinstance(model, nn.Module):
+        if isinstance(model, str):
+            raise ModelError(
+                f"expected the trained model, got a name, {model!r}: load its weights first, or let purify_checkpoint "
+                "or audit_checkpoint do so"
+            )
         made = model() if callable(model) else model
         if not isinstance(made, nn.Module):
             raise ModelError(
@@ -245,7 +250,12 @@ def copy_of(model: nn.Module | Callable[[], nn.Module], *, hooks: bool = False) 
         _refuse_empty(made)
         try:
             return copy.deepcopy(bare(made))  # a function may give the same model every time
-        except Exception:  # the reason to give a function
+        except Exception as error:  # the reason to give a function
+            if bare(model()) is bare(made):  # type: ignore[operator]
+                raise ModelError(
+                    f"the function gives the same {type(bare(made)).__name__} every time, and it cannot be copied "
+                    f"({type(error).__name__}): let it build a new one at each call"
+                ) from error
             return bare(made)
     _refuse_shards(model)
     _refuse_empty(model)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainguard.errors import ModelError
+
 Norm = Literal["linf", "l2"]
 
 _TINY = 1e-12  # a gradient of zero stays a step of zero instead of becoming NaN
@@ -138,6 +140,7 @@ def ascend(
 
     Raises:
         ValueError: a negative `eps` or `steps`, or an unknown `norm`.
+        ModelError: the loss does not depend on the images by any gradient.
 
     Deviation from the paper: none; the number of steps and their size are not in PBE's text and come from its code.
     """
@@ -152,7 +155,13 @@ def ascend(
     for _ in range(steps):
         with torch.enable_grad():
             delta.requires_grad_(True)
-            (slope,) = torch.autograd.grad(loss(x + delta).sum(), delta)
+            value = loss(x + delta).sum()
+            if not value.requires_grad:
+                raise ModelError(
+                    "the model's output has no gradient towards its images, along which they are to be perturbed: take "
+                    "torch.no_grad() and detach() out of its forward"
+                )
+            (slope,) = torch.autograd.grad(value, delta)
         if mask is not None:
             slope = slope * mask
         if norm == "linf":

@@ -35,6 +35,13 @@ def seed_streams(seed: int, generators: Iterable[Generator] = ()) -> None:
             generator.seed(seed)
 
 
+def seed_devices(seed: int) -> None:
+    """Seed torch on the CPU and, where it has started, on CUDA: the streams that `isolated_rng` puts back."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 @contextmanager
 def undisturbed(seed: int) -> Iterator[None]:
     """Work of our own in the midst of a user's: on other random numbers, with gradients, in float32, and all put back.

@@ -17,7 +17,8 @@ from trainguard.distributed import Processes
 from trainguard.models import UnitPixels, full_precision, short_strides
 from trainguard.progress import Stage
 
-SCORING_BATCH = 512
+AT_ONCE = 512  # images that are looked at together
+LARGE = 3 * 64 * 64  # values of an image from which fewer are
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def autocast(device: torch.device | str) -> AbstractContextManager:
     """bf16 where the device gains from it (a GPU, a CPU with bf16 instructions); otherwise fp32."""
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
+        gains = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.autocast("cuda", torch.bfloat16, enabled=gains)
     if device.type == "cpu":
         return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
     return full_precision(device)
@@ -91,6 +93,11 @@ def settle(network: UnitPixels, images: Tensor) -> Tensor:
             if not network.mixed:
                 raise
     raise AssertionError  # the last way returns or raises
+
+
+def at_once(shape: tuple[int, int, int], most: int = AT_ONCE) -> int:
+    """How many images (C, H, W) may be held together: `most`, of large ones as many as have as many values."""
+    return max(1, min(most, most * LARGE // math.prod(shape)))
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -158,7 +165,7 @@ def run_epoch(
         clip: largest norm of the gradient.
 
     Returns:
-        The mean loss on this rank.
+        The mean loss, over the ranks.
     """
     device, total = device_of(model), 0.0
     model.train()
@@ -181,7 +188,7 @@ def run_epoch(
         if stage is not None:
             stage.advance(len(part))
     processes.average_buffers(model)
-    return total / max(1, len(plan))
+    return processes.mean(total / max(1, len(plan)))
 
 
 @torch.no_grad()
@@ -192,7 +199,7 @@ def outputs(
     index: np.ndarray,
     processes: Processes | None = None,
     *,
-    batch_size: int = SCORING_BATCH,
+    batch_size: int | None = None,
 ) -> np.ndarray:
     """What `function` gives for every sample of `index`, with `model` in eval mode, shared among the ranks.
 
@@ -202,23 +209,24 @@ def outputs(
         store: the images.
         index: (M,) int64, without repeats.
         processes: the ranks; None for one.
-        batch_size: images at once.
+        batch_size: images at once; None for as many as their size lets, see `at_once`.
 
     Returns:
         (M, ...) float32, in the order of `index`.
     """
     processes = processes or Processes()
-    device, mode = device_of(model), model.training
+    device, mode, size = device_of(model), model.training, batch_size or at_once(store.shape)
     places = processes.share(np.arange(len(index)))
+    own = np.zeros((0, 1), np.float32)
     model.eval()
     try:
-        parts = []
-        for start in range(0, len(places), batch_size):
-            images = store.batch(index[places[start : start + batch_size]], device)
+        for start in range(0, len(places), size):
+            images = store.batch(index[places[start : start + size]], device)
             with autocast(device):
-                part = function(images.contiguous(memory_format=torch.channels_last))
-            parts.append(part.float().cpu().numpy())
+                part = function(images.contiguous(memory_format=torch.channels_last)).float().cpu().numpy()
+            if start == 0:
+                own = np.empty((len(places), *part.shape[1:]), np.float32)
+            own[start : start + len(part)] = part
     finally:
         model.train(mode)
-    own = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
-    return processes.merge(places, own, len(index))
+    return own if processes.world == 1 else processes.merge(places, own, len(index))  # alone, all places are its own

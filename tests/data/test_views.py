@@ -279,7 +279,7 @@ def test_a_hugging_face_data_set_behind_a_view_gives_no_other_one_of_all_samples
     view = LiveView(datasets.Dataset.from_dict({"label": [0, 1, 0, 1]}), "label")
     view.keep(np.array([0, 1, 2]))
     assert view.num_rows == len(view) == 3 and view.column_names == ["label"]
-    for name in ("shuffle", "filter", "map", "train_test_split"):
+    for name in ("shuffle", "filter", "map", "train_test_split", "with_format", "remove_columns", "to_pandas", "iter"):
         with pytest.raises(DataError, match=rf"{name}\(\) of a protected data set .* result\.apply\(dataset\)"):
             getattr(view, name)(lambda row: True)
 

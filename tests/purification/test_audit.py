@@ -92,6 +92,11 @@ def test_judge_does_not_decide_on_too_little():
     assert judge(uniform(), np.roll(SAFE, 1, axis=1))[0] == "backdoored"
 
 
+def test_of_two_classes_what_is_true_of_any_model_is_no_reason():
+    reason = judge(np.array([[10, 90], [90, 10]]), np.eye(2, dtype=int) * 20)[2]
+    assert "one small patch" in reason and "two classes" in reason and "adversarial" not in reason
+
+
 def test_judge_believes_a_patch_that_breaks_the_model():
     patched = np.zeros((10, 10), dtype=int)
     patched[:, 4] = 20

@@ -237,7 +237,7 @@ def test_what_cannot_be_a_model_is_refused():
 )
 def test_models_that_do_not_fit_are_named(victim, net, words):
     with pytest.raises(ModelError, match=words):
-        check_outputs(UnitPixels(net, RANGE), victim.store.batch(np.arange(4)), 10)
+        check_outputs(UnitPixels(net, RANGE), victim.store.batch(np.arange(4)), victim.store)
 
 
 def test_classifier_layer_is_the_last_of_that_width(victim):

@@ -482,6 +482,63 @@ def test_a_function_that_gives_the_same_model_every_time_does_not_lend_it(victim
     assert same(model, before) and not same(result.model, before)
 
 
+class Normalised(nn.Module):
+    """Its normalisation is a parameter that nobody trains, beside a frozen layer and one that learns."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Parameter(torch.full((1,), 0.3), requires_grad=False)
+        self.net = small_net()
+        next(self.net.parameters()).requires_grad_(False)
+
+    def forward(self, x):
+        return self.net(x - self.mean)
+
+
+@pytest.mark.filterwarnings("ignore:the model gets")
+def test_constants_stay_and_frozen_layers_learn(victim):
+    model = Normalised()
+    result = purify(model, victim.store, **TINY | {"rounds": 1, "max_accuracy_loss": 1.0})
+    assert result.changed and torch.equal(result.model.mean, model.mean)
+    learned, frozen = next(result.model.net.parameters()), next(model.net.parameters())
+    assert not torch.equal(learned, frozen) and not learned.requires_grad
+
+
+def test_what_judges_is_looked_at_before_the_screening(victim, monkeypatch):
+    asked = []
+    monkeypatch.setattr("trainguard.purification.progressive.screened", lambda *_, **__: asked.append(1))
+    data = TensorDataset(torch.zeros(20, 1, 16, 16), torch.arange(20) % 10)
+    with pytest.raises(DataError, match="bring them to one size"):
+        purify(victim.model, victim.store, validation=data, bounds=(0, 1), progress=False)
+    with pytest.raises(ValueError, match="expected a list for callbacks="):
+        purify(victim.model, victim.store, callbacks=object(), progress=False)
+    assert not asked
+    with pytest.raises(DataError, match="needs at least 3 readable images, 2 are given"):
+        purify(victim.model, TensorDataset(data.tensors[0][:2, :, :8, :8], data.tensors[1][:2]), bounds=(0, 1))
+
+
+def test_a_name_is_no_trained_model(victim):
+    with pytest.raises(ModelError, match="got a name, 'resnet18': load its weights first, or let purify_checkpoint"):
+        purify("resnet18", victim.store, progress=False)
+
+
+def test_a_model_may_know_only_the_classes_that_are_there(victim):
+    few = np.flatnonzero(victim.store.labels < 3)
+    images, labels = victim.store.batch(few), torch.from_numpy(victim.store.labels[few])
+    data = TensorDataset(images, labels)
+    data.classes = list(DIGITS)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with torch.no_grad():
+        for label in range(3):
+            model[1].weight[label] = images[labels == label].mean(0).flatten() - images.mean(0).flatten()
+    options = {"progress": False, "bounds": (0, 1), "screening": False}
+    assert audit(model, data, **options).class_names == tuple(DIGITS[:3])
+    assert purify(model, data, **options, rounds=1, plain_batches=(2,), adversarial_batches=(2,), patches=0).changed
+    data = TensorDataset(images, labels + 1)
+    with pytest.raises(ModelError, match="the model has 3 outputs"):
+        audit(model, data, **options)
+
+
 class ViewingInTraining(Viewing):
     """Flattens with view in training only."""
 

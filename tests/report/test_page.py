@@ -22,6 +22,7 @@ from trainguard.evidence import Evidence
 from trainguard.purification.results import AuditResult, PurifyResult
 from trainguard.report import build
 from trainguard.report import purification as purification_page
+from trainguard.report.page import _load
 from trainguard.report.parts import percent
 from trainguard.report.screening import plane
 from trainguard.results import ScreenResult
@@ -563,3 +564,11 @@ def test_a_page_without_thresholds_speaks_of_none(tmp_path, screened, read):
 def test_many_target_classes_are_counted(screened):
     result = dataclasses.replace(screened(), class_names=(), target_classes=tuple(range(1000)))
     assert "7, and 992 more" in repr(result) and len(repr(result)) < 1000
+
+
+def test_the_record_of_a_name_with_a_dot_is_its_own(tmp_path):
+    for name in ("clean", "clean.v2"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"kind": "purify", "stopped": name}))
+    (tmp_path / "clean.v2.safetensors").touch()
+    for asked in ("clean.v2", "clean.v2.safetensors"):
+        assert _load(tmp_path / asked)["stopped"] == "clean.v2"

@@ -165,6 +165,14 @@ def test_kinship_is_with_the_poisoned_parts_of_several_other_classes():
     assert [f.kinship for f in few] == [0, 0, 0]  # two classes share no direction yet
 
 
+def test_what_a_change_has_made_shares_no_direction_with_other_parts():
+    undone = replace(finding(), label=7, undoing="upside down", restored=0.2)
+    poison = [replace(finding(), label=label, line=np.eye(6)[0]) for label in range(3)]
+    judged = with_kin([*poison, undone, replace(finding(company=0.7), label=8, line=np.eye(6)[0])], Settings())
+    assert judged[3] is undone and judged[4].kinship == pytest.approx(1)
+    assert with_kin([poison[0], undone], Settings()) == [poison[0], undone]
+
+
 @pytest.mark.parametrize(("firmness", "verdict"), [(0.55, "clean"), (0.8, "poisoned")])
 def test_what_is_most_of_its_class_must_be_learned_the_better(firmness, verdict):
     minor = finding(firmness=firmness, disbelief=1.1, scatter=0.95, members=150)

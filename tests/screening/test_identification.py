@@ -16,6 +16,7 @@ from trainguard.screening.identification import (
     bystanders,
     decide,
     diversity,
+    kinds_of,
     orient,
     transfers,
     triggers,
@@ -107,6 +108,34 @@ def test_diversity_tells_all_kinds_from_a_few():
     assert diversity(rng.choice([3, 5, 9], 60), others, seed=0) < 0.4
     assert diversity(rng.integers(1, 4, 60), np.array([0, 100, 100, 100]), seed=0) == 0  # too few classes to say
     assert diversity(np.zeros(0, dtype=np.int64), others, seed=0) == 0
+
+
+def test_a_class_without_samples_is_nobodys_next_best():
+    answers = np.random.default_rng(0).normal(size=(60, 40)).astype(np.float32)
+    answers[:, 10:] += 3
+    sizes = np.where(np.arange(40) < 10, 100, 0)
+    usual = kinds_of(answers[:, :10], 0, sizes[:10], seed=0)
+    assert kinds_of(answers, 0, sizes, seed=0) == pytest.approx(usual, abs=0.01) and usual > 0.9
+    assert kinds_of(answers[:, :12], 0, sizes[:10], seed=0) < 0.4  # a model of more classes than the data have
+    assert kinds_of(answers[:, :10], 0, sizes, seed=0) > 0.9  # and one without those that have only a name
+
+
+@pytest.mark.parametrize("rare", [1, 6, 30, 200])
+def test_of_one_class_that_is_most_of_the_data_the_others_still_speak(rare):
+    labels = torch.where(torch.arange(1000) < rare, 1, 0)
+    labels[:2] = 1
+    store = open_images(TensorDataset(torch.rand(1000, 1, 4, 4), labels), pixel_range=None)
+    images, chosen = bystanders(store, seed=0)
+    assert len(images) == 250 and (chosen == 1).sum() >= min(max(2, rare), 30)
+
+
+def test_without_another_classs_image_a_difference_moves_none():
+    images = torch.rand(40, 1, 4, 4)
+    store = open_images(TensorDataset(images, torch.arange(40) % 2), pixel_range=None)
+    split = Split(np.r_[np.zeros(10), np.ones(10)], np.r_[np.zeros(10), np.ones(10)], 6.0, 0.05)
+    only = images.numpy(), np.zeros(40, dtype=np.int64)
+    trial = Trial.of(split, np.arange(0, 40, 2), 0, store, only, seed=0)
+    assert transfers(trial, Witness(lambda pixels: np.zeros(len(pixels), dtype=int), only[0])) == (0.0, 0.0)
 
 
 def test_the_part_that_holds_all_kinds_is_suspected():

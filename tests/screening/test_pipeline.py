@@ -14,13 +14,14 @@ from torch.utils.data import Dataset
 from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
 from trainguard.distributed import Processes
-from trainguard.errors import StateError
+from trainguard.errors import ModelError, StateError
 from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng
 from trainguard.screening import separating, suspicion
 from trainguard.screening.pipeline import screen_images
 from trainguard.screening.settings import Settings
 from trainguard.screening.state import State
+from trainguard.training import at_once
 
 SHORT = dataclasses.replace(Settings(), least_steps=150, least_epochs=0, default_epochs=4)
 
@@ -337,6 +338,88 @@ def test_unreadable_samples_keep_their_place():
     assert found.unreadable == (5, 300)
     assert np.isnan(found.score[[5, 300]]).all() and not np.isin([5, 300], found.keep).any()
     assert found.suspect[data.payload.numpy()].mean() > 0.9
+
+
+def test_classes_that_have_only_a_name_do_not_count(poisoned):
+    """A part of a data set keeps the names of all of its classes; chance is what it is among those that are there."""
+    data = poisoned[0]
+    data.classes = [str(label) for label in range(1000)]
+    try:
+        noise = torch.rand(900, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        named = torch.utils.data.TensorDataset(noise, data.labels)
+        named.classes = data.classes
+        found = screened_briefly(open_images(named, pixel_range=None))
+        assert found.verdict == "undecided" and "chance 0.10" in found.reason
+        whole = screened(open_images(data, pixel_range=None))
+    finally:
+        del data.classes
+    assert whole.verdict == "poisoned" and whole.target_classes == (1,)
+
+
+class Diverging(nn.Sequential):
+    """Gives NaN in training."""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, x):
+        return super().forward(x) * (float("nan") if self.training else 1.0)
+
+
+def test_a_network_that_diverges_is_no_evidence(few, tmp_path):
+    settings = dataclasses.replace(Settings.paper(), least_steps=10, least_epochs=0, default_epochs=2)
+    with pytest.raises(ModelError, match=r"training diverged in epoch 1 of warm-up: the loss is nan.*default preset"):
+        screen_images(few, Diverging(), settings=settings, progress=False, state_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["screening.json"]
+
+
+class Standardised(nn.Sequential):
+    """As some do it image by image: one of a single colour has no spread."""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, x):
+        return super().forward((x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True))
+
+
+def test_an_image_that_a_finished_model_has_no_answer_to_is_named():
+    images = Digits(rows=120).images
+    images[70] = 0
+    store = open_images(torch.utils.data.TensorDataset(images, Digits(rows=120).labels), pixel_range=None)
+    with pytest.raises(ModelError, match="NaN or infinite outputs on row 70"):
+        screened_briefly(store, model=Standardised(), trained=True)
+
+
+def test_a_model_without_a_gradient_is_named(few):
+    class Held(nn.Sequential):
+        def forward(self, x):
+            with torch.no_grad():
+                return super().forward(x)
+
+    with pytest.raises(ModelError, match=r"no gradient towards its images.*torch\.no_grad\(\)"):
+        screened_briefly(few, model=Held(nn.Flatten(), nn.Linear(64, 10)), trained=True)
+
+
+def test_large_images_are_looked_at_in_smaller_batches():
+    assert at_once((3, 32, 32)) == at_once((3, 64, 64)) == 512
+    assert at_once((3, 224, 224)) == 41 and at_once((3, 4096, 4096)) == 1 and at_once((1, 28, 28), 2000) == 2000
+
+
+def test_a_state_is_of_the_same_settings_however_its_numbers_are_written(tmp_path):
+    State(tmp_path, {"fingerprint": "one", "budget": 1}).save("step", {"x": np.arange(3)})
+    assert State(tmp_path, {"budget": 1.0, "fingerprint": "one"}).load("step")["x"].tolist() == [0, 1, 2]
+
+
+def test_a_full_disk_is_said_to_be_full(tmp_path, monkeypatch):
+    state = State(tmp_path, {"fingerprint": "one"})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(StateError, match="the disk is full"):
+        state.save("step", {"x": np.arange(3)})
 
 
 def test_the_papers_variant_runs_on_the_users_architecture_and_leaves_it_alone(poisoned):

@@ -19,8 +19,8 @@ SCREEN_FIRST = "screen first: result = trainguard.screen(dataset, model), and bu
 WAY_OUT = f"use one of torch's samplers, or {SCREEN_FIRST}"
 
 
-DERIVED = {"filter", "map", "select", "shard", "shuffle", "skip", "sort", "take", "to_iterable_dataset"}
-DERIVED |= {"train_test_split"}  # methods that give another data set, of all samples
+# Methods of a Hugging Face data set that give no samples; the others would give those that are left out as well.
+HARMLESS = {"cleanup_cache_files", "list_indexes", "reset_format", "set_format", "set_transform", "unique"}
 
 
 class LiveView(Dataset):
@@ -130,7 +130,7 @@ class LiveView(Dataset):
         if hasattr(self._dataset, "add_column"):  # a Hugging Face data set
             if name == "num_rows":
                 return len(self)
-            if name in DERIVED:
+            if callable(value) and name not in HARMLESS and not name.startswith("_"):
                 return _refuses(name)
         if not self._is_listed(value):
             return value

@@ -18,7 +18,7 @@ from trainguard.drill.models import Standardised, build
 from trainguard.drill.poison import Attack, fitted, poison_arrays
 from trainguard.drill.train import Recipe, train_classifier
 from trainguard.errors import StateError
-from trainguard.files import write_atomically
+from trainguard.files import write_for_torch
 from trainguard.rng import isolated_rng
 
 Tick = Callable[[int], None]  # called with the number of images trained on, after each epoch
@@ -105,8 +105,7 @@ class Scene:
 
         def kept(training: dict[str, Any]) -> None:
             assert late is not None
-            with write_atomically(late) as path:
-                torch.save({**training, "seconds": time.perf_counter() - start}, path)
+            write_for_torch(late, {**training, "seconds": time.perf_counter() - start})
 
         train_classifier(
             model,

@@ -136,7 +136,7 @@ def audit(
     with isolated_rng(seed), frozen(network):
         few = store.batch(index[:2], device)
         check_hooks(model, network, few)
-        classes = check_outputs(network, few, store.num_classes)
+        classes = check_outputs(network, few, store)
         how = FineTuning(eps=RADIUS[norm] if eps is None else eps, norm=norm, attack_steps=attack_steps)
         eps = fitting_radius(network, store, index[:128], how) if eps is None else eps
         with Progress(progress).stage("audit", len(index)) as stage:
@@ -185,7 +185,7 @@ def audit(
         reach=np.array([reached.get(k, 0.0) for k in range(classes)], dtype=np.float32),
         bend=np.array([bent.get(k, 0.0) for k in range(classes)], dtype=np.float32),
         images=int(right.sum()),
-        class_names=tuple(store.class_names),
+        class_names=tuple(store.class_names)[:classes],
         fingerprint=store.fingerprint,
         settings={
             "seed": seed,

@@ -18,8 +18,10 @@ from trainguard.purification.audit import audit
 from trainguard.purification.progressive import purify
 from trainguard.purification.results import AuditResult, PurifyResult, check_free
 from trainguard.purification.state import open_store
+from trainguard.rng import undisturbed
 
 
+@undisturbed(0)
 def purify_checkpoint(
     checkpoint: str | Path, *, arch: str, data: Any, out: str | Path, clean: bool = False, **options: Any
 ) -> PurifyResult:
@@ -56,6 +58,7 @@ def purify_checkpoint(
     return outcome
 
 
+@undisturbed(0)
 def audit_checkpoint(checkpoint: str | Path, *, arch: str, data: Any, **options: Any) -> AuditResult:
     """Audit the model in a file.
 
@@ -76,12 +79,12 @@ def audit_checkpoint(checkpoint: str | Path, *, arch: str, data: Any, **options:
 
 
 def _opened(data: Any, options: dict[str, Any], checkpoint: Checkpoint, arch: str) -> ImageStore:
-    """The data, opened once by what `options` say of how to read them, which is taken from there.
+    """The data, opened once by what `options` say of how to read them; what their pixels mean is taken from there.
 
     Grey images are given to a model of colour images as such, as every loader that converts to RGB does.
     """
     said = {name: options.pop(name, None) for name in ("pixel_range", "mean", "std", "bounds")}
-    reading = {name: options.pop(name) for name in ("image_column", "label_column", "on_error") if name in options}
+    reading = {name: options[name] for name in ("image_column", "label_column", "on_error") if name in options}
     store = open_store(data, given_range(**said), comparable=False, **reading)
     for seen in (store, store.coloured()) if store.shape[0] == 1 else ():
         with suppress(ModelError):

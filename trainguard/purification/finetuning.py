@@ -20,7 +20,7 @@ from trainguard.purification.augmentation import random_view
 from trainguard.purification.network import Tap, features_of
 from trainguard.purification.shared import PART, agreed_wrong, disbelief, shared_adversarial, unlearned
 from trainguard.purification.universal import Worn
-from trainguard.training import autocast, device_of
+from trainguard.training import at_once, autocast, device_of
 
 if TYPE_CHECKING:
     from trainguard.data.store import ImageStore
@@ -303,13 +303,11 @@ def shuffled_batches(
 
 
 @torch.no_grad()
-def logits_of(
-    network: UnitPixels, store: ImageStore, index: NDArray[np.int64], batch_size: int = 512
-) -> Iterator[Tensor]:
+def logits_of(network: UnitPixels, store: ImageStore, index: NDArray[np.int64]) -> Iterator[Tensor]:
     """Logits in eval mode, batch by batch: (b, K) float32 for consecutive parts of `index`."""
-    device = device_of(network)
-    for start in range(0, len(index), batch_size):
-        x = store.batch(index[start : start + batch_size], device)
+    device, size = device_of(network), at_once(store.shape)
+    for start in range(0, len(index), size):
+        x = store.batch(index[start : start + size], device)
         with frozen(network), autocast(device):
             logits = network(x).float()
         yield logits
@@ -330,15 +328,18 @@ def fitting_radius(
         how: norm, steps and the smallest radius.
         moved: share of the images whose prediction has to change.
     """
-    device = device_of(network)
-    x, y = store.batch(index, device), torch.from_numpy(store.labels[index]).to(device)
+    device, size = device_of(network), at_once(store.shape, how.batch_size)
     eps = how.eps
     for _ in range(3):
-        with frozen(network), autocast(device):
-            other = untargeted(network, x, y, eps=eps, norm=how.norm, steps=how.attack_steps)
-            with torch.no_grad():
-                changed = (network(other).argmax(1) != network(x).argmax(1)).float().mean()
-        if changed >= moved:
+        changed = 0
+        for start in range(0, len(index), size):
+            part = index[start : start + size]
+            x, y = store.batch(part, device), torch.from_numpy(store.labels[part]).to(device)
+            with frozen(network), autocast(device):
+                other = untargeted(network, x, y, eps=eps, norm=how.norm, steps=how.attack_steps)
+                with torch.no_grad():
+                    changed += int((network(other).argmax(1) != network(x).argmax(1)).sum())
+        if changed >= moved * len(index):
             break
         eps *= 2
     return eps
@@ -356,10 +357,14 @@ def mirrors_alike(network: UnitPixels, store: ImageStore, index: NDArray[np.int6
         index: (n,) the images to try it on; some hundreds do.
         least: the accuracy in the mirror, as a share of that without.
     """
-    device = device_of(network)
-    x, y = store.batch(index, device), torch.from_numpy(store.labels[index]).to(device)
-    with frozen(network), torch.no_grad(), autocast(device):
-        right, mirrored = (int((network(images).argmax(1) == y).sum()) for images in (x, x.flip(3)))
+    device, size = device_of(network), at_once(store.shape)
+    right = mirrored = 0
+    for start in range(0, len(index), size):
+        part = index[start : start + size]
+        x, y = store.batch(part, device), torch.from_numpy(store.labels[part]).to(device)
+        with frozen(network), torch.no_grad(), autocast(device):
+            right += int((network(x).argmax(1) == y).sum())
+            mirrored += int((network(x.flip(3)).argmax(1) == y).sum())
     return mirrored >= max(1, least * right)
 
 

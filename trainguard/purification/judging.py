@@ -122,12 +122,14 @@ def judge(
         ((to_one - TO_ONE) / TO_ONE_BAND, f"{pull[target]:.0%} of adversarial examples fall to class {target}", pull),
         ((to_all - TO_ALL) / TO_ALL_BAND, f"adversarial examples move one way between classes ({to_all:.0%})", None),
     ]
+    if classes < 3:
+        findings = findings[:-2]
     # A single target also makes moves one-way: what names it goes first.
     firm = [finding for finding in findings if finding[0] >= 0.5]
     evidence, words, _ = firm[0] if firm else max(findings, key=lambda finding: finding[0])
     chance = float(1 / (1 + np.exp(-4 * evidence)))  # 0.98 one band above the threshold
     if classes < 3 and evidence < 0.5:
-        return "undecided", 0.0, f"{words}; single adversarial examples tell nothing with two classes", ()
+        return "undecided", 0.0, f"{words}; what else would clear a model tells nothing with two classes", ()
     if moved < LEAST_MOVED and evidence < 0.5:
         return "undecided", 0.0, f"{words}; only {moved} adversarial examples changed class: raise eps= or images=", ()
     if abs(evidence) < 0.5:

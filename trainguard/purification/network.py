@@ -20,7 +20,10 @@ GUESSING = 3.0  # standard errors above the share that guessing gets right, up t
 
 
 def for_training(net: nn.Module, device: torch.device) -> nn.Module:
-    """The copy made ready for fine-tuning: float32 (or complex), on the device, parameters open.
+    """The copy made ready for fine-tuning: float32 (or complex), on the device, parameters open, frozen layers as well.
+
+    What stays closed are constants: parameters of no layer of torch's own (the mean of a normalisation, fixed
+    positions) that need no gradient where others do.
 
     Raises:
         ModelError: it is a TorchScript program.
@@ -31,10 +34,24 @@ def for_training(net: nn.Module, device: torch.device) -> nn.Module:
     for value in (*net.parameters(), *net.buffers()):
         if value.is_floating_point():
             value.data = value.data.float()
+    constants = _constants(net)
     for parameter in net.parameters():
-        if parameter.is_floating_point() or parameter.is_complex():
+        if (parameter.is_floating_point() or parameter.is_complex()) and id(parameter) not in constants:
             parameter.requires_grad_(True)
     return net
+
+
+def _constants(net: nn.Module) -> set[int]:
+    """The identities of parameters that stay as they are, see `for_training`."""
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        return set()
+    own = [module for module in net.modules() if not _is_layer(type(module))]
+    return {id(p) for module in own for p in module.parameters(recurse=False) if not p.requires_grad}
+
+
+def _is_layer(kind: type) -> bool:
+    """Whether a class is one of torch's layers, or made of one."""
+    return any(each.__module__.startswith("torch.nn.") for each in kind.__mro__ if each is not nn.Module)
 
 
 def check_hooks(model: Any, network: UnitPixels, images: Tensor) -> None:
@@ -64,20 +81,20 @@ def check_hooks(model: Any, network: UnitPixels, images: Tensor) -> None:
         raise ModelError("the model gives something else without its forward hooks: pass a function that builds it")
 
 
-def check_outputs(network: UnitPixels, images: Tensor, num_classes: int) -> int:
+def check_outputs(network: UnitPixels, images: Tensor, store: ImageStore) -> int:
     """Run a few images through, find out how the network runs best (`training.settle`), and look at what comes out.
 
     Args:
         network: in eval mode.
         images: (B, C, H, W) in [0, 1], on the network's device.
-        num_classes: classes of the data set.
+        store: the data, whose labels the model must know; a part of a data set may keep the names of more.
 
     Returns:
         K, the width of the output.
 
     Raises:
-        ModelError: the model fails on these images, gives something else than (B, K) logits with K >= `num_classes`,
-            gives NaN, or has no gradient.
+        ModelError: the model fails on these images, gives something else than (B, K) logits with K above the
+            largest label, gives NaN, or has no gradient.
     """
     images = images.detach().clone().requires_grad_()
     try:
@@ -88,8 +105,8 @@ def check_outputs(network: UnitPixels, images: Tensor, num_classes: int) -> int:
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"expected logits of shape ({len(images)}, classes) from the model, got {got}")
-    if logits.shape[1] < max(2, num_classes):
-        raise ModelError(f"the model has {logits.shape[1]} outputs, the data set has {num_classes} classes")
+    if logits.shape[1] < max(2, int(store.labels.max()) + 1):
+        raise ModelError(f"the model has {logits.shape[1]} outputs, the data set has {store.num_classes} classes")
     if not logits.isfinite().all():
         raise ModelError("the model gives NaN or infinite logits: its weights or its pixel range are wrong")
     if not logits.requires_grad or torch.autograd.grad(logits.float().sum(), images, allow_unused=True)[0] is None:

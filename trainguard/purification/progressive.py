@@ -39,6 +39,7 @@ from trainguard.purification.state import Keeper, Plan, Run, check_alike, open_s
 from trainguard.purification.universal import Patch, breaking_patches
 from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng, undisturbed
+from trainguard.screening.settings import check_length
 from trainguard.training import device_of
 
 if TYPE_CHECKING:
@@ -212,6 +213,7 @@ def purify(
         max_accuracy_loss=max_accuracy_loss,
         poison_share=poison_share,
     )
+    check_length(None, 1, seed, callbacks)
     started, seed = time.perf_counter(), int(seed)
     processes = Processes.of(accelerator)
     show = Progress(progress and processes.is_main)
@@ -226,11 +228,15 @@ def purify(
     with isolated_rng(seed):
         few = store.batch(store.readable[[0, -1]], device)
         check_hooks(model, infected_network, few)
-        classes = check_outputs(infected_network, few, store.num_classes)
+        classes = check_outputs(infected_network, few, store)
         tried = UnitPixels(for_training(copy_of(model), device), store.pixel_range).train()
-        check_outputs(tried, few, store.num_classes)
+        check_outputs(tried, few, store)
         way = tried.format, tried.mixed
         del tried
+        trusted = None
+        if validation is not None:  # before hours have gone by
+            trusted = coloured_for(infected, open_store(validation, pixels, comparable=False, **reading))
+            check_alike(trusted, store, classes)
         if screening:
             initial = screened(
                 for_training(copy_of(model), device),
@@ -246,12 +252,7 @@ def purify(
     case = {"clean": clean, "flagged": flagged, "sound": sound}
     sizes = round_shares(defaults_for(**case).shares if shares is None else shares, rounds, clean)
     pool, held_out, first = split(store, sizes[0], seed, initial=initial, hold_out=validation is None)
-    if validation is None:
-        judge = store, held_out
-    else:
-        trusted_store = coloured_for(infected, open_store(validation, pixels, comparable=False, **reading))
-        check_alike(trusted_store, store, classes)
-        judge = trusted_store, np.asarray(trusted_store.readable, dtype=np.int64)
+    judge = (store, held_out) if trusted is None else (trusted, np.asarray(trusted.readable, dtype=np.int64))
     with isolated_rng(seed):
         how = FineTuning(
             lr=usual_rate(infected, clean=clean) if lr is None else lr,
@@ -309,9 +310,10 @@ def purify(
         suspects=initial.suspect.nonzero()[0] if isinstance(initial, ScreenResult) and flagged else None,
         worn=[kind for kind in (broken, pictures) if kind],
         callbacks=tuple(callbacks),
+        started=started,
     )
     run.network.format, run.network.mixed = way
-    check_outputs(run.network.eval(), few, store.num_classes)
+    check_outputs(run.network.eval(), few, store)
     with isolated_rng(seed):
         if usual.renewed:
             renew_head(run.network.net, classes)
@@ -356,5 +358,5 @@ def purify(
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        timing={"total": time.perf_counter() - started, **run.timing},
+        timing={"total": run.seconds, **run.timing},
     )

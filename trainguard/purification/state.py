@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainguard.errors import DataError, StateError
-from trainguard.files import writable_folder, write_atomically
+from trainguard.files import writable_folder, write_for_torch
 from trainguard.models import UnitPixels, digest_of, load_tensors, tensors_of
 from trainguard.results import ScreenResult
 
@@ -92,6 +93,13 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
     timing: dict[str, float] = field(default_factory=dict)
     stopped: str = ""
+    started: float = field(default_factory=time.perf_counter)
+    earlier: float = 0.0  # seconds of runs that were killed, up to the last step that was kept
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds so far."""
+        return self.earlier + time.perf_counter() - self.started
 
 
 def open_store(data: Any, pixel_range: PixelRange | None = None, **reading: Any) -> ImageStore:
@@ -167,6 +175,8 @@ def split(
     Raises:
         DataError: `initial` does not fit the data, or too few images are left.
     """
+    if len(store.readable) < 2 + hold_out:
+        raise DataError(f"purification needs at least {2 + hold_out} readable images, {len(store.readable)} are given")
     rng = np.random.default_rng(seed)
     pool, first = np.asarray(store.readable, dtype=np.int64), np.empty(0, dtype=np.int64)
     if isinstance(initial, ScreenResult):
@@ -246,6 +256,7 @@ class Keeper:
             "stopped": run.stopped,
             "history": json.dumps(run.history),
             "timing": json.dumps(run.timing),
+            "seconds": run.seconds,
             "extra": torch.from_numpy(run.extra),
             "previous": None if run.previous is None else torch.from_numpy(run.previous),
             "weights": tensors_of(run.network.net),
@@ -253,8 +264,7 @@ class Keeper:
             "best_accuracy": run.best_accuracy,
             "last_accuracy": run.last_accuracy,
         }
-        with write_atomically(self.path) as temporary:
-            torch.save(state, temporary)
+        write_for_torch(self.path, state)
 
     def restore(self) -> None:
         """Bring the run to where it was; nothing happens where there is no state yet.
@@ -278,6 +288,7 @@ class Keeper:
         load_tensors(run.network.net, state["weights"])
         run.round, run.step, run.stopped = state["round"], state["step"], state["stopped"]
         run.history, run.timing = json.loads(state["history"]), json.loads(state["timing"])
+        run.earlier = state.get("seconds", 0.0)
         run.extra = state["extra"].numpy()
         run.previous = None if state["previous"] is None else state["previous"].numpy()
         run.best, run.best_accuracy, run.last_accuracy = state["best"], state["best_accuracy"], state["last_accuracy"]

@@ -31,6 +31,10 @@ UNFIT = (
     "First make sure that the model is given what it was trained on: the order of the classes, the normalisation (mean "
     "and std), enough images. Then audit it again."
 )
+OF_TWO = (
+    "An audit may find a backdoor in a model of two classes, but cannot clear one: screen the data that it was trained "
+    "on, or purify it. If no patch or picture was tried at all, the model was not fit for that:"
+)
 
 
 def context(result: AuditResult) -> dict[str, Any]:
@@ -47,7 +51,7 @@ def context(result: AuditResult) -> dict[str, Any]:
         "headline": HEADLINES[result.verdict],
         "sentence": found or f"{result.images:,} images were attacked to see which classes they turn into.",
         "reason": result.reason,
-        "advice": UNFIT if result.verdict == "undecided" and result.confidence == 0 else ADVICE[result.verdict],
+        "advice": _advice(result),
         "facts": [
             ("Confidence", f"{result.confidence:.0%}"),
             ("Suspected target", targets),
@@ -63,6 +67,13 @@ def context(result: AuditResult) -> dict[str, Any]:
         "settings": list(flattened(result.settings)),
         "fingerprint": result.fingerprint,
     }
+
+
+def _advice(result: AuditResult) -> str:
+    """What to do next."""
+    if result.verdict != "undecided" or result.confidence > 0:
+        return ADVICE[result.verdict]
+    return UNFIT if len(result.pull) > 2 else f"{OF_TWO} {UNFIT}"
 
 
 def _classes(result: AuditResult, names: list[str]) -> Table:

@@ -117,8 +117,8 @@ def _load(place: Path) -> Any:
     if (place / "drill.json").is_file():
         return read_record(place / "drill.json")
     if not place.is_dir():
-        beside = [place.with_suffix(".json"), weights_path(place).with_suffix(".json")]
-        records = [record for record in dict.fromkeys(beside) if record.is_file()]
+        beside = [weights_path(place).with_suffix(".json"), place.with_suffix(".json")]
+        records = [record for record in beside if record.is_file()][:1]
     else:
         records = [
             record

@@ -12,7 +12,7 @@ from trainguard.distributed import Processes
 from trainguard.draws import draws
 from trainguard.perturbation import ascend, frozen, patch_mask
 from trainguard.progress import Stage
-from trainguard.training import SCORING_BATCH, autocast, device_of
+from trainguard.training import at_once, autocast, device_of
 
 
 def divergence(model: nn.Module, images: Tensor, *, mask: Tensor, eps: float, steps: int) -> Tensor:
@@ -82,8 +82,9 @@ def consistency(
     device, own = device_of(model), processes.share(store.readable)
     values = []
     with frozen(model):
-        for start in range(0, len(own), SCORING_BATCH):
-            part = own[start : start + SCORING_BATCH]
+        size = at_once(store.shape)
+        for start in range(0, len(own), size):
+            part = own[start : start + size]
             places = draws(part, seed, "Eq. 3 patch", 2)
             mask = patch_mask(places, *store.shape[1:], side, device=device)
             found = divergence(model, store.batch(part, device), mask=mask, eps=eps, steps=steps)

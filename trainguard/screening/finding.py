@@ -367,11 +367,13 @@ class Finding:
 
 def with_kin(judged: Sequence[Finding], settings: Settings) -> list[Finding]:
     """The findings, those of other classes compared with what the poisoned parts of several classes share."""
-    common, sharing = shared_direction([(f.label, f.way) for f in judged if f.strength(settings) > 0.5])
+    apart = [f for f in judged if not f.undoing]  # what a change has made lies nowhere in particular
+    common, sharing = shared_direction([(f.label, f.way) for f in apart if f.strength(settings) > 0.5])
     if common is None:
         return list(judged)
     length = float(np.linalg.norm(common))
-    return [f if f.label in sharing else dataclasses.replace(f, kinship=float(f.way @ common) / length) for f in judged]
+    kin = {id(f): float(f.way @ common) / length for f in apart if f.label not in sharing}
+    return [dataclasses.replace(f, kinship=kin[id(f)]) if id(f) in kin else f for f in judged]
 
 
 def _passes(margin: float, width: float) -> float:

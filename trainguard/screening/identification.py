@@ -14,14 +14,16 @@ from trainguard.results import Verdict
 from trainguard.screening.finding import LEFT, ONE_SCENE, Finding
 from trainguard.screening.separation import Split
 from trainguard.screening.settings import Settings
+from trainguard.training import at_once
 
 PROBED = 250  # images that the parts' mean differences are tried on
+FEW_OTHERS = 0.2  # share of these that are not of the largest class, below which half of them are
 TELLS = 3.0  # how much the shares that the two signs of the mean difference move say, beside a log ratio
 LEAST_KNOWN = 20  # images that the purified probe must know for a trigger to be tried on them
 LEAST_KINDS = 5.0  # effective number of other classes from which diversity says anything
 DIVERSE_SIGN = 3.0  # how much a diverse part says in `orient`, beside a log ratio
 ODD_SIGN = 3.0  # how much it says there that one part is unlike all other classes' images
-AVERAGED = 500  # images of a part that its mean is taken over
+AVERAGED = 500  # images of a part that its mean is taken over; of large ones fewer, see `training.at_once`
 LEFT_OPEN = 0.85  # share of a trigger's bar from which the verdict is left open
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
 LOOKED = 0.5  # share of the samples that must be in classes large enough to be looked into for a verdict of clean
@@ -59,11 +61,13 @@ def kinds_of(answers: NDArray[np.float32], label: int, sizes: NDArray[np.int64],
     Args:
         answers: (m, K) logits of the samples.
         label: their own, which does not count.
-        sizes: (K,) samples of each class.
+        sizes: (K,) samples of each class; one without any is nobody's next best.
         seed: see `diversity`.
     """
     others = answers.copy()
-    others[:, label] = -np.inf
+    silent = np.arange(answers.shape[1]) == label
+    silent[: len(sizes)] |= sizes[: len(silent)] == 0  # a model may have more outputs than there are classes, or fewer
+    others[:, silent] = -np.inf
     return diversity(others.argmax(1), np.where(np.arange(len(sizes)) == label, 0, sizes), seed)
 
 
@@ -140,8 +144,9 @@ class Trial:
             seed: of the members that the means are taken over.
         """
         rng = np.random.default_rng(seed)
-        upper, spread = _mean(store, rng.permutation(members[split.upper])[:AVERAGED])
-        lower, _ = _mean(store, rng.permutation(members[~split.upper])[:AVERAGED])
+        most = at_once(store.shape, AVERAGED)
+        upper, spread = _mean(store, rng.permutation(members[split.upper])[:most])
+        lower, _ = _mean(store, rng.permutation(members[~split.upper])[:most])
         likeness = float(((upper - lower) ** 2).mean()) / max(spread, 1e-6)
         images, labels = tried_on
         chosen = labels != label
@@ -153,13 +158,24 @@ class Trial:
 
 
 def bystanders(store: ImageStore, seed: int) -> Images:
-    """Images (P, C, H, W) of all classes, and their labels, that mean differences are tried on."""
-    chosen = np.random.default_rng(seed).permutation(store.readable)[:PROBED]
+    """Images (P, C, H, W) of all classes, and their labels, that mean differences are tried on.
+
+    Where one class is most of the data, half of them are of the others: what is said of it is said by these.
+    """
+    order = np.random.default_rng(seed).permutation(store.readable)
+    labels = store.labels[order]
+    largest = np.bincount(labels[:PROBED]).argmax()
+    if (labels[:PROBED] != largest).mean() < FEW_OTHERS:
+        others = order[labels != largest][: PROBED // 2]
+        order = np.concatenate([others, order[labels == largest]])
+    chosen = order[:PROBED]
     return store.batch(chosen).numpy(), store.labels[chosen]
 
 
 def transfers(trial: Trial, witness: Witness) -> tuple[float, float]:
     """Shares of other classes' images that the mean difference moves into the class: added, and taken away."""
+    if not trial.chosen.any():
+        return 0.0, 0.0
     before = witness.before[trial.chosen] == trial.label
     up, down = (float((witness.after(trial, sign) == trial.label).mean() - before.mean()) for sign in (1, -1))
     return up, down
@@ -240,7 +256,7 @@ def decide(
     Args:
         findings: of all classes that were looked into; several per class where it splits in several ways.
         accuracy: of the warm probe on the data.
-        num_classes: K.
+        num_classes: of which there are samples.
         settings: the bars.
         looked: share of the samples that are in classes large enough to be looked into.
 

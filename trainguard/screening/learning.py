@@ -11,11 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainguard.data.store import ImageStore
+from trainguard.errors import ModelError
+from trainguard.models import load_tensors, tensors_of
+from trainguard.rng import seed_devices
 from trainguard.screening.pipeline import Run
 from trainguard.screening.probe import Probe
-from trainguard.training import Recipe, batches, outputs, run_epoch
+from trainguard.training import Recipe, at_once, batches, outputs, run_epoch
 
 BATCHES = 48  # of one pass over a small data set, about
+MEASURED = 2000  # images that the spread of pixels is taken from; of large ones fewer
 USUAL_PASSES = 8  # of a warm-up; with more of them images are moved further, lest they are learned by heart
 
 Loss = Callable[[Tensor, np.ndarray], Tensor]
@@ -23,9 +27,10 @@ Loss = Callable[[Tensor, np.ndarray], Tensor]
 
 def fresh_probe(run: Run, seed: int) -> Probe:
     """A probe with seeded weights, on the run's device."""
-    some = run.store.batch(np.random.default_rng(0).permutation(run.store.readable)[:2000])
+    index = np.random.default_rng(0).permutation(run.store.readable)
+    some = run.store.batch(index[: at_once(run.store.shape, MEASURED)])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         probe = Probe(run.store.shape, run.store.num_classes, some.mean((0, 2, 3)), some.std((0, 2, 3)))
     return probe.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -71,11 +76,14 @@ def train(run: Run, name: str, model: nn.Module, index: np.ndarray, recipe: Reci
         index: (M,) int64.
         recipe: how.
         loss: None for cross-entropy to the given labels.
+
+    Raises:
+        ModelError: the loss is not finite any more.
     """
     loss = loss or label_loss(run.store)
     optimizer, first = recipe.optimizer(model), 0
     if (saved := run.state.load(name)) is not None:
-        model.load_state_dict(saved["model"])
+        load_tensors(model, saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["epochs"]
         for row in saved["rows"]:
@@ -85,7 +93,7 @@ def train(run: Run, name: str, model: nn.Module, index: np.ndarray, recipe: Reci
         for epoch in range(first, recipe.epochs):
             seed = run.seed * 7919 + epoch * 101 + sum(name.encode())
             generator = torch.Generator().manual_seed(seed)
-            torch.manual_seed(seed + run.processes.rank)  # of a user's own network: dropout, stochastic depth
+            seed_devices(seed + run.processes.rank)  # of a user's own network: dropout, stochastic depth
             plan = list(batches(index, recipe.batch_size, generator))
             total = recipe.epochs * len(plan)
             rates = [recipe.rate_at((epoch * len(plan) + step) / total) for step in range(len(plan))]
@@ -101,13 +109,18 @@ def train(run: Run, name: str, model: nn.Module, index: np.ndarray, recipe: Reci
                 processes=run.processes,
                 stage=shown,
             )
+            if not math.isfinite(mean):
+                raise ModelError(
+                    f"training diverged in epoch {epoch + 1} of {name}: the loss is {mean}; a network that does not "
+                    "take these rates can be screened for by the default preset, whose probe is our own"
+                )
             row = {"stage": name, "epoch": epoch + 1, "loss": mean}
             shown.advance(0, epoch=epoch + 1, loss=mean)
             rows.append(row)
             run.state.save(
                 name,
                 {
-                    "model": model.state_dict(),
+                    "model": tensors_of(model),
                     "optimizer": optimizer.state_dict(),
                     "epochs": epoch + 1,
                     "rows": rows,

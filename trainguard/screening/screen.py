@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,6 +122,10 @@ def run_screening(
         raise ValueError("trained=True needs the model, and the default preset")
     check_length(epochs, budget, seed)
     epochs, budget, seed = plain(epochs), plain(budget), plain(seed)  # numpy's numbers are none to torch and JSON
+    ranks = Processes.of(accelerator)
+    processes = ranks.over(images.fingerprint)
+    if processes.world < ranks.world and options.get("state_dir") is not None:  # each screens data of its own
+        options["state_dir"] = Path(options["state_dir"]) / f"rank {ranks.rank}"
     with undisturbed(seed):
         return screen_images(
             images,
@@ -129,7 +134,7 @@ def run_screening(
             epochs=epochs,
             budget=budget,
             seed=seed,
-            processes=Processes.of(accelerator).over(images.fingerprint),
+            processes=processes,
             device=_device(accelerator, model),
             **options,
         )

@@ -19,6 +19,7 @@ from scipy.stats import binom
 from sklearn.neighbors import NearestNeighbors
 
 from trainguard.data.store import ImageStore
+from trainguard.errors import ModelError
 from trainguard.evidence import samples_for_map
 from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
@@ -62,6 +63,8 @@ def decide(run: Run) -> Decision:
     images = bystanders(store, run.seed)
     with run.stage("partition"):
         answers = logits(run, probe, index)
+        if len(broken := index[~np.isfinite(answers).all(1)]):
+            raise ModelError(f"the model gives NaN or infinite outputs on {store.name(broken[0])}: check what it does")
         accuracy = float((answers.argmax(1) == labels[index]).mean())
         found, classes = suspicions(run, probe, divergence, answers, images)
         findings = run.processes.broadcast(found)  # ranks may differ in the last bit
@@ -72,7 +75,8 @@ def decide(run: Run) -> Decision:
     left_out = np.concatenate([f.members[f.doubtful] for f in findings if f.is_candidate(settings)] or [index[:0]])
     sizes = np.bincount(labels[index])[labels[index]]
     looked = float((sizes >= settings.least_members).mean())
-    verdict, confidence, reason, poisoned = verdict_of(findings, accuracy, store.num_classes, settings, looked)
+    present = int((classes.sizes > 0).sum())  # a part of a data set may keep the names of all its classes
+    verdict, confidence, reason, poisoned = verdict_of(findings, accuracy, present, settings, looked)
     if purified is not None and poisoned:
         with run.stage("sharpening"):  # in one piece: the same objects in both lists
             purer = sharpened(classes, findings, poisoned, opinion, purified)
@@ -195,6 +199,7 @@ def _judged(classes: Classes, name: str, findings: list[Finding]) -> tuple[list[
     train(run, name, purified, index, recipe_for(run, len(index), settings.relearn_share, settings.shift))
     with run.stage("comparison"):
         often = np.log(np.maximum(learned, 1 / len(index)))  # what it has seen more of it answers more often: taken off
+        often[classes.sizes == 0] = np.inf
         opinion = _opinion(run, purified, often)
         second = witness_of(run, purified, images[0])
         judged = [finding for finding in findings if not finding.is_candidate(settings)]
@@ -262,7 +267,7 @@ def _strangers(
 
 def _skill(answers: np.ndarray, labels: np.ndarray) -> float:
     """Accuracy (averaged over classes) of logits (n, K) on labels (n,), 0 for chance and 1 for all right."""
-    right, chance = answers.argmax(1) == labels, 1 / max(2, answers.shape[1])
+    right, chance = answers.argmax(1) == labels, 1 / max(2, int(np.isfinite(answers).any(0).sum()))
     return (float(np.mean([right[labels == label].mean() for label in np.unique(labels)])) - chance) / (1 - chance)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from trainguard.distributed import Processes
 from trainguard.errors import StateError
-from trainguard.files import read_record, writable_folder, write_atomically
+from trainguard.files import read_record, writable_folder, write_atomically, write_for_torch
 
 ALONE = Processes()
 
@@ -61,8 +61,8 @@ class State:
         }
         if not self._header.is_file():  # somebody has emptied the folder meanwhile
             self._prepared()
-        with write_atomically(self._folder / f"{name}.pt") as path:
-            torch.save({"key": self._key, "seconds": self.seconds, "values": plain}, path)
+        step = {"key": self._key, "seconds": self.seconds, "values": plain}
+        write_for_torch(self._folder / f"{name}.pt", step)
 
     @property
     def _header(self) -> Path:
@@ -96,10 +96,10 @@ class State:
             return None
         try:
             step = torch.load(path, map_location="cpu", weights_only=True)
-            saved = step["key"]
+            saved = json.loads(step["key"])
         except Exception as error:  # a damaged file fails in many ways
             raise StateError(f"{path} cannot be read: choose another state_dir or delete it") from error
-        if saved != self._key:
+        if saved != json.loads(self._key):  # as values: the command's 1.0 is the guard's 1
             raise StateError(
                 f"{path} is of a screening of other data or settings: choose another state_dir or delete it"
             )

@@ -46,9 +46,12 @@ class Surroundings:
         return cls(look, view, view.whitened(numbers[:AROUND]), labels[:AROUND])
 
     def of_class(self, run: Run, probe: Probe | Trained, members: NDArray[np.int64], label: int) -> Bearings:
-        """Look at the samples (n,) of one class; the probe says on which device."""
+        """Look at the samples (n,) of one class; the probe says on which device.
+
+        By this process alone: ranks of unlike processors may differ in whether a class asks for it.
+        """
         chosen = np.sort(np.random.default_rng(run.seed).permutation(len(members))[:AROUND])
-        own = self.view.whitened(outputs(self.look, probe, run.store, members[chosen], run.processes))
+        own = self.view.whitened(outputs(self.look, probe, run.store, members[chosen]))
         return Bearings(chosen, own, self.detail[self.labels != label], run.seed)
 
 

@@ -249,7 +249,8 @@ class Classes:
     def believed(self) -> np.ndarray:
         """The probability (M,) that the probe gives to the label of each readable sample."""
         given = torch.from_numpy(self.labels)[:, None]
-        return torch.from_numpy(self.answers).softmax(1).gather(1, given)[:, 0].numpy()
+        some = zip(torch.from_numpy(self.answers).split(FITTED), given.split(FITTED), strict=True)
+        return torch.cat([answers.softmax(1).gather(1, labels)[:, 0] for answers, labels in some]).numpy()
 
     @cached_property
     def disbelieved(self) -> np.ndarray:
