@@ -18,7 +18,8 @@ from trainguard.screening.settings import Settings
         (finding(), "poisoned"),
         (finding(agreement=0.75, trigger=0.2), "undecided"),  # far apart, nearly a trigger
         (finding(distance=16.0, agreement=0.23, company=1.0, trigger=0.17), "clean"),  # turned copies of one blood cell
-        (finding(agreement=0.75, likeness=0.01), "undecided"),  # as far apart, and no picture that one of them has
+        (finding(agreement=0.75, likeness=0.01, told=0.98), "undecided"),  # as far apart, and no picture of one of them
+        (finding(agreement=0.75, likeness=0.01, told=0.93), "clean"),  # nor fine detail: they differ in what they show
         (finding(distance=5.5, agreement=0.75, likeness=0.01), "clean"),
         (finding(agreement=0.75, firmness=0.5, finished=True, likeness=0.01), "clean"),
         (finding(agreement=0.75, trigger=0.2, likeness=0.66), "clean"),  # likewise, but one scene: a track of signs

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trainguard.data.store import ImageStore
 from trainguard.results import Verdict
-from trainguard.screening.finding import LEFT, ONE_SCENE, Finding
+from trainguard.screening.finding import LEFT, ONE_SCENE, TOLD, Finding
 from trainguard.screening.separation import Split
 from trainguard.screening.settings import Settings
 from trainguard.training import at_once
@@ -27,7 +27,7 @@ AVERAGED = 500  # images of a part that its mean is taken over; of large ones fe
 LEFT_OPEN = 0.85  # share of a trigger's bar from which the verdict is left open
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
 LOOKED = 0.5  # share of the samples that must be in classes large enough to be looked into for a verdict of clean
-NO_PICTURE = 0.02  # likeness up to which such parts do so by themselves; natural ones had 0.03 at least, snow 0.00
+NO_PICTURE = 0.02  # likeness up to which such parts do so where fine detail tells them; snow had 0.00
 NOTHING = 1.25  # accuracy, relative to chance, below which the first probe has learned nothing that could be poison
 Images = tuple[NDArray[np.float32], NDArray[np.int64]]  # see `bystanders`
 
@@ -311,7 +311,9 @@ def _is_open(finding: Finding, settings: Settings) -> bool:
     """Do the parts of a class stand so far apart that what nearly speaks for poison leaves the verdict open?"""
     half = finding.trigger >= LEFT_OPEN * settings.transfer and finding.likeness <= ONE_SCENE
     apart = finding.split.distance >= STANDS_OUT and finding.split.valley < 0.1
-    return apart and (half or finding.likeness <= NO_PICTURE)
+    # Turned copies of one photograph, and outlines of hands, look as much alike, but not because of their fine detail.
+    elsewhere = finding.likeness <= NO_PICTURE and finding.told >= TOLD
+    return apart and (half or elsewhere)
 
 
 def sentence(poisoned: Sequence[Finding], settings: Settings) -> str:
