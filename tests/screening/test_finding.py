@@ -34,6 +34,11 @@ from trainguard.screening.settings import Settings
         (finding(distance=5.3, agreement=0.3, trigger=0.8, company=0.7), "clean"),
         (finding(distance=5.3, agreement=0.3, trigger=0.8, likeness=0.8), "clean"),
         (finding(agreement=0.75, trigger=0.05), "clean"),  # what the class looks like moves images as well
+        (finding(distance=10.0, company=0.9, trigger=0.6, told=1.0, elsewhere=0.1), "poisoned"),
+        (finding(distance=10.0, company=0.9, trigger=0.6, told=1.0, elsewhere=0.8), "clean"),  # a class of two things
+        (finding(distance=10.0, company=0.9, trigger=0.6, told=0.8, elsewhere=0.8), "poisoned"),
+        (finding(distance=10.0, company=0.7, at_source=0.8, told=1.0, elsewhere=0.1), "poisoned"),
+        (finding(distance=10.0, company=0.7, at_source=0.8, told=1.0, elsewhere=0.8), "clean"),
         (finding(distance=2.0, valley=0.9), "clean"),  # one cloud
         (finding(distance=2.8, valley=0.7, diversity=0.85), "poisoned"),  # a small gap, but images of all kinds
         (finding(distance=2.8, valley=0.7, diversity=0.6), "clean"),

@@ -18,6 +18,7 @@ from trainguard.errors import ModelError, StateError
 from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng
 from trainguard.screening import separating, suspicion
+from trainguard.screening.learning import is_dominated, label_loss, shares
 from trainguard.screening.pipeline import screen_images
 from trainguard.screening.settings import Settings
 from trainguard.screening.state import State
@@ -354,6 +355,26 @@ def test_classes_that_have_only_a_name_do_not_count(poisoned):
     finally:
         del data.classes
     assert whole.verdict == "poisoned" and whole.target_classes == (1,)
+
+
+def test_a_probe_that_always_names_the_largest_class_has_learned_nothing():
+    labels = (torch.arange(900) % 18 == 0).long()
+    noise = torch.rand(900, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = screened_briefly(open_images(torch.utils.data.TensorDataset(noise, labels), pixel_range=None))
+    assert found.verdict == "undecided" and "learned too little" in found.reason
+
+
+@pytest.mark.parametrize(("rare", "dominated"), [(50, True), (250, False)])
+def test_where_one_class_is_most_of_the_samples_answers_are_as_if_all_had_as_many(rare, dominated):
+    labels = (torch.arange(900) < rare).long()
+    store = open_images(torch.utils.data.TensorDataset(torch.rand(900, 1, 8, 8), labels), pixel_range=None)
+    assert is_dominated(store, store.readable) == dominated
+    often, logits = shares(store, store.readable), torch.randn(4, 2)
+    assert np.exp(often) == pytest.approx([1 - rare / 900, rare / 900])
+    index = np.array([0, 1, 898, 899])
+    expected = F.cross_entropy(logits + torch.from_numpy(often), labels[index].to(torch.int64))
+    assert float(label_loss(store, often)(logits, index)) == pytest.approx(float(expected))
+    assert float(label_loss(store)(logits, index)) == pytest.approx(float(F.cross_entropy(logits, labels[index])))
 
 
 class Diverging(nn.Sequential):

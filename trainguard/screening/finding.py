@@ -38,6 +38,7 @@ FAR, HOLLOW = 4.0, 0.3  # the same where few do: of parts that may be looked at 
 TOLD = 0.95  # from which fine detail tells the two parts of a class; poison mostly 0.96 and more
 TOLD_BESIDE = 0.92  # the same of further parts of a class; natural ones of photographs had 0.90 at most
 NOWHERE = 0.02  # share of other classes' samples on its side up to which a part is like nothing else; poison had 0.01
+COMMON = 0.5  # share of them from which it is no trigger; parts that a trigger alone speaks for had 0.02 at most
 NO_SCENE = 0.09  # likeness up to which that counts; large tracks of signs had 0.16, threes among all digits 1.0
 ALONE = 9.0  # Ashman's D of such a part from which it is poison by that; natural ones had 6.2, tracks of signs 15.7
 MANY = 50  # samples that such a part must have; two tracks of signs have as many
@@ -220,7 +221,7 @@ class Finding:
             source = min(
                 _passes(self.at_source - TRIGGER_AT_SOURCE, 0.1), _passes(COMPANY_AT_SOURCE - self.company, 0.1)
             )
-            source *= float(self.likeness <= ONE_SCENE)
+            source *= float(self.likeness <= ONE_SCENE and not self.is_common)
             return min(foreign, max(min(learned, max(apart, kinds, scattered)), backed, source, kin))
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
         own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - BELIEVED, 0.05))
@@ -338,10 +339,21 @@ class Finding:
         far = _passes(self.split.distance - settings.transfer_distance, 0.5)
         minor = float(self.split.upper.mean() <= settings.transfer_share)
         own_kind = self.reference >= KNOWN and self.relative_agreement >= OWN_KIND
+        if self.is_common:
+            return self._contradiction(settings)
         scene = self.likeness > ONE_SCENE
         asked = (self._asked_trigger(settings), SURE_TRIGGER, TRIGGER_OF_SCENE)[own_kind + scene]
         trigger = minor * min(_passes(self.trigger - asked, 0.1), max(far, self._half_foreign(settings)))
         return max(self._contradiction(settings), trigger, self._solitude(settings))
+
+    @property
+    def is_common(self) -> bool:
+        """True where fine detail tells the parts, and other classes' images mostly lie with the suspected one.
+
+        Then what tells it is no trigger, which is in none of them, and its mean difference is what the class's other
+        part has: of a class of two things the one that resembles the other classes more.
+        """
+        return self.told >= TOLD and self.elsewhere >= COMMON
 
     @property
     def is_odd(self) -> bool:

@@ -255,7 +255,7 @@ def decide(
 
     Args:
         findings: of all classes that were looked into; several per class where it splits in several ways.
-        accuracy: of the warm probe on the data.
+        accuracy: of the warm probe on the data, averaged over classes.
         num_classes: of which there are samples.
         settings: the bars.
         looked: share of the samples that are in classes large enough to be looked into.
@@ -309,7 +309,7 @@ def decide(
 
 def _is_open(finding: Finding, settings: Settings) -> bool:
     """Do the parts of a class stand so far apart that what nearly speaks for poison leaves the verdict open?"""
-    half = finding.trigger >= LEFT_OPEN * settings.transfer and finding.likeness <= ONE_SCENE
+    half = finding.trigger >= LEFT_OPEN * settings.transfer and finding.likeness <= ONE_SCENE and not finding.is_common
     apart = finding.split.distance >= STANDS_OUT and finding.split.valley < 0.1
     # Turned copies of one photograph, and outlines of hands, look as much alike, but not because of their fine detail.
     elsewhere = finding.likeness <= NO_PICTURE and finding.told >= TOLD

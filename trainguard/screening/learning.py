@@ -19,6 +19,7 @@ from trainguard.screening.probe import Probe
 from trainguard.training import Recipe, at_once, batches, outputs, run_epoch
 
 BATCHES = 48  # of one pass over a small data set, about
+DOMINANT = 0.8  # share of one class from which a probe must be told to look for the others
 MEASURED = 2000  # images that the spread of pixels is taken from; of large ones fewer
 USUAL_PASSES = 8  # of a warm-up; with more of them images are moved further, lest they are learned by heart
 
@@ -56,12 +57,30 @@ def recipe_for(run: Run, samples: int, share: float, shift: float) -> Recipe:
     return Recipe(epochs=epochs, batch_size=size, rate=0.2 * (size / 128) ** 0.5, shift=shift)
 
 
-def label_loss(store: ImageStore) -> Loss:
-    """Cross-entropy to the given labels."""
+def shares(store: ImageStore, index: np.ndarray) -> np.ndarray:
+    """(K,) the logarithms of the classes' shares of the samples `index`; of one without any as if it had one."""
+    return np.log(np.maximum(np.bincount(store.labels[index], minlength=store.num_classes), 1) / len(index))
+
+
+def is_dominated(store: ImageStore, index: np.ndarray) -> bool:
+    """Whether one class is so much of the samples that a probe may learn to name it always, and nothing else."""
+    return bool(np.bincount(store.labels[index]).max() > DOMINANT * len(index))
+
+
+def label_loss(store: ImageStore, often: np.ndarray | None = None) -> Loss:
+    """Cross-entropy to the given labels.
+
+    Args:
+        store: the images.
+        often: (K,) added to the logits: of the classes' `shares`, what is learned are answers as if all classes had as
+            many samples (logit adjustment, Menon et al. 2021).
+    """
     labels = torch.from_numpy(store.labels)
+    added = None if often is None else torch.from_numpy(often).float()
 
     def loss(logits: Tensor, index: np.ndarray) -> Tensor:
-        return F.cross_entropy(logits, labels[torch.from_numpy(index)].to(logits.device))
+        given = labels[torch.from_numpy(index)].to(logits.device)
+        return F.cross_entropy(logits if added is None else logits + added.to(logits.device), given)
 
     return loss
 
@@ -75,12 +94,12 @@ def train(run: Run, name: str, model: nn.Module, index: np.ndarray, recipe: Reci
         model: changed in place.
         index: (M,) int64.
         recipe: how.
-        loss: None for cross-entropy to the given labels.
+        loss: None for cross-entropy to the given labels, adjusted where one class is most of the samples.
 
     Raises:
         ModelError: the loss is not finite any more.
     """
-    loss = loss or label_loss(run.store)
+    loss = loss or label_loss(run.store, shares(run.store, index) if is_dominated(run.store, index) else None)
     optimizer, first = recipe.optimizer(model), 0
     if (saved := run.state.load(name)) is not None:
         load_tensors(model, saved["model"])

@@ -16,7 +16,7 @@ from torch import nn
 from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
 from trainguard.screening.enhancement import enhancement_loss
-from trainguard.screening.learning import fresh_probe, logits, recipe_for, train
+from trainguard.screening.learning import fresh_probe, label_loss, logits, recipe_for, train
 from trainguard.screening.partition import least_consistent
 from trainguard.screening.pipeline import Decision, Run
 from trainguard.training import Recipe, outputs, settle
@@ -33,7 +33,8 @@ def decide(run: Run) -> Decision:
         run.processes.align(probe)  # the ranks' copies may have been initialised each in its own way
     for parameter in probe.parameters():
         parameter.requires_grad_(True)
-    train(run, "warm-up", probe, index, recipe_for(run, len(index), settings.warmup_share, settings.shift))
+    recipe = recipe_for(run, len(index), settings.warmup_share, settings.shift)
+    train(run, "warm-up", probe, index, recipe, label_loss(store))
     trusted = np.zeros(len(labels), dtype=bool)
     divergence = np.zeros(len(labels), dtype=np.float32)
     given = torch.from_numpy(labels)

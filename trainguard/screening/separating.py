@@ -33,7 +33,7 @@ from trainguard.screening.identification import (
     triggers,
 )
 from trainguard.screening.identification import decide as verdict_of
-from trainguard.screening.learning import fresh_probe, logits, recipe_for, train
+from trainguard.screening.learning import fresh_probe, is_dominated, logits, recipe_for, shares, train
 from trainguard.screening.pipeline import Decision, Run
 from trainguard.screening.probe import Probe, Trained
 from trainguard.screening.resemblance import resemblance
@@ -76,7 +76,9 @@ def decide(run: Run) -> Decision:
     sizes = np.bincount(labels[index])[labels[index]]
     looked = float((sizes >= settings.least_members).mean())
     present = int((classes.sizes > 0).sum())  # a part of a data set may keep the names of all its classes
-    verdict, confidence, reason, poisoned = verdict_of(findings, accuracy, present, settings, looked)
+    right = answers.argmax(1) == labels[index]
+    known = float(np.mean([right[labels[index] == label].mean() for label in np.flatnonzero(classes.sizes)]))
+    verdict, confidence, reason, poisoned = verdict_of(findings, known, present, settings, looked)
     if purified is not None and poisoned:
         with run.stage("sharpening"):  # in one piece: the same objects in both lists
             purer = sharpened(classes, findings, poisoned, opinion, purified)
@@ -198,8 +200,8 @@ def _judged(classes: Classes, name: str, findings: list[Finding]) -> tuple[list[
     purified = fresh_probe(run, run.seed + 1)
     train(run, name, purified, index, recipe_for(run, len(index), settings.relearn_share, settings.shift))
     with run.stage("comparison"):
-        often = np.log(np.maximum(learned, 1 / len(index)))  # what it has seen more of it answers more often: taken off
-        often[classes.sizes == 0] = np.inf
+        often = shares(store, index)  # what it has seen more of it answers more often: taken off, if not in training
+        often = np.where(classes.sizes == 0, np.inf, 0.0 if is_dominated(store, index) else often)
         opinion = _opinion(run, purified, often)
         second = witness_of(run, purified, images[0])
         judged = [finding for finding in findings if not finding.is_candidate(settings)]
