@@ -202,6 +202,7 @@ class Finding:
         half = settings.transfer if kindless else settings.transfer_of_foreign
         backed = _passes(self.trigger - (SURE_TRIGGER if self.split.upper.mean() > 0.5 else half), 0.05)
         backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1), _passes(ONE_SCENE - self.likeness, 0.05))
+        backed *= not self.is_common
         firm = _passes(self.firmness - max(LEARNED, float(self.split.upper.mean())), 0.05)
         kin = _passes(self.kinship - SAME_WAY, 0.05)
         # What the first probe has not learned is on all kinds of images, or it is what is hard about the class.
@@ -221,7 +222,7 @@ class Finding:
             source = min(
                 _passes(self.at_source - TRIGGER_AT_SOURCE, 0.1), _passes(COMPANY_AT_SOURCE - self.company, 0.1)
             )
-            source *= float(self.likeness <= ONE_SCENE and not self.is_common)
+            source *= self.likeness <= ONE_SCENE and not self.is_common
             return min(foreign, max(min(learned, max(apart, kinds, scattered)), backed, source, kin))
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
         own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - BELIEVED, 0.05))
