@@ -22,6 +22,7 @@ from trainguard.evidence import Evidence
 from trainguard.purification.results import AuditResult, PurifyResult
 from trainguard.report import build
 from trainguard.report import purification as purification_page
+from trainguard.report.audit import _advice
 from trainguard.report.page import _load
 from trainguard.report.parts import percent
 from trainguard.report.screening import plane
@@ -572,3 +573,10 @@ def test_the_record_of_a_name_with_a_dot_is_its_own(tmp_path):
     (tmp_path / "clean.v2.safetensors").touch()
     for asked in ("clean.v2", "clean.v2.safetensors"):
         assert _load(tmp_path / asked)["stopped"] == "clean.v2"
+
+
+def test_who_audits_two_classes_is_told_what_it_can_say():
+    undecided = types.SimpleNamespace(verdict="undecided", confidence=0.0, pull=[0.5, 0.5])
+    assert "not clear one" in _advice(undecided)
+    undecided.pull = [0.3, 0.3, 0.4]
+    assert "two classes" not in _advice(undecided)

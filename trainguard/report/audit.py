@@ -32,8 +32,8 @@ UNFIT = (
     "and std), enough images. Then audit it again."
 )
 OF_TWO = (
-    "An audit may find a backdoor in a model of two classes, but cannot clear one: screen the data that it was trained "
-    "on, or purify it. If no patch or picture was tried at all, the model was not fit for that:"
+    "An audit may find a backdoor in a model of two classes, but not clear one: screen the data that it was trained "
+    "on, or purify it."
 )
 
 
@@ -73,7 +73,7 @@ def _advice(result: AuditResult) -> str:
     """What to do next."""
     if result.verdict != "undecided" or result.confidence > 0:
         return ADVICE[result.verdict]
-    return UNFIT if len(result.pull) > 2 else f"{OF_TWO} {UNFIT}"
+    return UNFIT if len(result.pull) > 2 else f"{UNFIT} {OF_TWO}"
 
 
 def _classes(result: AuditResult, names: list[str]) -> Table:

@@ -26,7 +26,7 @@ class Settings:
         least_seen: images that a probe sees likewise, the repeated ones counted again; 400 steps of 128. Measured: on
             3,000 images a probe that has seen 27,000 believes so little that clean classes are called poisoned.
         least_epochs: passes that are enough for `least_seen`, however small the data set.
-        most_steps: steps after which a probe has learned enough however large the data set is, two epochs apart.
+        most_steps: steps that are enough for a probe however large the data set is, unless two epochs are more.
         batch_size: of the probes; smaller on data sets of under about 4,400 images.
         patch_side: side of Eq. 3's patch as a share of the image's side: half, measured best of 8, 16 and 32 pixels.
         eps: radius of Eq. 3's perturbation in unit pixels: 8/255, measured best of 4, 8, 16 and 32.
