@@ -37,6 +37,7 @@ from trainguard.screening.settings import Settings
         (finding(distance=10.0, company=0.9, trigger=0.6, told=1.0, elsewhere=0.1), "poisoned"),
         (finding(distance=10.0, company=0.9, trigger=0.6, told=1.0, elsewhere=0.8), "clean"),  # a class of two things
         (finding(distance=10.0, company=0.9, trigger=0.6, told=0.8, elsewhere=0.8), "poisoned"),
+        (finding(distance=10.0, company=0.5, trigger=0.6, told=1.0, elsewhere=0.9, likeness=1.6), "poisoned"),
         (finding(distance=10.0, company=0.7, at_source=0.8, told=1.0, elsewhere=0.1), "poisoned"),
         (finding(distance=10.0, company=0.7, at_source=0.8, told=1.0, elsewhere=0.8), "clean"),
         (finding(distance=2.0, valley=0.9), "clean"),  # one cloud
@@ -59,7 +60,6 @@ from trainguard.screening.settings import Settings
         (finding(distance=140.0, agreement=0.8, likeness=1.6, trigger=0.4), "clean"),
         (finding(distance=12.0, agreement=0.55, likeness=0.8, trigger=0.45), "poisoned"),  # images shrunk, on black
         (finding(distance=4.6, valley=0.2, company=0.6, trigger=0.25), "poisoned"),
-        (finding(distance=4.6, valley=0.2, company=0.6, trigger=0.25, told=1.0, elsewhere=0.8), "clean"),
         (finding(distance=4.6, valley=0.2, company=0.72, trigger=0.25), "clean"),  # newspapers among paper
         (finding(distance=4.6, valley=0.2, company=0.6, trigger=0.25, likeness=0.8), "clean"),
         (finding(distance=4.6, valley=0.2, company=0.6, trigger=0.25, share=0.6), "clean"),  # most of the class

@@ -202,7 +202,6 @@ class Finding:
         half = settings.transfer if kindless else settings.transfer_of_foreign
         backed = _passes(self.trigger - (SURE_TRIGGER if self.split.upper.mean() > 0.5 else half), 0.05)
         backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1), _passes(ONE_SCENE - self.likeness, 0.05))
-        backed *= not self.is_common
         firm = _passes(self.firmness - max(LEARNED, float(self.split.upper.mean())), 0.05)
         kin = _passes(self.kinship - SAME_WAY, 0.05)
         # What the first probe has not learned is on all kinds of images, or it is what is hard about the class.
@@ -349,12 +348,13 @@ class Finding:
 
     @property
     def is_common(self) -> bool:
-        """True where fine detail tells the parts, and other classes' images mostly lie with the suspected one.
+        """True where fine detail tells a part that keeps to itself, and most other classes' images lie with it.
 
         Then what tells it is no trigger, which is in none of them, and its mean difference is what the class's other
-        part has: of a class of two things the one that resembles the other classes more.
+        part has: of a class of two things the one that resembles the other classes more. Poison under a foreign label
+        is made of other classes' images, and they may lie with it; but then it does not keep to itself.
         """
-        return self.told >= TOLD and self.elsewhere >= COMMON
+        return self.told >= TOLD and self.elsewhere >= COMMON and self.company > OWN_COMPANY
 
     @property
     def is_odd(self) -> bool:
