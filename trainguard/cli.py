@@ -12,10 +12,22 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from trainguard.files import results_in, visible, writable_folder
-from trainguard.options import above_zero, at_least_one, names, numbers, path, seed, seeds, share
+from trainguard.options import (
+    above_zero,
+    add_data_options,
+    at_least_one,
+    columns,
+    given,
+    names,
+    path,
+    reading,
+    seed,
+    seeds,
+    share,
+)
 
 DONE, WRONG_USE, FOUND, UNDECIDED, INTERRUPTED = 0, 2, 3, 4, 130
 VERDICTS_BY = ("trainguard screen", "trainguard audit", "trainguard purify")  # what they answer with is not DONE
@@ -126,19 +138,6 @@ def _write_nowhere() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _add_data_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--split", default="train", help="split of a data set that has several (default: %(default)s)")
-    parser.add_argument("--image-column", help="column of the images, where there are several")
-    parser.add_argument("--label-column", help="column of the labels, where there are several")
-    parser.add_argument("--size", type=at_least_one, help="scale images to SIZE x SIZE pixels; needed if sizes differ")
-    parser.add_argument("--mean", type=numbers, help="of the model's normalisation, in [0, 1] pixels: 0.49,0.48,0.44")
-    parser.add_argument("--std", type=numbers, help="likewise; without both, the model is given pixels from 0 to 1")
-    parser.add_argument("--bounds", type=numbers, help="in their place: the model's inputs of black and white: -1,1")
-    parser.add_argument(
-        "--on-error", choices=("raise", "skip"), default="raise", help="what to do about unreadable images"
-    )
-
-
 def _open_data(arguments: argparse.Namespace, name: str):
     import datasets
 
@@ -148,28 +147,9 @@ def _open_data(arguments: argparse.Namespace, name: str):
     return open_data(
         name,
         split=arguments.split,
-        **_columns(arguments),
+        **columns(arguments),
         size=arguments.size,
     )
-
-
-def _given(arguments: argparse.Namespace, *options: str) -> dict[str, Any]:
-    """Of some options those that were given."""
-    values = {name: getattr(arguments, name) for name in options}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _columns(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The columns that were named."""
-    return _given(arguments, "image_column", "label_column")
-
-
-def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the options say of how images are read, as `screen`, `purify` and `audit` take it."""
-    if arguments.bounds is not None and len(arguments.bounds) != 2:
-        raise WrongUse(f"expected two numbers as --bounds, got {len(arguments.bounds)}")
-    given = _given(arguments, "mean", "std", "bounds")
-    return given | _columns(arguments) | {"on_error": arguments.on_error}
 
 
 def _show(title: str, rows: Iterable[tuple[str, str]]) -> None:
@@ -221,7 +201,7 @@ def _add_screen(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--preset", default="default", help="default, or paper for AdvrBD as published")
     parser.add_argument("--state-dir", type=path, help="folder to resume from after an interruption")
-    _add_data_options(parser)
+    add_data_options(parser)
 
 
 def _screen(arguments: argparse.Namespace) -> int:
@@ -237,7 +217,7 @@ def _screen(arguments: argparse.Namespace) -> int:
         budget=arguments.budget,
         seed=arguments.seed,
         preset=arguments.preset,
-        **_reading(arguments),
+        **reading(arguments),
         state_dir=arguments.state_dir,
         progress=arguments.progress,
     )
@@ -268,7 +248,7 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", required=True, help="what the weights belong to: a timm or torchvision name")
     parser.add_argument("--data", type=os.path.expanduser, required=True, help=DATA_HELP)
     parser.add_argument("--eps", type=above_zero, help="radius of the perturbation, in [0, 1] pixels (default: 0.024)")
-    _add_data_options(parser)
+    add_data_options(parser)
 
 
 def _add_purify(commands: argparse._SubParsersAction) -> None:
@@ -287,7 +267,7 @@ def _purify(arguments: argparse.Namespace) -> int:
 
     _outside("--out", arguments.out, arguments.data)
     _outside("--state-dir", arguments.state_dir, arguments.data)
-    options = _given(arguments, "eps", "max_accuracy_loss")
+    options = given(arguments, "eps", "max_accuracy_loss")
     if arguments.validation is not None:
         options["validation"] = _open_data(arguments, arguments.validation)
     outcome = purify_checkpoint(
@@ -300,7 +280,7 @@ def _purify(arguments: argparse.Namespace) -> int:
         state_dir=arguments.state_dir,
         progress=arguments.progress,
         **options,
-        **_reading(arguments),
+        **reading(arguments),
     )
     _show("Purification", [*outcome.rows(), ("saved in", str(weights_path(arguments.out)))])
     return DONE if outcome.changed else UNDECIDED
@@ -325,8 +305,8 @@ def _audit(arguments: argparse.Namespace) -> int:
         data=data,
         seed=arguments.seed,
         progress=arguments.progress,
-        **_given(arguments, "eps", "images"),
-        **_reading(arguments),
+        **given(arguments, "eps", "images"),
+        **reading(arguments),
     )
     rows = list(result.rows())
     if arguments.out:
@@ -388,7 +368,7 @@ def _drill(arguments: argparse.Namespace) -> int:
         source=arguments.source,
         cover_rate=arguments.cover_rate,
         trigger_file=arguments.trigger_file,
-        **_columns(arguments),
+        **columns(arguments),
         progress=arguments.progress,
     )
     print(f"report: {build(arguments.out, arguments.out / 'report.html')}")

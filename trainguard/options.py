@@ -1,4 +1,4 @@
-"""What the options of the `trainguard` command may say; whatever is wrong is said in words."""
+"""What options of the `trainguard` command may say, and those about images, which several of its commands take."""
 
 from __future__ import annotations
 
@@ -53,6 +53,38 @@ def numbers(text: str) -> tuple[float, ...]:
 def seeds(text: str) -> tuple[int, ...]:
     """Seeds with commas between them."""
     return tuple(seed(name) for name in names(text))
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """What every command that reads images takes."""
+    parser.add_argument("--split", default="train", help="split of a data set that has several (default: %(default)s)")
+    parser.add_argument("--image-column", help="column of the images, where there are several")
+    parser.add_argument("--label-column", help="column of the labels, where there are several")
+    parser.add_argument("--size", type=at_least_one, help="scale images to SIZE x SIZE pixels; needed if sizes differ")
+    parser.add_argument("--mean", type=numbers, help="of the model's normalisation, in [0, 1] pixels: 0.49,0.48,0.44")
+    parser.add_argument("--std", type=numbers, help="likewise; without both, the model is given pixels from 0 to 1")
+    parser.add_argument("--bounds", type=numbers, help="in their place: the model's inputs of black and white: -1,1")
+    parser.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise", help="what to do about unreadable images"
+    )
+
+
+def given(arguments: argparse.Namespace, *options: str) -> dict[str, Any]:
+    """Of some options those that were given."""
+    values = {name: getattr(arguments, name) for name in options}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def columns(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The columns that were named."""
+    return given(arguments, "image_column", "label_column")
+
+
+def reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the options say of how images are read, as `screen`, `purify` and `audit` take it."""
+    if arguments.bounds is not None and len(arguments.bounds) != 2:
+        raise ValueError(f"expected two numbers as --bounds, got {len(arguments.bounds)}")
+    return given(arguments, "mean", "std", "bounds") | columns(arguments) | {"on_error": arguments.on_error}
 
 
 def _read(kind: Callable[[str], Any], text: str, what: str, fits: Callable[[Any], bool] = lambda value: True) -> Any:
