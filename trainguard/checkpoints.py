@@ -255,7 +255,7 @@ def _check_archive(path: Path) -> None:
                 raise ModelError(f"{path} is a zip file, but not one of torch.save: expected one data.pkl in it")
             with archive.open(pickles[0]) as file:
                 _check_pickle(path, file)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # also encrypted, or packed unusually
+    except (zipfile.BadZipFile, RuntimeError) as error:  # also encrypted, or packed unusually
         raise ModelError(f"{path} is truncated or damaged ({error}): copy it again") from None
 
 

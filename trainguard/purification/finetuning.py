@@ -20,7 +20,7 @@ from trainguard.purification.augmentation import random_view
 from trainguard.purification.network import Tap, features_of
 from trainguard.purification.shared import PART, agreed_wrong, disbelief, shared_adversarial, unlearned
 from trainguard.purification.universal import Worn
-from trainguard.training import at_once, autocast, device_of
+from trainguard.training import AT_ONCE, at_once, autocast, device_of
 
 if TYPE_CHECKING:
     from trainguard.data.store import ImageStore
@@ -305,12 +305,20 @@ def shuffled_batches(
 @torch.no_grad()
 def logits_of(network: UnitPixels, store: ImageStore, index: NDArray[np.int64]) -> Iterator[Tensor]:
     """Logits in eval mode, batch by batch: (b, K) float32 for consecutive parts of `index`."""
-    device, size = device_of(network), at_once(store.shape)
-    for start in range(0, len(index), size):
-        x = store.batch(index[start : start + size], device)
-        with frozen(network), autocast(device):
+    for x, _ in _in_parts(store, index, device_of(network)):
+        with frozen(network), autocast(x.device):
             logits = network(x).float()
         yield logits
+
+
+def _in_parts(
+    store: ImageStore, index: NDArray[np.int64], device: torch.device, most: int = AT_ONCE
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images and labels of `index` in their order, `most` at once, of large ones fewer."""
+    size = at_once(store.shape, most)
+    for start in range(0, len(index), size):
+        part = index[start : start + size]
+        yield store.batch(part, device), torch.from_numpy(store.labels[part]).to(device)
 
 
 def fitting_radius(
@@ -328,13 +336,10 @@ def fitting_radius(
         how: norm, steps and the smallest radius.
         moved: share of the images whose prediction has to change.
     """
-    device, size = device_of(network), at_once(store.shape, how.batch_size)
-    eps = how.eps
+    device, eps = device_of(network), how.eps
     for _ in range(3):
         changed = 0
-        for start in range(0, len(index), size):
-            part = index[start : start + size]
-            x, y = store.batch(part, device), torch.from_numpy(store.labels[part]).to(device)
+        for x, y in _in_parts(store, index, device, how.batch_size):
             with frozen(network), autocast(device):
                 other = untargeted(network, x, y, eps=eps, norm=how.norm, steps=how.attack_steps)
                 with torch.no_grad():
@@ -357,11 +362,9 @@ def mirrors_alike(network: UnitPixels, store: ImageStore, index: NDArray[np.int6
         index: (n,) the images to try it on; some hundreds do.
         least: the accuracy in the mirror, as a share of that without.
     """
-    device, size = device_of(network), at_once(store.shape)
+    device = device_of(network)
     right = mirrored = 0
-    for start in range(0, len(index), size):
-        part = index[start : start + size]
-        x, y = store.batch(part, device), torch.from_numpy(store.labels[part]).to(device)
+    for x, y in _in_parts(store, index, device):
         with frozen(network), torch.no_grad(), autocast(device):
             right += int((network(x).argmax(1) == y).sum())
             mirrored += int((network(x.flip(3)).argmax(1) == y).sum())

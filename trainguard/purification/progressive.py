@@ -39,7 +39,7 @@ from trainguard.purification.state import Keeper, Plan, Run, check_alike, open_s
 from trainguard.purification.universal import Patch, breaking_patches
 from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng, undisturbed
-from trainguard.screening.settings import check_length
+from trainguard.screening.settings import check_callbacks
 from trainguard.training import device_of
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def purify(
         max_accuracy_loss=max_accuracy_loss,
         poison_share=poison_share,
     )
-    check_length(None, 1, seed, callbacks)
+    check_callbacks(callbacks)
     started, seed = time.perf_counter(), int(seed)
     processes = Processes.of(accelerator)
     show = Progress(progress and processes.is_main)

@@ -203,8 +203,6 @@ def split(
             f"initial= leaves {len(first)} images to start from and {len(judge)} to judge accuracy on: give at least "
             "2, and not all of the data, or validation="
         )
-    if len(first) < 2 or (hold_out and len(judge) == 0):
-        raise DataError(f"purification needs at least 3 readable images, {len(store.readable)} are given")
     return pool, judge, first
 
 

@@ -137,5 +137,14 @@ def check_length(epochs: int | None, budget: float, seed: int, callbacks: Any = 
         raise ValueError(f"expected a budget above 0, got {budget!r}")
     if not (isinstance(seed, Integral) and 0 <= seed < 2**32):
         raise ValueError(f"expected seed= as a whole number from 0 to 2^32 - 1, got {seed!r}")
+    check_callbacks(callbacks)
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Refuse what is no list of callbacks.
+
+    Raises:
+        ValueError: so it is.
+    """
     if not isinstance(callbacks, (list, tuple)):
         raise ValueError(f"expected a list for callbacks=, got a {type(callbacks).__name__}: write callbacks=[...]")
