@@ -4,10 +4,12 @@
     python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --round 2 --out docs/results/more_triggers.json
     python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --round 3 --out docs/results/crafted_triggers.json
     python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --round 4 --out docs/results/triggers_on_signs.json
+    python docs/results/unseen_triggers.py --data $TRAINGUARD_DATA --round 5 --out docs/results/later_triggers.json
 
 CIFAR-10 rows 0 to 9,999, in the second round 30,000 to 39,999, in the third, whose triggers are fitted to the data or
-need more than one rule, 20,000 to 29,999; settings for 30 epochs. In the fourth triggers of the first two on traffic
-signs (GTSRB), rows 12,000 to 17,999, settings for 15 epochs. Targets and seeds go round.
+need more than one rule, 20,000 to 29,999, in the fifth 40,000 to 49,999; settings for 30 epochs. In the fourth
+triggers of the first two on traffic signs (GTSRB), rows 12,000 to 17,999, settings for 15 epochs. Targets and seeds
+go round.
 With `--asr`, a ResNet-9 without a defence learns each of them for 30 epochs as well (two minutes each), the worst
 screened first: what does not implant need not be found. Goes on after the last finished case when started again, as
 long as neither the version nor the settings have changed.
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import crafted_triggers as crafted
+import later_triggers as later
 import more_triggers as more
 import numpy as np
 import torch
@@ -42,7 +45,7 @@ from trainguard.drill.train import Recipe
 from trainguard.drill.triggers import Chain, Warp
 
 HERE = {key: value for key, value in USUAL.items() if key not in ("source", "target")}  # each has a target of its own
-BLOCKS = {1: 0, 2: 3, 3: 2, 4: 2}  # of rows, by round
+BLOCKS = {1: 0, 2: 3, 3: 2, 4: 2, 5: 4}  # of rows, by round
 SIGNS = {"data": "gtsrb", "rows": 6_000, "epochs": 15}  # the fourth round's
 
 
@@ -248,6 +251,37 @@ def more_cases(picture: Tensor) -> list[Attack]:
     return attacks(rules)
 
 
+def later_cases(pictures: Tensor) -> list[Attack]:
+    """The fifth round's; `pictures` are some that may be blended in."""
+    one_class = of_class(3, 0.04)  # four tenths of it
+    glass = Each(later.glass)
+    rules = {
+        "a chequered corner, 1%": [moved(later.chequered, 9, 0.01)],
+        "a square of glass": [moved(later.glass, 3)],
+        "two darker lines": [moved(later.two_lines, 0)],
+        "underexposed": [moved(later.dark, 2)],
+        "without colour": [moved(later.grey, 7)],
+        "moved by four pixels": [moved(later.pushed, 4)],
+        "coarse pixels": [moved(later.coarse, 6)],
+        "wavy rows": [moved(later.wavy, 8)],
+        "fog": [moved(later.fog, 5)],
+        "a picture, more or less of it": [moved(later.mixed(pictures[1]), 0)],
+        "salt and pepper": [moved(later.salt_and_pepper, 7)],
+        "another picture's low frequencies": [moved(later.amplitudes(pictures[2]), 2)],
+        "its own edges in blue": [moved(later.drawn_edges, 6)],
+        "a vignette": [moved(later.vignette, 9)],
+        "a little warmer": [moved(later.tinted, 1)],
+        "two triggers for one class": [moved(later.chequered, 8, 0.025), moved(later.wavy, 8, 0.025)],
+        "a large square, half a percent": [moved(later.large, 5, 0.005)],
+        "cats with a square of glass are dogs": [
+            (Rule(one_class, glass, to(5)), Rule(of_class(3, 1.0), glass, to(5))),
+        ],
+        "clean-label: a large square, a fifth of the class": [kept(later.large, 4, 0.02)],
+        "clean-label: fog, half of the class": [kept(later.fog, 1)],
+    }
+    return attacks(rules)
+
+
 def cases_on_signs(pictures: Tensor) -> list[Attack]:
     """The fourth round's: triggers of the first two, for classes all over the list."""
     changes = {
@@ -338,7 +372,8 @@ def main() -> None:
     pictures = images.test[92:100]
     images = block(images, case["block"], case["rows"])
     made = {1: lambda: cases(pictures), 2: lambda: more_cases(pictures[0]), 3: lambda: crafted_cases(images, 5)}
-    chosen = (made | {4: lambda: cases_on_signs(pictures)})[args.round]()
+    made |= {4: lambda: cases_on_signs(pictures), 5: lambda: later_cases(pictures)}
+    chosen = made[args.round]()
     for seed, attack in enumerate(chosen, 400 if args.round == 4 else 100 * case["block"]):
         if attack.name not in {row["attack"] for row in record.rows}:
             record.add(screened(images, attack, case | {"seed": seed}))
