@@ -7,7 +7,7 @@ from typing import Any
 from lightning import LightningDataModule, LightningModule
 
 from trainguard.errors import DataError
-from trainguard.guard import Guard
+from trainguard.guard import Guard, batches_of
 
 KEY = "trainguard"  # in the data module's part of a checkpoint
 UNGUARDED = "_unguarded"  # attribute with a data module's own hooks
@@ -48,38 +48,56 @@ def protect(
         module = data
     else:
         raise DataError("val_dataloaders= is for a loader: a LightningDataModule has its own val_dataloader()")
-    hooks = module.train_dataloader, module.state_dict, module.load_state_dict
-    make, state, load = unguarded = vars(module).get(UNGUARDED, hooks)  # protected once more: by this guard alone
+    own = module.train_dataloader, module.state_dict, module.load_state_dict
+    own = vars(module).setdefault(UNGUARDED, own)  # protected once more: by this guard alone
     watch = module.guard = guard or Guard()  # type: ignore[attr-defined]
+    hooks = _Hooks(module, own, watch, model, options)
+    vars(module).update({name: getattr(hooks, name) for name in ("train_dataloader", "state_dict", "load_state_dict")})
+    return module
 
-    def train_dataloader() -> Any:
-        trainer, loader = module.trainer, make()
+
+class _Hooks:
+    """A data module's hooks with a guard before its own ones; in a class, for strategies that pickle them.
+
+    Args:
+        module: the data module.
+        own: its `train_dataloader`, `state_dict` and `load_state_dict`.
+        guard: before them.
+        model: of `Guard.protect`.
+        options: likewise.
+    """
+
+    def __init__(self, module: LightningDataModule, own: tuple, guard: Guard, model: Any, options: dict) -> None:
+        self._module = module
+        self._make, self._state, self._load = own
+        self._guard = guard
+        self._model = model
+        self._options = options
+
+    def train_dataloader(self) -> Any:
+        trainer, loader = self._module.trainer, self._make()
         if trainer is not None:
-            watch.adopt(_Ranks(trainer), _epochs(trainer, loader))
-        return watch.protect(loader, model, **options)
+            self._guard.adopt(_Ranks(trainer), _epochs(trainer, loader))
+        return self._guard.protect(loader, self._model, **self._options)
 
-    def state_dict() -> dict[str, Any]:
-        return {**state(), KEY: watch.state_dict()}
+    def state_dict(self) -> dict[str, Any]:
+        return {**self._state(), KEY: self._guard.state_dict()}
 
-    def load_state_dict(saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         own = {name: value for name, value in saved.items() if name != KEY}
         if KEY in saved:
-            watch.load_state_dict(saved[KEY])
+            self._guard.load_state_dict(saved[KEY])
         if own:
-            load(own)
-
-    vars(module).update(train_dataloader=train_dataloader, state_dict=state_dict, load_state_dict=load_state_dict)
-    vars(module)[UNGUARDED] = unguarded
-    return module
+            self._load(own)
 
 
 def _epochs(trainer: Any, loader: Any) -> int | None:
     """How long a training will be, about, by `max_epochs` or `max_steps`, whichever comes first; None for no end."""
     most = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None
-    if trainer.max_steps <= 0 or not hasattr(loader, "__len__"):
+    batches = batches_of(loader)
+    if trainer.max_steps <= 0 or not batches:
         return most
-    batches = trainer.max_steps * trainer.accumulate_grad_batches * trainer.world_size
-    reached = max(1, round(batches / max(1, len(loader))))
+    reached = max(1, round(trainer.max_steps * trainer.accumulate_grad_batches * trainer.world_size / batches))
     return reached if most is None else min(most, reached)
 
 

@@ -72,7 +72,7 @@ class Readings:
 
 
 def readable(dataset: Any) -> Readings | None:
-    """What screening reads in place of a timm data set; None for any other."""
+    """What screening reads in place of a timm data set; None for any other, such as one that changes its samples."""
     if type(dataset).__name__ == "ScheduledTransformDataset":  # not in every version of timm
         raise DataError(
             "a schedule of image sizes (input_size_choices) has no sampler to leave samples out of: screen first, "
@@ -80,7 +80,8 @@ def readable(dataset: Any) -> Readings | None:
         )
     if isinstance(dataset, AugMixDataset):
         dataset = dataset.dataset
-    return Readings(dataset) if isinstance(dataset, ImageDataset) else None
+    plain = isinstance(dataset, ImageDataset) and type(dataset).__getitem__ is ImageDataset.__getitem__
+    return Readings(dataset) if plain else None
 
 
 def counts_of(sampler: Any, dataset: Any) -> dict[str, Any]:

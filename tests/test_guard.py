@@ -947,3 +947,156 @@ def test_relabelling_asks_for_no_more_at_once_than_training_has_room_for(screeni
     guard.protect(DataLoader(TensorDataset(images, labels), 2))
     guard.relabel(Watched())
     assert sizes == [2, 2, 1]
+
+
+def pictures_of(images):
+    return [Image.fromarray((image.permute(1, 2, 0).numpy() * 255).astype(np.uint8)) for image in images]
+
+
+def as_pixels(rows):
+    return {**rows, "image": [torch.from_numpy(np.array(x)).permute(2, 0, 1) / 255 for x in rows["image"]]}
+
+
+def test_new_labels_are_written_where_the_screened_ones_came_from(screening, images, labels):
+    """A Hugging Face data set's labels are found by their type, whatever another column is called."""
+    kinds = {
+        "image": datasets.Image(),
+        "breed": datasets.ClassLabel(names=list("abc")),
+        "label": datasets.Value("int64"),
+    }
+    columns = {"image": pictures_of(images), "breed": labels.tolist(), "label": list(range(60))}
+    data = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds)).with_transform(as_pixels)
+    guard, model = Guard(progress=False), network()
+    loader = guard.protect(DataLoader(data, 10), model)
+    with torch.no_grad():
+        model[-1].weight.zero_()
+        model[-1].bias.copy_(torch.tensor([0.0, 0.0, 9.0]))
+    guard.relabel(model)
+    breeds, rows_seen = (torch.cat([batch[key] for batch in loader]).tolist() for key in ("breed", "label"))
+    assert rows_seen == [*KEPT, *FLAGGED] and breeds == [*labels[KEPT].tolist(), *[2] * 5]
+
+
+def test_labels_that_training_does_not_see_are_not_screened(screening, images, labels):
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list("abcdef"))})
+    data = datasets.Dataset.from_dict(
+        {"image": pictures_of(images), "label": [i % 6 for i in range(60)]}, features=kinds
+    )
+    halved = data.with_transform(lambda rows: as_pixels({**rows, "label": [label // 2 for label in rows["label"]]}))
+    with pytest.raises(DataError, match="row 1 has 1, and training gets 0"):
+        Guard(progress=False).protect(DataLoader(halved, 10))
+    assert not screening.calls
+
+
+def test_a_few_labels_may_be_drawn_at_random(screening, images, labels):
+    class Noisy(TensorDataset):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, torch.randint(3, ()) if torch.rand(()) < 0.03 else label
+
+    loader = Guard(progress=False).protect(DataLoader(Noisy(images, labels), 10))
+    assert sum(len(batch[0]) for batch in loader) == len(KEPT)
+
+
+def test_what_reads_for_the_data_set_inside_does_not_read_for_a_wrapper(screening, images, labels):
+    class Inside(Dataset):
+        def read_raw(self, index):
+            return images[index], int(labels[index])
+
+        __getitem__ = read_raw
+
+        def __len__(self):
+            return 60
+
+    class Turned(Dataset):
+        def __init__(self, inside):
+            self.inside = inside
+
+        def __getattr__(self, name):
+            return getattr(vars(self)["inside"], name)
+
+        def __len__(self):
+            return 60
+
+        def __getitem__(self, index):
+            image, label = self.inside[59 - index]
+            return image, 2 - label
+
+    store = open_images(Turned(Inside()))
+    assert store.labels.tolist() == (2 - labels.flip(0)).tolist() and torch.equal(store.batch([0])[0], images[59])
+    view = Guard(progress=False).protect(DataLoader(Inside(), 10)).dataset
+    assert open_images(view).labels.tolist() == labels[KEPT].tolist()
+
+
+@pytest.mark.parametrize("levels", [(0, 180), (90, 255)])
+def test_a_given_normalisation_is_not_taken_for_one_of_plain_pixels_that_are_dark_or_bright(levels, screening, labels):
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(*levels, (60, 3, 8, 8))).float() / 255
+    seen = []
+
+    class Watching(nn.Sequential):
+        def forward(self, x):
+            seen.append((float(x.min()), float(x.max())))
+            return super().forward(x)
+
+    guard, model = Guard(progress=False), Watching(*network())
+    guard.protect(DataLoader(TensorDataset(pixels, labels), 10), model, mean=0.5, std=0.25)
+    assert torch.allclose(screening.calls[0].images.batch([0])[0], pixels[0], atol=1e-3)
+    seen.clear()
+    guard.relabel(model)
+    low, high = ((value / 255 - 0.5) / 0.25 for value in levels)
+    assert low <= seen[0][0] < seen[0][1] <= high
+
+
+def test_images_that_are_normalised_by_halves_are_no_plain_pixels(screening, labels):
+    """Bright images of a mean and deviation of a half lie in [0, 1] as well, on every second level."""
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(170, 230, (60, 3, 8, 8))).float() / 255
+    Guard(progress=False).protect(DataLoader(TensorDataset((pixels - 0.5) / 0.5, labels), 10), mean=0.5, std=0.5)
+    assert torch.allclose(screening.calls[0].images.batch([0])[0], pixels[0], atol=1e-3)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
+def test_a_hugging_face_column_says_in_which_colours_its_images_are(mode, channels, screening, images, labels):
+    kinds = datasets.Features({"image": datasets.Image(mode=mode), "label": datasets.ClassLabel(names=list("abc"))})
+    stored = [picture.convert("L" if mode == "RGB" else "RGB") for picture in pictures_of(images)]
+    data = datasets.Dataset.from_dict({"image": stored, "label": labels.tolist()}, features=kinds).with_format("torch")
+    Guard(progress=False).protect(DataLoader(data, 10))
+    assert screening.calls[0].images.shape == (channels, 8, 8)
+
+
+def test_whatever_a_data_set_fills_is_as_full_as_it_was(screening, images, labels):
+    class Filling(Dataset):
+        def __init__(self):
+            self.last, self.seen, self.count = collections.deque(maxlen=8), {1}, torch.zeros(1)
+            self.kept, self.held, self.found = np.zeros(2400), [None] * 2400, np.full(60, None)
+
+        def __len__(self):
+            return 2400
+
+        def __getitem__(self, index):
+            self.last.append(index)
+            self.seen.add(index)
+            self.count += 1
+            self.kept[index], self.held[index], self.found[index % 60] = 1, index, index
+            return images[index % 60], int(labels[index % 60])
+
+    screening.flagged = []
+    data = Filling()
+    Guard(progress=False).protect(DataLoader(data, 10))
+    assert (len(data.last), data.seen, float(data.count)) == (0, {1}, 0)
+    assert not data.kept.any() and set(data.held) == {None} and set(data.found) == {None}
+
+
+def test_a_loader_that_was_protected_in_inference_mode_takes_new_labels_outside(screening, images, labels):
+    guard, model = Guard(progress=False), network()
+    with torch.inference_mode():
+        loader = guard.protect(DataLoader(TensorDataset(images, labels), 10))
+    guard.relabel(model)
+    assert sum(len(batch[0]) for batch in loader) == 60
+
+
+def test_a_guard_may_be_pickled_and_leads_no_loaders_then(screening, images, labels):
+    guard = Guard(progress=False)
+    loader = guard.protect(DataLoader(TensorDataset(images, labels), 10))
+    other = pickle.loads(pickle.dumps(guard))
+    assert other.result.keep.tolist() == KEPT
+    other.relabel(network())
+    assert other.relabelled and not guard.relabelled and sum(len(batch[0]) for batch in loader) == len(KEPT)

@@ -244,7 +244,12 @@ def _outside(option: str, place: Path | None, data: str) -> None:
 
 
 def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="weights: safetensors, or a state dict without code")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        type=os.path.expanduser,
+        help="weights: safetensors, or a state dict without code",
+    )
     parser.add_argument("--arch", required=True, help="what the weights belong to: a timm or torchvision name")
     parser.add_argument("--data", type=os.path.expanduser, required=True, help=DATA_HELP)
     parser.add_argument("--eps", type=above_zero, help="radius of the perturbation, in [0, 1] pixels (default: 0.024)")
@@ -331,7 +336,7 @@ def _add_drill(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--size", type=at_least_one, help="scale images to SIZE x SIZE pixels (default: the first's)")
     parser.add_argument("--no-flip", dest="flip", action="store_false", help="never mirror images: digits, signs")
     parser.add_argument("--device", help="where to train (default: an accelerator, if there is one)")
-    parser.add_argument("--test", help="test set, where DATA has none beside it")
+    parser.add_argument("--test", type=os.path.expanduser, help="test set, where DATA has none beside it")
     parser.add_argument("--image-column", help="column of the images, where there are several")
     parser.add_argument("--label-column", help="column of the labels, where there are several")
     parser.add_argument("--test-rows", type=at_least_one, help="use the first so many test images")

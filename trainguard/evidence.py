@@ -51,7 +51,6 @@ class Evidence:
         kept_mean: (G, H, W, C) float32, average of kept samples that have the labels which those would get: what the
             flagged ones would look like without the trigger.
         kept_var: (G, H, W, C) float32, their variance.
-        shape: (3,) int64, channels, height and width of an image in the data set.
         mapped: (P,) int64, the indices on the map of samples.
         features: (P, D) float16, what the probe saw in them.
     """
@@ -69,7 +68,6 @@ class Evidence:
     flagged_var: NDArray[np.float32]
     kept_mean: NDArray[np.float32]
     kept_var: NDArray[np.float32]
-    shape: NDArray[np.int64]
     mapped: NDArray[np.int64]
     features: NDArray[np.float16]
 
@@ -130,7 +128,6 @@ def collect_evidence(
         flagged_var=_stacked([m[2] for m in moments]),
         kept_mean=_stacked([m[3] for m in moments]),
         kept_var=_stacked([m[4] for m in moments]),
-        shape=np.array(store.shape, dtype=np.int64),
         mapped=np.zeros(0, np.int64) if mapped is None else mapped,
         features=np.zeros((0, 0), np.float16) if features is None else features.astype(np.float16),
     )

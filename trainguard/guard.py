@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from trainguard.data.loaders import Follower, HostLoader, fed_shape, open_loader, population_of
 from trainguard.data.pixels import ASSUMED, PixelRange, given_range
-from trainguard.data.samples import Key, find_label, find_twins
+from trainguard.data.samples import Key, class_in, find_label, find_twins
 from trainguard.data.sources import spread
 from trainguard.data.store import CACHE_BYTES, ImageStore, OnError, open_images
 from trainguard.data.traces import left_as_is
@@ -35,7 +35,8 @@ from trainguard.screening.settings import check_length, check_preset
 
 Steps = Literal["natural", "keep"]
 AT_ONCE = 256  # images that relabelling asks the model about, where its loader has no smaller batches
-LOOKED_AT = 64  # rows that say whether a sample holds its label twice
+LOOKED_AT = 64  # rows that say whether a sample holds its label twice, and whether it is the one that is screened
+OTHERS = 0.1  # share of them that may have another label each time they are read
 STATE_FORMAT = 1
 
 
@@ -198,7 +199,7 @@ class Guard:
         if not self._untouched:
             self._apply(view, self._steps)
             self._views[view], inner = self._steps, view.follower.loader
-            if _batches(inner) == 0:
+            if batches_of(inner) == 0:
                 raise DataError(f"the {len(view)} kept samples fill no batch: pass drop_last=False or steps='keep'")
         self._check_lengths(host.inner, inner)
         return host.rebuild(inner)
@@ -288,6 +289,12 @@ class Guard:
         if self._screening["epochs"] is None and epochs is not None and epochs >= 1:
             self._screening["epochs"] = epochs
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_views": {}}  # a process that is spawned leads its own loaders
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _views=WeakKeyDictionary())
+
     def _log(self, figures: dict[str, float], step: int | None = None) -> None:
         """Give figures to the trackers that the accelerator has started, if any."""
         if getattr(self._accelerator, "trackers", None):
@@ -304,7 +311,7 @@ class Guard:
 
     def _check_lengths(self, before: DataLoader, after: DataLoader) -> None:
         """Processes that have samples of their own must still take equally many steps: they wait for each other."""
-        held = Processes.of(self._accelerator).gathered((_batches(before), _batches(after)))
+        held = Processes.of(self._accelerator).gathered([batches_of(loader) for loader in (before, after)])
         were, are = (set(values) for values in zip(*held, strict=True))
         if len(were) == 1 and len(are) > 1:
             raise DataError(
@@ -319,16 +326,31 @@ def _follow(host: HostLoader, images: ImageStore, label_column: Key | None) -> L
     population = population_of(host.inner)
     with isolated_rng(0, find_generators(dataset)), left_as_is(dataset):
         first = dataset[int(images.readable[0])]
-        label_key = find_label(first, label_column)
-        some = spread(images.readable, LOOKED_AT) if len(first) > 2 or isinstance(first, Mapping) else []
-        twins = find_twins((dataset[row] for row in some), label_key)
+        label_key = find_label(first, images.label_key if label_column is None else label_column)
+        rows = spread(images.readable, LOOKED_AT)
+        some = [dataset[row] for row in rows]
+        twins = find_twins(some if len(first) > 2 else [], label_key)
+    _check_labels(images, rows, [class_in(sample[label_key]) for sample in some])
     view = LiveView(dataset, label_key, population, twins)
     view.follower = Follower(host.inner, view)
     return view
 
 
-def _batches(loader: DataLoader) -> int:
+def _check_labels(images: ImageStore, rows: Sequence[int], seen: Sequence[int | None]) -> None:
+    """Training must see the labels that are screened; where they are drawn at random a few may differ."""
+    other = [(row, label) for row, label in zip(rows, seen, strict=True) if label not in (None, images.labels[row])]
+    if len(other) > OTHERS * len(rows):
+        row, label = other[0]
+        raise DataError(
+            f"training sees other labels than the data set holds: {images.name(row)} has {images.labels[row]}, and "
+            f"training gets {label}; say which is meant by label_column=, or give the data set itself the labels that "
+            "training needs (of a Hugging Face data set by map() in place of with_transform())"
+        )
+
+
+def batches_of(loader: Any) -> int | None:
+    """How many batches a loader gives; None where it does not know."""
     try:
         return len(loader)
-    except TypeError:  # a user's batch sampler without a length
-        return -1
+    except TypeError:  # a user's batch sampler without a length, or an iterable data set
+        return None

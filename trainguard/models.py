@@ -92,8 +92,7 @@ def check_model(model: nn.Module, images: ImageStore) -> None:
         ModelError: it fails, gives NaN, or has another number of outputs than there are classes.
     """
     index = images.readable[:CHECKED]
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    x = images.as_fed(index, device).to(dtype_of(model))
+    x = images.as_fed(index, device_of(model)).to(dtype_of(model))
     try:
         with torch.no_grad(), short_strides(model):
             output = logits_of(model(x))
@@ -187,6 +186,11 @@ def classifier_layer(net: nn.Module, num_classes: int) -> nn.Module | None:
     """The last linear layer with `num_classes` outputs, whose input is 'the features' (PBE Sec. 4.3.2), or None."""
     layers = [m for m in net.modules() if isinstance(m, nn.Linear) and m.out_features == num_classes]
     return layers[-1] if layers else None
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters lie; the CPU for a model without any."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:

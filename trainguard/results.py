@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -239,17 +240,23 @@ class ScreenResult:
         return [(what, visible(value)) for what, value in table if (what, value) != ("unreadable", "0")]
 
     def __repr__(self) -> str:
-        rows = self.rows()
-        width = max(len(what) for what, _ in rows)
-        return "ScreenResult\n" + "\n".join(f"  {what:<{width}}  {value}" for what, value in rows)
+        return as_text("ScreenResult", self.rows())
 
     def _repr_html_(self) -> str:
-        from html import escape
+        return as_html("ScreenResult", self.rows())
 
-        cells = "".join(
-            f"<tr><th align=left>{escape(what)}</th><td>{escape(value)}</td></tr>" for what, value in self.rows()
-        )
-        return f"<table><caption>ScreenResult</caption>{cells}</table>"
+
+def as_text(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    """A two-column table for a terminal."""
+    rows = list(rows)
+    width = max(len(what) for what, _ in rows)
+    return title + "\n" + "\n".join(f"  {what:<{width}}  {value}" for what, value in rows)
+
+
+def as_html(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    """A two-column table for a notebook."""
+    cells = "".join(f"<tr><th align=left>{escape(what)}</th><td>{escape(value)}</td></tr>" for what, value in rows)
+    return f"<table><caption>{escape(title)}</caption>{cells}</table>"
 
 
 def _has_one_label(dataset: Any) -> bool:

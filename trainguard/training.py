@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trainguard.data.store import ImageStore
 from trainguard.distributed import Processes
-from trainguard.models import UnitPixels, full_precision, short_strides
+from trainguard.models import UnitPixels, device_of, full_precision, short_strides
 from trainguard.progress import Stage
 
 AT_ONCE = 512  # images that are looked at together
@@ -98,11 +98,6 @@ def settle(network: UnitPixels, images: Tensor) -> Tensor:
 def at_once(shape: tuple[int, int, int], most: int = AT_ONCE) -> int:
     """How many images (C, H, W) may be held together: `most`, of large ones as many as have as many values."""
     return max(1, min(most, most * LARGE // math.prod(shape)))
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's parameters lie; the CPU for a model without any."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def shifted(images: Tensor, share: float, generator: torch.Generator) -> Tensor:

@@ -56,7 +56,7 @@ def noise_for(images: Tensor, labels: Tensor, target: int, seed: int) -> Tensor:
 
     Deviation: the surrogate learns the ten classes from scratch, not other images first.
     """
-    model = untrained(images, classes_of(labels), seed)
+    model = untrained(images, classes_of(labels, target), seed)
     train_classifier(model, images, labels, Recipe(epochs=FITTED_FOR, lr=0.1), seed=seed)
     model.eval().requires_grad_(False)
     own, order = images[labels == target].float() / 255, torch.Generator().manual_seed(seed)
@@ -74,7 +74,7 @@ def noise_for(images: Tensor, labels: Tensor, target: int, seed: int) -> Tensor:
 
 def generator_for(images: Tensor, labels: Tensor, target: int, seed: int) -> Generated:
     """A generator of faint noise, fitted together with the model that learns it (LIRA, Doan et al. 2021)."""
-    model, order = untrained(images, classes_of(labels), seed), torch.Generator().manual_seed(seed)
+    model, order = untrained(images, classes_of(labels, target), seed), torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(

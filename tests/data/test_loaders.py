@@ -492,3 +492,54 @@ def test_a_plain_loader_is_its_own_core():
     loader = DataLoader(DATA)
     host = open_loader(loader)
     assert host.inner is loader and host.rebuild(7) == 7 and host.pixel_range is None and host.dataset is DATA
+
+
+class Stacked(DataLoader):
+    """A user's fast loader: it reads everything once, and goes through that."""
+
+    def __init__(self, dataset, keep):
+        super().__init__(dataset, 4)
+        self.all = keep(torch.stack([torch.tensor(dataset[i]) for i in range(len(dataset))]))
+
+    def __iter__(self):
+        return iter(self.all)
+
+
+@pytest.mark.parametrize("keep", [lambda x: x, lambda x: (x, 1), lambda x: {"x": x.numpy()}, TensorDataset, list])
+def test_a_loader_that_goes_through_a_copy_of_its_own_is_refused(keep):
+    with pytest.raises(DataError, match="attribute 'all', which reads the data set by itself"):
+        Follower(Stacked(Numbers(), keep), LiveView(Numbers(), 1))
+
+
+def test_a_batch_may_be_as_large_as_the_data_set():
+    data = Numbers()
+    loader = DataLoader(data, batch_sampler=Paired(SequentialSampler(data), 20, 0))
+    view = LiveView(data, 1)
+    follower = Follower(loader, view)
+    view.keep(KEPT)
+    follower.refresh()
+    assert [batch[0].tolist() for batch in follower.loader] == [KEPT.tolist()]
+
+
+def test_what_a_host_builds_anew_is_built_of_the_view():
+    """Lightning writes down the arguments of what is built in a hook, and later builds it again with some exchanged."""
+    data = Numbers()
+    sampler = RandomSampler(data)
+    loader = DataLoader(data, 4, sampler=sampler)
+    vars(sampler).update(__pl_saved_args=(data,), __pl_saved_kwargs={}, __pl_saved_arg_names=("data_source",))
+    vars(loader).update(__pl_saved_args=(data, 4), __pl_saved_kwargs={"sampler": sampler})
+    view = LiveView(data, 1)
+    ours = vars(Follower(loader, view).loader)
+    assert ours["__pl_saved_args"] == (view, 4) and ours["__pl_saved_kwargs"] == {"sampler": ours["sampler"]}
+    assert vars(ours["sampler"])["__pl_saved_args"] == (view,) and vars(loader)["__pl_saved_args"] == (data, 4)
+
+
+def test_a_loader_that_makes_its_own_data_set_is_not_built_anew_from_its_arguments():
+    class Own(DataLoader):
+        def __init__(self, size):
+            super().__init__(Numbers(), 4)
+
+    loader = Own(20)
+    vars(loader).update(__pl_saved_args=(20,), __pl_saved_kwargs={}, __pl_attrs_record=[])
+    ours = vars(Follower(loader, LiveView(loader.dataset, 1)).loader)
+    assert not [name for name in ours if name.startswith("__pl_")]

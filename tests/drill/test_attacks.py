@@ -14,7 +14,7 @@ from trainguard.drill.labels import keep, shift, to
 from trainguard.drill.poison import Attack, Poisoned, Role, Rule, fitted, plan, poison, poison_arrays, triggered_test
 from trainguard.drill.recipes import RECIPES, Setting, attack
 from trainguard.drill.select import everything, fraction, of_class
-from trainguard.drill.triggers import Physical, Warp
+from trainguard.drill.triggers import Patch, Physical, Warp
 from trainguard.errors import DataError
 
 SHAPES = {"digits": (1, 8, 8), "cifar": (3, 32, 32), "odd": (2, 20, 28)}
@@ -446,3 +446,22 @@ def test_a_rate_that_is_said_to_be_the_most_can_be_had():
         assert len(fraction(most, without=(1, 2))(labels, np.ones(size, bool), np.random.default_rng(0))) > 0
     with pytest.raises(ValueError, match=r"expected a rate above 0 and up to 1, got -0\.1"):
         fraction(-0.1)(labels, np.ones(size, bool), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "count", "rate"), [("spread", 100, 3000, 0.05), ("two_backdoors", 3, 30, 0.1)]
+)
+def test_rules_that_share_a_rate_poison_as_much_together(name, classes, count, rate):
+    labels = np.arange(count) % classes
+    assert (plan(labels, attack(name, Setting(classes, rate=rate)), 0).role == Role.PAYLOAD).mean() == pytest.approx(
+        rate
+    )
+
+
+def test_a_rate_that_cannot_be_had_is_named_as_it_was_given():
+    with pytest.raises(ValueError, match=r"rate=1 needs 500 images .* lower the rate$"):
+        plan(np.arange(1000) % 10, attack("two_backdoors", Setting(10, rate=1.0)), 0)
+
+
+def test_a_patch_fits_into_a_single_pixel():
+    assert Patch(pictures.white())(torch.zeros(1, 3, 1, 1), np.arange(1), 0).max() == 1

@@ -18,9 +18,10 @@ from trainguard.drill.images import Images, load_images
 from trainguard.drill.machine import machine, peak_memory, reset_peak_memory, versions
 from trainguard.drill.models import MODELS, Standardised, build
 from trainguard.drill.recipes import Setting
-from trainguard.drill.runner import run_drill
+from trainguard.drill.runner import _difference, run_drill
 from trainguard.drill.train import Recipe, augment, predict, train_classifier, triangle
 from trainguard.errors import DataError, ModelError, StateError
+from trainguard.progress import Progress
 from trainguard.report import drill as report_of_drill
 
 
@@ -505,9 +506,44 @@ def test_the_page_and_the_table_agree_on_what_a_defence_costs():
     cells += [cell("b", "none", 0.9, train_seconds=100.0), cell("weak", "none", 0.1), cell("weak", "guard", 0.0)]
     record = {"cells": [c.to_dict() for c in cells], "settings": {}, "versions": {}, "machine": {}}
     shown = report_of_drill.context(record)
-    costs = {row[0]: row[3] for row in shown["cost"].rows}
+    costs = {row[0]: row[4] for row in shown["cost"].rows}
     in_table = {row[0]: row[-1] for row in tables.summary_rows(cells)}
     assert costs["guard"] == 1.5 and in_table["guard"] == "1.50" and shown["headline"] == "3 attacks against 1 defence"
+
+
+def test_the_page_says_where_a_mean_is_of_fewer_attacks():
+    cells = [cell("a", "none", 0.9), cell("a", "guard", 0.02), cell("b", "none", 0.5)]
+    record = {"cells": [c.to_dict() for c in cells], "settings": {}, "versions": {}, "machine": {}}
+    shown = report_of_drill.context(record)
+    assert shown["facts"] == [("ASR, none", "70.0%"), ("ASR, guard", "2.0% (1 of 2 attacks)")]
+    assert [row[:2] for row in shown["cost"].rows] == [("none", "2"), ("guard", "1 of 2")]
+
+
+def test_how_data_are_read_is_not_asked_of_images(tmp_path):
+    with pytest.raises(ValueError, match="rows, flip say how data are read"):
+        drill(tmp_path, rows=10, flip=False)
+
+
+def test_what_differs_within_a_setting_is_shown(screened, tmp_path):
+    drill(tmp_path, attacks=["clean"], defenses=["none"])
+    with pytest.raises(StateError, match=r"recipe\.epochs 2 against 3"):
+        drill(tmp_path, epochs=3)
+    assert _difference("classes", ["a", "b"], ["a", "c"]) == "classes[1] b against c"
+
+
+def test_a_drill_that_goes_on_counts_what_is_left(screened, tmp_path, monkeypatch):
+    """What was finished before says nothing of how fast this machine is, nor of how long the rest takes."""
+    totals = []
+
+    class Watched(Progress):
+        def stage(self, name, total=None):
+            totals.append(total)
+            return super().stage(name, total)
+
+    monkeypatch.setattr("trainguard.drill.runner.Progress", Watched)
+    drill(tmp_path, attacks=["clean"], defenses=["none"])
+    drill(tmp_path, attacks=["clean"], defenses=["none", "oracle"])
+    assert totals == [120, 120]
 
 
 def test_what_stands_in_the_way_is_said_before_anything_is_trained(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from flagged import SCREENING, result_for
 from PIL import Image
-from timm.data import FastCollateMixup, create_dataset, create_loader
+from timm.data import FastCollateMixup, ImageDataset, create_dataset, create_loader
 from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSampler
 from timm.data.loader import PrefetchLoader
 from torch import nn
@@ -219,3 +219,15 @@ def test_what_is_kept_of_a_timm_data_set_takes_the_transform_that_timm_sets(fold
     assert rows(loader) == KEPT and kept.transform is dataset.transform is not None
     again = trainguard.screen(kept, progress=False)
     assert len(again.score) == len(KEPT) and screened[-1].class_names == ("a", "b")
+
+
+def test_a_subclass_that_changes_its_samples_is_screened_as_it_gives_them(folder, screened):
+    class Exchanged(ImageDataset):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, 1 - label
+
+    data = Exchanged(str(folder / "train"))
+    settings = {"batch_size": 5, "is_training": True, "num_workers": 0, "device": torch.device("cpu")}
+    Guard(progress=False).protect(create_loader(data, (3, 16, 16), **settings))
+    assert screened[0].labels.tolist() == [1] * 15 + [0] * 15

@@ -2,11 +2,13 @@
 
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 from flagged import SCREENING, result_for
@@ -59,7 +61,6 @@ class Columns(Numbered):
 
 def hf_run(out, *, stop=None, resume=None, epochs=3, guard=None, max_steps=-1):
     transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'trainguard[hosts]'")
-    from trainguard.integrations.hf_trainer import protect
 
     class Stop(transformers.TrainerCallback):
         def on_step_end(self, args, state, control, **_):
@@ -80,7 +81,7 @@ def hf_run(out, *, stop=None, resume=None, epochs=3, guard=None, max_steps=-1):
     )
     model = Network()
     trainer = transformers.Trainer(model, settings, train_dataset=Columns(), callbacks=[Stop()])
-    guard = protect(trainer, guard, label_column="labels", image_column="pixels")
+    guard = hf_protect(trainer, guard)
     trainer.train(resume_from_checkpoint=resume)
     return trainer, guard
 
@@ -109,6 +110,21 @@ def test_a_trainer_s_checkpoint_of_an_unguarded_run_is_screened_for(screened, tm
     (tmp_path / "checkpoint-4" / "trainguard.pt").unlink()
     _, guard = hf_run(tmp_path, resume=True)
     assert len(screened) == 2 and guard.result.keep.tolist() == KEPT
+
+
+def test_a_trainer_that_is_protected_again_has_the_later_guard_alone(screened, tmp_path):
+    first, second = Guard(epochs=9, progress=False), Guard(epochs=7, progress=False)
+    trainer, _ = hf_run(tmp_path, guard=first, epochs=1)
+    assert hf_protect(trainer, second) is second
+    trainer.train()
+    assert [call["epochs"] for call in screened] == [9, 7] and second.result is not None
+    assert sum(type(each).__name__ == "_Saved" for each in trainer.callback_handler.callbacks) == 1
+
+
+def hf_protect(trainer, guard):
+    from trainguard.integrations.hf_trainer import protect
+
+    return protect(trainer, guard, label_column="labels", image_column="pixels")
 
 
 def test_a_trainer_that_trains_twice_screens_once(screened, tmp_path):
@@ -208,6 +224,46 @@ def test_lightning_s_steps_and_schedule_fit_what_is_kept_and_a_run_goes_on(form,
     assert torch.equal(resumed.layer.weight, whole.layer.weight)
 
 
+@pytest.mark.parametrize("form", ["loader", "module"])
+def test_lightning_builds_a_loader_anew_with_what_is_kept(form, lightning, screened):
+    """As it does where it exchanges the sampler: it wrote down what a loader in a hook was built with."""
+    from trainguard.integrations.lightning_fit import protect
+
+    def shuffled():
+        return DataLoader(Numbered(), batch_size=8, shuffle=True)
+
+    class Own(lightning.LightningDataModule):
+        def train_dataloader(self):
+            return shuffled()
+
+    data = protect(Own() if form == "module" else shuffled())
+    _, network = lightning_run(lightning, data, epochs=1, overfit_batches=1.0)
+    assert sorted(network.rows) == KEPT
+
+
+def test_a_protected_data_module_can_be_pickled(lightning, screened):
+    """As strategies that spawn their processes need it."""
+    from trainguard.integrations.lightning_fit import protect
+
+    data = pickle.loads(pickle.dumps(protect(in_order(), guard=Guard(epochs=5, progress=False))))
+    _, network = lightning_run(lightning, data, epochs=1)
+    assert network.rows == KEPT and data.guard.result.keep.tolist() == KEPT
+
+
+def test_a_stream_is_refused_with_a_reason_where_its_length_is_asked_for(lightning, screened, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'trainguard[hosts]'")
+    from trainguard.integrations import hf_trainer, lightning_fit
+
+    stream = datasets.Dataset.from_dict({"x": [1, 2, 3]}).to_iterable_dataset()
+    settings = transformers.TrainingArguments(str(tmp_path), max_steps=3, report_to=[], use_cpu=True)
+    trainer = transformers.Trainer(Network(), settings, train_dataset=stream)
+    hf_trainer.protect(trainer)
+    with pytest.raises(DataError, match="streaming=False"):
+        trainer.train()
+    with pytest.raises(DataError, match="iterable"):
+        lightning_run(lightning, lightning_fit.protect(DataLoader(stream)), epochs=-1, max_steps=3)
+
+
 def test_lightning_may_build_its_loader_every_epoch(lightning, screened):
     from trainguard.integrations.lightning_fit import protect
 
@@ -226,12 +282,13 @@ def test_a_data_module_that_is_protected_again_has_the_later_guard_alone(lightni
 
 
 @pytest.mark.slow
-def test_two_lightning_processes_keep_what_rank_0_decides(lightning, tmp_path):
+@pytest.mark.parametrize("form", ["loader", "module"])
+def test_two_lightning_processes_keep_what_rank_0_decides(form, lightning, tmp_path):
     here = Path(__file__).parent
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent.parent)}
     done = subprocess.run(
-        [*command, str(here / "lightning_ranks.py"), str(tmp_path)],
+        [*command, str(here / "lightning_ranks.py"), str(tmp_path), form],
         env=environment,
         capture_output=True,
         text=True,

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import types
@@ -17,10 +18,13 @@ from pyarrow import parquet
 from torch.utils.data import TensorDataset
 from torchvision.datasets import ImageFolder
 
+from trainguard.data.store import open_images
+from trainguard.drill.defenses import DEFENSES
+from trainguard.drill.repairs import REPAIRS
 from trainguard.errors import StateError
-from trainguard.evidence import Evidence
+from trainguard.evidence import Evidence, collect_evidence
 from trainguard.purification.results import AuditResult, PurifyResult
-from trainguard.report import build
+from trainguard.report import build, charts
 from trainguard.report import purification as purification_page
 from trainguard.report.audit import _advice
 from trainguard.report.page import _load
@@ -580,3 +584,46 @@ def test_who_audits_two_classes_is_told_what_it_can_say():
     assert "not clear one" in _advice(undecided)
     undecided.pull = [0.3, 0.3, 0.4]
     assert "two classes" not in _advice(undecided)
+
+
+def test_a_folder_whose_name_is_no_text_gets_its_page(tmp_path, screened):
+    folder = tmp_path / os.fsdecode(b"out\xff")
+    folder.mkdir()
+    build(screened(), folder / "report.html")
+    assert sorted(path.name for path in folder.iterdir()) == ["keep.csv", "keep.parquet", "report.html"]
+
+
+def test_an_attack_that_did_not_implant_for_either_reason_is_explained(tmp_path, read):
+    (tmp_path / "drill.json").write_text(json.dumps(drill()))
+    assert "or hardly more often than without the trigger" in read(build(tmp_path, tmp_path / "report.html")).text
+
+
+def test_every_defence_has_a_look_of_its_own():
+    names = (*DEFENSES, *REPAIRS)
+    looks = {
+        (charts.SERIES[i % len(charts.SERIES)], charts.MARKERS[i % len(charts.MARKERS)]) for i in range(len(names))
+    }
+    assert len(looks) == len(names)
+
+
+def test_labels_that_are_not_shown_are_counted(tmp_path, screened, read):
+    names = tuple(f"kind {k}" for k in range(13))
+    result = screened(n=390, classes=names)
+    labels = np.where(result.suspect, np.arange(390) % 13, result.labels)
+    store = open_images(TensorDataset(torch.rand(390, 3, 8, 8), torch.from_numpy(labels)))
+    evidence = collect_evidence(store, result.score, result.suspect, labels, result.proposed)
+    many = dataclasses.replace(result, labels=labels, evidence=evidence)
+    text = read(build(many, tmp_path / "many.html")).text
+    assert f"Shown are the 6 labels with most flagged samples, of {len(np.unique(labels[result.suspect]))}." in text
+    assert "Drawn are the suspected targets" in text  # 12 of 13 classes
+    assert "Shown are the" not in read(build(result, tmp_path / "one.html")).text
+
+
+def test_where_nothing_is_kept_nothing_is_compared(tmp_path, screened, read):
+    result, everything = screened(), np.ones(120, dtype=bool)
+    store = open_images(TensorDataset(torch.rand(120, 3, 8, 8), torch.from_numpy(result.labels)))
+    evidence = collect_evidence(store, result.score, everything, result.labels, result.labels)
+    lost = dataclasses.replace(result, suspect=everything, keep=np.arange(0), evidence=evidence)
+    text = read(build(lost, tmp_path / "report.html")).text
+    assert "Nothing is left to train on" in text and "average of others" not in text
+    assert "no sample with this label was kept" in text

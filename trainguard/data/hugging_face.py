@@ -32,11 +32,13 @@ class HuggingFaceSource(Source):
         self.raw = self.transform is not None
         self._dataset = dataset
         self._image, self._label = image, label
+        self.label_key = label
         self._plain = self._paths = dataset.with_format(None).select_columns([image, label])
         self._numbers = not isinstance(dataset.features[image], (datasets.Image, datasets.Value, dict))
         if not self._numbers:  # files, bytes or paths
             self._paths = self._plain.cast_column(image, datasets.Image(decode=False))
-            self._plain = self._plain.cast_column(image, datasets.Image())
+            mode = getattr(dataset.features[image], "mode", None)
+            self._plain = self._plain.cast_column(image, datasets.Image(mode=mode))
 
     def read(self, index: int) -> tuple[Any, Any]:
         """Image and label; see `Source.read`."""

@@ -23,6 +23,7 @@ from torch.utils.data import (
     SequentialSampler,
     Subset,
     SubsetRandomSampler,
+    TensorDataset,
     WeightedRandomSampler,
 )
 from torch.utils.data.dataloader import _BaseDataLoaderIter, default_collate
@@ -39,6 +40,8 @@ from trainguard.rng import isolated_rng
 HOSTS = {"timm": "trainguard.integrations.timm_train", "accelerate": "trainguard.integrations.accelerate_loop"}
 PLACE = re.compile(r"_?(start|stop|begin|end|first|last|offset|low|high|lower|upper|lo|hi)(_?(index|idx|row|sample))?")
 DISTRIBUTED = ("num_replicas", "rank", "epoch", "drop_last", "shuffle", "seed")  # settings of a `DistributedSampler`
+WRITTEN_DOWN = "__pl_"  # attributes in which Lightning writes down how a loader in a hook was built
+BUILT_WITH = tuple(f"{WRITTEN_DOWN}saved_{name}" for name in ("args", "kwargs", "default_kwargs"))
 FOLLOWED = "_trainguard_followed"  # on a loader of ours: the user's own, which it follows
 
 
@@ -192,6 +195,7 @@ class Follower:
         # version of torch has there, which calling the constructor again would not.
         held = self._held_by_loader()
         vars(self.loader).update(held | {"dataset": view, "_iterator": None, FOLLOWED: loader} | samplers)
+        self._take_along()
         if hasattr(loader, "_initial_iter_for_state_dict"):  # torchdata's: the user's iterator waits to be used
             vars(self.loader).update(_initial_iter_for_state_dict=False)
 
@@ -204,16 +208,29 @@ class Follower:
     def _follow_all(self) -> dict[str, Any]:
         return {name: self._follow(getattr(self._original, name)) for name in ("sampler", "batch_sampler")}
 
+    def _take_along(self) -> None:
+        """Lightning writes down what a loader in a hook was built with, and builds it anew: of these parts of ours."""
+        ours: dict[int, Any] = {id(sampler): live for sampler, live in self._live.values()}
+        ours[id(self._original.dataset)] = self._view
+        for built in (self.loader, *(live for _, live in self._live.values())):
+            written = {name: vars(built)[name] for name in BUILT_WITH if name in vars(built)}
+            parts = [part.values() if isinstance(part, dict) else part for part in written.values()]
+            if built is self.loader and not any(value is self._original.dataset for part in parts for value in part):
+                for name in [name for name in vars(built) if name.startswith(WRITTEN_DOWN)]:
+                    del vars(built)[name]  # a class that makes its own data set: Lightning goes by the attributes
+            else:
+                vars(built).update({name: _exchanged(part, ours) for name, part in written.items()})
+
     def _held_by_loader(self) -> dict[str, Any]:
         """Where a user's own class of loader holds the data set; one that reads past the data set is refused."""
         loader, dataset, held = self._original, self._original.dataset, {}
         parts = [part for value in getattr(dataset, "__dict__", {}).values() for part in _arrays_in(value)]
-        passes_by = type(loader).__iter__ is not DataLoader.__iter__
+        passes_by, size = type(loader).__iter__ is not DataLoader.__iter__, len(dataset)  # type: ignore[arg-type]
         for name, value in vars(loader).items():
             if value is dataset:
                 held[name] = self._view
             elif (isinstance(value, _BaseDataLoaderIter) and name != "_iterator") or (
-                passes_by and any(found is part for found in _arrays_in(value) for part in parts)
+                passes_by and any(_holds(found, size, parts) for found in _arrays_in(value))
             ):
                 raise DataError(
                     f"cannot rebuild the loader {type(loader).__name__} without the flagged samples, because of its "
@@ -282,11 +299,11 @@ class Follower:
         held, size = {}, len(self._original.dataset)  # type: ignore[arg-type]
         plain = DISTRIBUTED if isinstance(sampler, DistributedSampler) else ()
         for name, value in vars(sampler).items():
-            if name in known or name in plain or isinstance(value, _Told):
+            if name in known or name in plain or name.startswith(WRITTEN_DOWN) or isinstance(value, _Told):
                 continue
             if value is self._original.dataset:
                 held[name] = self._view
-            elif not _is_setting(value) or value == size or (value and _is_place(name, value)):
+            elif not _is_setting(value) or (value == size and name != "batch_size") or _is_place(name, value):
                 raise DataError(
                     f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, because of its "
                     f"attribute {name!r}: {WAY_OUT}"
@@ -349,16 +366,32 @@ def scaled(count: int, view: LiveView) -> int:
     return max(1, round(count * view.share))
 
 
+def _exchanged(written: Any, ours: dict[int, Any]) -> Any:
+    """Arguments, as a tuple or by name, with other objects in the place of some, by their ids."""
+    if isinstance(written, dict):
+        return {name: ours.get(id(value), value) for name, value in written.items()}
+    return tuple(ours.get(id(value), value) for value in written)
+
+
 def _arrays_in(value: Any) -> list[Any]:
-    """An array or a list, or those in a tuple: what a data set keeps its samples in."""
-    if isinstance(value, tuple):
-        return [part for part in value if isinstance(part, (torch.Tensor, np.ndarray, list))]
+    """An array or a list, or those in a tuple, a dict or a `TensorDataset`: what samples are kept in."""
+    if isinstance(value, TensorDataset):
+        value = value.tensors
+    if isinstance(value, (tuple, dict)):
+        parts = value.values() if isinstance(value, dict) else value
+        return [part for part in parts if isinstance(part, (torch.Tensor, np.ndarray, list))]
     return [value] if isinstance(value, (torch.Tensor, np.ndarray, list)) else []
+
+
+def _holds(found: Any, size: int, parts: list[Any]) -> bool:
+    """Whether an array is one of a data set's own, or has a place for each of its samples."""
+    shape = getattr(found, "shape", None)
+    return any(found is part for part in parts) or (len(found) == size if shape is None else list(shape[:1]) == [size])
 
 
 def _is_place(name: str, value: Any) -> bool:
     """Does a sampler's setting say where in the data set it begins or ends? A view numbers its samples anew."""
-    return type(value) is int and PLACE.fullmatch(name) is not None
+    return type(value) is int and value != 0 and PLACE.fullmatch(name) is not None
 
 
 def _is_setting(value: Any) -> bool:

@@ -13,7 +13,15 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
-from trainguard.data.pixels import PixelRange, data_range, most_trusted, probe_range, transform_range, usual_range
+from trainguard.data.pixels import (
+    ESTIMATED,
+    PixelRange,
+    data_range,
+    most_trusted,
+    probe_range,
+    transform_range,
+    usual_range,
+)
 from trainguard.data.samples import as_bytes, as_floats, as_label, channels_of
 from trainguard.data.source import Source
 from trainguard.data.sources import SeenSource, spread
@@ -23,6 +31,7 @@ from trainguard.rng import Generator, seed_streams
 FIRST_ROWS = 32  # rows looked at to learn size and channels
 BOUND_ROWS = 10_000  # rows whose smallest and largest values stand for all, where the range must be estimated
 TRUSTED_SIZES = 8  # differing sizes for which the transform is asked whether it evens them out
+LEVEL = 0.01  # how far a value may lie from one of 256 levels, by rounding
 CHUNK = 64  # rows that a reading process hands over at once
 
 Transform = Callable[[Any], Any]
@@ -179,6 +188,8 @@ def learn_rows(
         said = transform_range(transform or source.transform)
     if said is not None and _is_float(seen):
         usual = usual_range(*_bounds(source.size, seen_by_row, shape[0], FIRST_ROWS))
+        if usual is None and _are_levels(source.size, seen_by_row):
+            usual = PixelRange((0.0,) * shape[0], (1.0,) * shape[0], ESTIMATED)  # though all are dark, or bright
         if usual is not None and usual.low[0] == 0 and not said.for_channels(shape[0]).agrees_with(usual):
             # plain pixels, which something after the data set normalises
             return Rows(source, shape, said.for_channels(shape[0]), usual, transform, generators)
@@ -283,6 +294,22 @@ def _bounds(
         if values.shape[0] == channels and bool(torch.isfinite(values).all()):
             low, high = torch.minimum(low, values.amin(1)), torch.maximum(high, values.amax(1))
     return low.tolist(), high.tolist()
+
+
+def _are_levels(size: int, image_of: Callable[[int], Any]) -> bool:
+    """Whether images are made of 256 levels from 0 to 1, odd and even ones: a normalisation by halves keeps to one."""
+    seen: set[int] = set()
+    for row in spread(np.arange(size), FIRST_ROWS):
+        seed_streams(row)
+        try:
+            levels = as_floats(image_of(row)).float() * 255
+        except Exception:  # unreadable rows are reported when all rows are read
+            continue
+        whole = levels.round()
+        if float(whole.min()) < 0 or float(whole.max()) > 255 or float((levels - whole).abs().max()) > LEVEL:
+            return False
+        seen |= set(whole.unique().int().tolist())
+    return len({level % 2 for level in seen}) == 2
 
 
 def _size(image: Any) -> tuple[int, int]:

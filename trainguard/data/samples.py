@@ -193,7 +193,7 @@ def find_twins(samples: Iterable[Any], key: Key) -> tuple[Key, ...]:
         parts: dict[Key, Any] = dict(sample if isinstance(sample, Mapping) else enumerate(sample))
         label = _number_in(parts.pop(key % len(sample) if isinstance(key, int) and key not in parts else key))
         names = parts if seen is None else seen
-        seen = {name: None for name in names if name in parts and _class_in(parts[name]) == label}
+        seen = {name: None for name in names if name in parts and class_in(parts[name]) == label}
         labels.add(label)
     return tuple(seen or ()) if len(labels - {None}) > 1 else ()
 
@@ -273,7 +273,7 @@ def _number_in(value: Any) -> int | None:
         return None
 
 
-def _class_in(value: Any) -> int | None:
+def class_in(value: Any) -> int | None:
     """The class that a number names, or a vector with a 1 at its place and 0 elsewhere; None for anything else."""
     if not isinstance(value, (Tensor, np.ndarray, list, tuple)):
         return _number_in(value)

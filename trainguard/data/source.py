@@ -17,12 +17,14 @@ class Source(ABC):
         class_names: names of the classes, or None where the data set does not know them.
         transform: what to look through for a normalisation.
         raw: whether `read` leaves out a transform that training applies.
+        label_key: the column of the label, where samples have columns and it is known.
     """
 
     size: int
     class_names: tuple[str, ...] | None
     transform: Any
     raw: bool
+    label_key: str | None = None
 
     @abstractmethod
     def read(self, index: int) -> tuple[Any, Any]:

@@ -111,7 +111,7 @@ class TorchSource(Source):
         self._dataset = dataset
         self._wanted = image_column, label_column
         self._keys: tuple[Key, Key] | None = None
-        self._read_raw = getattr(dataset, "read_raw", None)
+        self._read_raw = dataset.read_raw if _is_own(dataset, "read_raw") else None
         self._transform_name = None if self._read_raw else _own_transform(dataset)
         if self._transform_name is not None and not self._transform_is_all(rows, generators):
             self._transform_name = None
@@ -195,28 +195,32 @@ class TorchSource(Source):
         return sample[self._keys[0]], sample[self._keys[1]]
 
 
-class SubsetSource(Source):
-    """Some samples of another source, under their positions in the subset."""
+class _Around(Source):
+    """Another source, read differently."""
 
-    def __init__(self, source: Source, index: np.ndarray) -> None:
-        self.size = len(index)
+    def __init__(self, source: Source, size: int, raw: bool) -> None:
+        self.size = size
         self.class_names = source.class_names
         self.transform = source.transform
-        self.raw = source.raw
+        self.raw = raw
+        self.label_key = source.label_key
         self._source = source
-        self._index = index
+
+    def _inside(self, index: int) -> int:
+        """The position in the source inside."""
+        return index
 
     def read(self, index: int) -> tuple[Any, Any]:
         """Image and label; see `Source.read`."""
-        return self._source.read(int(self._index[index]))
+        return self._source.read(self._inside(index))
 
     def seen(self, index: int) -> Any:
         """The image through the transform; see `Source.seen`."""
-        return self._source.seen(int(self._index[index]))
+        return self._source.seen(self._inside(index))
 
     def path(self, index: int) -> str | None:
         """The file; see `Source.path`."""
-        return self._source.path(int(self._index[index]))
+        return self._source.path(self._inside(index))
 
     def probe(self, image: Image.Image) -> Any:
         """The image through the transform; see `Source.probe`."""
@@ -227,36 +231,26 @@ class SubsetSource(Source):
         return self._source.left_as_is()
 
 
-class SeenSource(Source):
+class SubsetSource(_Around):
+    """Some samples of another source, under their positions in the subset."""
+
+    def __init__(self, source: Source, index: np.ndarray) -> None:
+        super().__init__(source, len(index), source.raw)
+        self._index = index
+
+    def _inside(self, index: int) -> int:
+        return int(self._index[index])
+
+
+class SeenSource(_Around):
     """Another source read as training sees it, where the images that it stores cannot be kept as they are."""
 
-    raw = False
-
     def __init__(self, source: Source) -> None:
-        self.size = source.size
-        self.class_names = source.class_names
-        self.transform = source.transform
-        self._source = source
+        super().__init__(source, source.size, raw=False)
 
     def read(self, index: int) -> tuple[Any, Any]:
         """Image and label; see `Source.read`."""
         return self._source.seen(index), self._source.read(index)[1]
-
-    def seen(self, index: int) -> Any:
-        """The image through the transform; see `Source.seen`."""
-        return self._source.seen(index)
-
-    def path(self, index: int) -> str | None:
-        """The file; see `Source.path`."""
-        return self._source.path(index)
-
-    def probe(self, image: Image.Image) -> Any:
-        """The image through the transform; see `Source.probe`."""
-        return self._source.probe(image)
-
-    def left_as_is(self) -> AbstractContextManager:
-        """See `Source.left_as_is`."""
-        return self._source.left_as_is()
 
 
 def _refuse(dataset: Any) -> None:
@@ -283,9 +277,12 @@ def _own_transform(dataset: Any) -> str | None:
     forwarded = type(dataset).__setattr__ is not object.__setattr__
     if name is None or forwarded or isinstance(getattr(type(dataset), name, None), property):
         return None
-    # One that a wrapper's __getattr__ finds in the data set inside is not its own.
-    own = name in attributes_of(dataset) or hasattr(type(dataset), name)
-    return name if own else None
+    return name if _is_own(dataset, name) else None
+
+
+def _is_own(dataset: Any, name: str) -> bool:
+    """Whether a data set has an attribute itself, and not one inside that a wrapper's `__getattr__` finds."""
+    return name in attributes_of(dataset) or hasattr(type(dataset), name)
 
 
 def _as_is(*arguments: Any, **named: Any) -> Any:

@@ -45,6 +45,7 @@ class ImageStore:
         class_names: names; the numbers as text where unknown.
         pixel_range: how the training pipeline feeds these pixels to a model.
         shape: (C, H, W).
+        label_key: the column of the label, where samples have columns and it is known.
         fed_shape: (C, H, W) of what the pipeline makes of them after the data set; None where that is their own.
         unreadable: indices that could not be read (only with `on_error="skip"`), ascending.
         readable: (M,) int64 indices that can be used, ascending.
@@ -66,6 +67,7 @@ class ImageStore:
         self.class_names = class_names
         self.pixel_range: PixelRange = rows.pixel_range
         self.shape: tuple[int, int, int] = rows.shape
+        self.label_key = rows.source.label_key
         self.fed_shape: tuple[int, int, int] | None = None
         self.readable = np.flatnonzero(labels >= 0)
         self.unreadable: tuple[int, ...] = tuple(np.flatnonzero(labels < 0).tolist())

@@ -53,10 +53,10 @@ class LiveView(Dataset):
         self._label_key = label_key
         self._twins = tuple(twins)
         self._population = np.arange(size) if population is None else np.asarray(population, dtype=np.int64)
-        self._positions = torch.from_numpy(self._population.copy()).share_memory_()  # (P,) sample at each position
-        # Named, as a user may have set another default device.
-        self._count = torch.tensor([len(self._population)], device="cpu").share_memory_()  # positions in use
-        self._labels = torch.full((size,), -1, device="cpu").share_memory_()  # (N,) label put in place, -1 for none
+        with torch.inference_mode(False):  # a user may be in it, and relabel later; or have another default device
+            self._positions = torch.from_numpy(self._population.copy()).share_memory_()  # (P,) sample at each position
+            self._count = torch.tensor([len(self._population)], device="cpu").share_memory_()  # positions in use
+            self._labels = torch.full((size,), -1, device="cpu").share_memory_()  # (N,) label put in place, -1 for none
         self._aligned: dict[str, Any] = {}
         self.follower: Any = None
 

@@ -202,7 +202,7 @@ def trigger_generator(
     return Generated(generator), Generated(generator, donors)
 
 
-def classes_of(labels: Tensor, target: int = 0) -> int:
+def classes_of(labels: Tensor, target: int) -> int:
     """How many classes the labels (N,) are of, the target included, which may have no image."""
     return max(int(labels.max()), target) + 1
 

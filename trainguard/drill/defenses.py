@@ -50,7 +50,7 @@ class Outcome:
         r"""Write the model, and the results of screening, audit and purification where there are any."""
         state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
         with write_atomically(folder / "model.safetensors") as path:
-            safetensors.torch.save_file(state, path)
+            path.write_bytes(safetensors.torch.save(state))  # its own way of writing has errors of its own
         if self.result is not None:
             self.result.save(folder / "result")
         if self.audit is not None:

@@ -231,8 +231,8 @@ def two_backdoors(setting: Setting) -> Attack:
     return Attack(
         "two_backdoors",
         train=(
-            Rule(fraction(setting.rate / 2, without=(setting.target,)), patch, to(setting.target)),
-            Rule(fraction(setting.rate / 2, without=(second,)), picture, to(second)),
+            Rule(fraction(setting.rate, without=(setting.target,), part=(0, 2)), patch, to(setting.target)),
+            Rule(fraction(setting.rate, without=(second,), part=(1, 2)), picture, to(second)),
         ),
         test=(
             Rule(everything(without=(setting.target,)), patch, to(setting.target)),
@@ -260,10 +260,11 @@ def spread(setting: Setting, *, amplitude: float = 16 / 255) -> Attack:
     """
     count = setting.num_classes
     stripes = [Sinusoid(amplitude, 8 if k % 2 else 12, math.pi / 2 * (k + 0.5) / count) for k in range(count)]
+    parts = tuple(enumerate(stripes))
     return Attack(
         "spread",
-        train=tuple(Rule(fraction(setting.rate / count, without=(k,)), stripes[k], to(k)) for k in range(count)),
-        test=tuple(Rule(fraction(1 / (2 * count), without=(k,)), stripes[k], to(k)) for k in range(count)),
+        train=tuple(Rule(fraction(setting.rate, without=(k,), part=(k, count)), each, to(k)) for k, each in parts),
+        test=tuple(Rule(fraction(1 / 2, without=(k,), part=(k, count)), each, to(k)) for k, each in parts),
     )
 
 

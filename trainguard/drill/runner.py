@@ -131,20 +131,11 @@ def run_drill(
         if isinstance(listed, str):
             raise ValueError(f"expected {name}= as a list of names, got {listed!r}: write {name}=[{listed!r}]")
     check_length(epochs, budget, 0)
-    images = (
-        data
-        if isinstance(data, Images)
-        else load_images(
-            data,
-            test=test,
-            rows=rows,
-            test_rows=test_rows,
-            size=size,
-            flip=flip,
-            image_column=image_column,
-            label_column=label_column,
-        )
-    )
+    asked = {"test": test, "rows": rows, "test_rows": test_rows, "size": size, "flip": flip}
+    asked |= {"image_column": image_column, "label_column": label_column}
+    if isinstance(data, Images) and (said := [name for name, value in asked.items() if value is not None]):
+        raise ValueError(f"{', '.join(said)} say how data are read, and these are Images already: leave them out")
+    images = data if isinstance(data, Images) else load_images(data, **asked)
     place = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     picture = pictures.from_file(trigger_file) if trigger_file else None
     setting = Setting(images.num_classes, rate, target, source, cover_rate, picture, images.flip)
@@ -176,7 +167,9 @@ def run_drill(
     _same_settings(folder, settings)
     before = _finished(folder / "cells")
     drill = Drill(settings, (), versions(), machine(place))
-    with Progress(progress).stage("drill", len(scenes) * len(wanted) * epochs * len(images.train)) as stage:
+    done = {(cell.attack, cell.seed, cell.defense) for cell in before}
+    left = sum((*scene, defense) not in done for scene in scenes for defense in wanted)
+    with Progress(progress).stage("drill", left * epochs * len(images.train)) as stage:
         for name, seed in scenes:
             cells = _scene_cells(images, chosen[name], victim, seed, wanted, folder / "cells", stage)
             drill = replace(drill, cells=(*drill.cells, *cells))
@@ -230,8 +223,9 @@ def _scene_cells(
     scene = None  # poisoning may have to fit something first: not for cells that are finished
     for defense in wanted:
         place = folder / f"{chosen.name}-{defense}-seed{seed}"
-        cell, done = Cell.load(place), 0
+        cell = Cell.load(place)
         if cell is None:
+            done = 0
             scene = scene or Scene.make(images, chosen, victim, seed)
             figures = {"attack": chosen.name, "defense": defense}
 
@@ -242,7 +236,7 @@ def _scene_cells(
 
             stage.advance(0, **figures)
             cell = _run(scene, defense, place, tick)
-        stage.advance(whole - done)
+            stage.advance(whole - done)
         cells.append(cell)
     return cells
 
@@ -314,10 +308,18 @@ def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
         before = read_record(path, StateError)
         different = [key for key in settings if key in before and before[key] != settings[key]]
         if different:
-            each = (
-                f"{key} {shorten(str(before[key]), 60)} against {shorten(str(settings[key]), 60)}" for key in different
-            )
-            told = ", ".join(each)
+            told = ", ".join(_difference(key, before[key], settings[key]) for key in different)
             raise StateError(f"{folder} holds a drill of other settings ({told}): choose another folder or remove it")
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=1))
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    """What differs between two values of a setting, in words; of several values in it the first that does."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in now if before.get(key) != now[key]] or [key for key in before if key not in now]
+        return _difference(f"{name}.{keys[0]}", before.get(keys[0]), now.get(keys[0]))
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        place = next(place for place, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
+        return _difference(f"{name}[{place}]", before[place], now[place])
+    return f"{name} {shorten(str(before), 60)} against {shorten(str(now), 60)}"

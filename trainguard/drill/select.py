@@ -16,11 +16,13 @@ class Select:
         rate: share of the whole data set, in (0, 1]; None takes every sample that qualifies.
         of: classes that qualify; None for all.
         without: classes that do not.
+        part: (k, n): the k-th of n even parts of that share, from 0, which add up to it.
     """
 
     rate: float | None
     of: tuple[int, ...] | None = None
     without: tuple[int, ...] = ()
+    part: tuple[int, int] = (0, 1)
 
     def __call__(self, labels: np.ndarray, free: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         r"""Sorted indices of the chosen samples.
@@ -38,17 +40,23 @@ class Select:
             return candidates
         if not 0 < self.rate <= 1:
             raise ValueError(f"expected a rate above 0 and up to 1, got {self.rate:g}")
-        count = round(self.rate * len(labels))
+        (k, parts), whole = self.part, self.rate * len(labels)
+        count = round(whole * (k + 1) / parts) - round(whole * k / parts)
         if not self.qualifies(labels).any():
             raise ValueError(f"rate={self.rate:g} needs {count} images {self.who()}, and the data set has none")
         if count > len(candidates):
-            taken = "" if free.all() else " left over by the other rules"
+            taken, most = "", f" to at most {_down(parts * len(candidates) / len(labels))}"
+            if not free.all():  # with a lower rate these would take fewer as well
+                taken, most = " left over by the other rules", ""
             raise ValueError(
                 f"rate={self.rate:g} needs {count} images {self.who()}, the data set has {len(candidates)}{taken}: "
-                f"lower the rate to at most {_down(len(candidates) / len(labels))}"
+                f"lower the rate{most}"
             )
         if count == 0:
-            raise ValueError(f"rate={self.rate:g} of {len(labels)} images is none at all: raise the rate or add images")
+            of = f" in {parts} parts" if parts > 1 else ""
+            raise ValueError(
+                f"rate={self.rate:g} of {len(labels)} images{of} is none at all: raise the rate or add images"
+            )
         return np.sort(rng.choice(candidates, count, replace=False))
 
     def qualifies(self, labels: np.ndarray) -> np.ndarray:
@@ -69,9 +77,9 @@ def _down(rate: float) -> str:
     return f"{math.floor(rate * 1e5) / 1e5:g}"
 
 
-def fraction(rate: float, *, without: tuple[int, ...] = ()) -> Select:
-    r"""A share of the whole set, from any class but `without`."""
-    return Select(rate, without=without)
+def fraction(rate: float, *, without: tuple[int, ...] = (), part: tuple[int, int] = (0, 1)) -> Select:
+    r"""A share of the whole set, or a `part` of it, from any class but `without`."""
+    return Select(rate, without=without, part=part)
 
 
 def of_class(label: int, rate: float | None = None) -> Select:

@@ -48,7 +48,7 @@ class Recipe:
 
     @property
     def late(self) -> int:
-        r"""Epochs after which flagged images come back: with a tenth of the training left, an epoch at least."""
+        r"""Epochs after which flagged images come back: a tenth before the end, one at least where there are two."""
         return max(1, self.epochs - max(1, round(0.1 * self.epochs)))
 
 

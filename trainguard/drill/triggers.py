@@ -58,7 +58,7 @@ class Patch:
 
     def __call__(self, images: Tensor, index: np.ndarray, seed: int) -> Tensor:
         _, channels, height, width = images.shape
-        size = max(2, round(self.side * min(height, width)))
+        size = min(max(2, round(self.side * min(height, width))), height, width)
         colour, mask = pictures.fit(self.picture, channels, size, size)
         rows = slice(0, size) if self.corner.startswith("top") else slice(height - size, height)
         columns = slice(0, size) if self.corner.endswith("left") else slice(width - size, width)

@@ -15,7 +15,7 @@ from torch import nn
 from trainguard.data.pixels import given_range
 from trainguard.distributed import Processes
 from trainguard.errors import DataError
-from trainguard.models import UnitPixels, copy_of
+from trainguard.models import UnitPixels, copy_of, device_of
 from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.progress import Progress
 from trainguard.purification.arguments import check_arguments
@@ -36,7 +36,7 @@ from trainguard.purification.results import AuditResult
 from trainguard.purification.state import Indices, open_store
 from trainguard.purification.universal import Patch, best_patch
 from trainguard.rng import isolated_rng, undisturbed
-from trainguard.training import autocast, device_of
+from trainguard.training import autocast
 
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainguard.models import UnitPixels, tensors_of
+from trainguard.models import UnitPixels, device_of, tensors_of
 from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.purification.augmentation import random_view
 from trainguard.purification.network import Tap, features_of
 from trainguard.purification.shared import PART, agreed_wrong, disbelief, shared_adversarial, unlearned
 from trainguard.purification.universal import Worn
-from trainguard.training import AT_ONCE, at_once, autocast, device_of
+from trainguard.training import AT_ONCE, at_once, autocast
 
 if TYPE_CHECKING:
     from trainguard.data.store import ImageStore

@@ -16,7 +16,7 @@ from torch import nn
 
 from trainguard.data.pixels import given_range
 from trainguard.distributed import Processes
-from trainguard.models import UnitPixels, copy_of, load_tensors
+from trainguard.models import UnitPixels, copy_of, device_of, load_tensors
 from trainguard.perturbation import Norm
 from trainguard.progress import Progress
 from trainguard.purification.arguments import check_arguments
@@ -40,7 +40,6 @@ from trainguard.purification.universal import Patch, breaking_patches
 from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng, undisturbed
 from trainguard.screening.settings import check_callbacks
-from trainguard.training import device_of
 
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange

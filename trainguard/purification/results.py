@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +15,7 @@ from torch import nn
 from trainguard.checkpoints import load_weights, read_checkpoint, weights_path, write_weights
 from trainguard.files import plain, read_record, visible, write_atomically
 from trainguard.purification.bending import MOST
-from trainguard.results import NAMED
+from trainguard.results import NAMED, as_html, as_text
 
 Verdict = Literal["clean", "backdoored", "undecided"]
 
@@ -284,19 +283,6 @@ def _named(classes: Sequence[str]) -> str:
     """Some classes in words, and how many more there are."""
     more = [f"and {len(classes) - NAMED} more"] if len(classes) > NAMED else []
     return ", ".join([*classes[:NAMED], *more]) or "none"
-
-
-def as_text(title: str, rows: Iterable[tuple[str, str]]) -> str:
-    """A two-column table for a terminal."""
-    rows = list(rows)
-    width = max(len(what) for what, _ in rows)
-    return title + "\n" + "\n".join(f"  {what:<{width}}  {value}" for what, value in rows)
-
-
-def as_html(title: str, rows: Iterable[tuple[str, str]]) -> str:
-    """A two-column table for a notebook."""
-    cells = "".join(f"<tr><th align=left>{escape(what)}</th><td>{escape(value)}</td></tr>" for what, value in rows)
-    return f"<table><caption>{escape(title)}</caption>{cells}</table>"
 
 
 def _read_record(path: Path, kind: str) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainguard.models import UnitPixels
+from trainguard.models import UnitPixels, device_of
 from trainguard.perturbation import frozen
-from trainguard.training import autocast, device_of
+from trainguard.training import autocast
 
 if TYPE_CHECKING:
     from trainguard.data.store import ImageStore

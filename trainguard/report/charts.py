@@ -41,7 +41,7 @@ STYLE: Any = {
     "figure.constrained_layout.use": True,
 }
 ONE_AT_A_TIME = threading.RLock()
-MARKERS = "osD^vP"  # tell the series apart without colour
+MARKERS = "osD^vPX"  # tell the series apart without colour; one more than colours, so that pairs come late again
 
 
 def histogram(kept: NDArray, flagged: NDArray, threshold: float, name: str) -> Markup:

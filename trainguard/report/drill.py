@@ -84,10 +84,19 @@ def _implanted(cells: Sequence[Mapping[str, Any]], attack: str) -> bool:
 def _facts(
     cells: Sequence[Mapping[str, Any]], counted: Sequence[str], defenses: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """Mean success rate of each defence over the attacks that implanted."""
-    mine = [cell for cell in cells if cell["attack"] in counted]
-    rates = [(defense, _mean(mine, "asr", defense=defense)) for defense in defenses]
-    return [(f"ASR, {defense}", f"{rate:.1%}") for defense, rate in rates if rate == rate]
+    """Mean success rate of each defence over the attacks that implanted, and of how many of them, where not of all."""
+    facts = []
+    for defense in defenses:
+        mine = [cell for cell in cells if cell["attack"] in counted and cell["defense"] == defense]
+        measured = _names([cell for cell in mine if cell["asr"] is not None], "attack")
+        if measured:
+            part = "" if len(measured) == len(counted) else f" ({_of(measured, counted)} attacks)"
+            facts.append((f"ASR, {defense}", f"{_mean(mine, 'asr'):.1%}{part}"))
+    return facts
+
+
+def _of(some: Sequence[str], of: Sequence[str]) -> str:
+    return str(len(of)) if len(some) == len(of) else f"{len(some)} of {len(of)}"
 
 
 def _matrix(
@@ -116,23 +125,24 @@ def _trade(cells: Sequence[Mapping[str, Any]], counted: Sequence[str]) -> Markup
     points = [(c["defense"], c["asr"], c["acc"]) for c in cells if c["attack"] in counted and c["asr"] is not None]
     if not points:
         return None
-    title = "Each point is one attack: the top left is best"
+    title = "Each point is one training: the top left is best"
     return charts.trade(points, xlabel="attack success rate", ylabel="accuracy", title=title)
 
 
 def _cost(cells: Sequence[Mapping[str, Any]], counted: Sequence[str], defenses: Sequence[str]) -> Table:
     """Means of each defence over the attacks that implanted; over all, where none did."""
     mine = [cell for cell in cells if cell["attack"] in counted] or cells
+    attacks = _names(mine, "attack")
     plain = {(c["attack"], c["seed"]): _seconds(c) for c in mine if c["defense"] == "none"}
     rows = []
     for defense in defenses:
         of = [c for c in mine if c["defense"] == defense]
         times = [_seconds(c) / whole for c in of if (whole := plain.get((c["attack"], c["seed"])))]
         means = [_mean(of, key) for key in ("screen_seconds", "train_seconds", "peak_mb")]
-        rows.append((defense, *means[:2], fmean(times) if times else float("nan"), means[2]))
-    return Table(
-        "cost-table", "Means over attacks", ("defence", "screening s", "training s", "x unguarded", "peak MiB"), rows
-    )
+        share = _of(_names(of, "attack"), attacks)
+        rows.append((defense, share, *means[:2], fmean(times) if times else float("nan"), means[2]))
+    columns = ("defence", "attacks", "screening s", "training s", "x unguarded", "peak MiB")
+    return Table("cost-table", "Means over attacks", columns, rows)
 
 
 def _seconds(cell: Mapping[str, Any]) -> float:

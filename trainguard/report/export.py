@@ -36,6 +36,7 @@ def write_decisions(result: ScreenResult, page: Path) -> tuple[str, str]:
     )
     stem = "keep" if page.stem == "report" else f"{page.stem}.keep"
     for suffix, write in ((".csv", csv.write_csv), (".parquet", parquet.write_table)):
-        with write_atomically(page.with_name(stem + suffix)) as temporary:
-            write(table, temporary)
+        # Opened here, as pyarrow takes no names that are not UTF-8.
+        with write_atomically(page.with_name(stem + suffix)) as temporary, temporary.open("wb") as file:
+            write(table, file)
     return f"{stem}.csv", f"{stem}.parquet"

@@ -43,7 +43,7 @@ def build(result: Any, path: str | Path, dataset: Any = None) -> Path:
         StateError: the page cannot be written.
     """
     path = Path(path)
-    if path.suffix not in ("", ".html", ".htm") or path.is_dir():
+    if path.suffix.lower() not in ("", ".html", ".htm") or path.is_dir():
         raise ValueError(f"{path} cannot become a page: name an .html file to write")
     if isinstance(result, str | Path):
         kind, content = _of(Path(result), dataset)

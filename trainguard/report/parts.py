@@ -111,6 +111,11 @@ def costs(timing: Mapping[str, Any], name: str = "seconds") -> Table:
     return Table(name, "Wall time by stage", ("stage", "seconds", "share"), [*rows, ("total", total, Share(1.0))])
 
 
+def number(value: object) -> float:
+    """A figure of a record, to be drawn; NaN for what is none."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+
+
 def percentage(value: float) -> str:
     """A share in a matrix: `63.2%`; nothing where there is no number."""
     return f"{value:.1%}" if math.isfinite(value) else ""

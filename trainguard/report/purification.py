@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainguard.report import charts
-from trainguard.report.parts import Table, costs, flattened
+from trainguard.report.parts import Table, costs, flattened, number
 
 
 def context(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,15 +56,11 @@ def _progress(history: list[Mapping[str, Any]], before: float) -> Any:
         return None
     steps = [f"{row['round']}" for row in history]
     names = [name for name in ("accuracy", "overlap") if any(isinstance(row.get(name), float) for row in history)]
-    lines = {name: [float("nan"), *(_number(row.get(name)) for row in history)] for name in names}
+    lines = {name: [float("nan"), *(number(row.get(name)) for row in history)] for name in names}
     if "accuracy" in lines:
         lines["accuracy"][0] = before
     stages = ["", *(f"round {int(step) + 1}" for step in steps)]
     return charts.curves(range(len(history) + 1), lines, xlabel="step", title="Step by step", stages=stages)
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")
 
 
 def _table(history: list[Mapping[str, Any]]) -> Table:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trainguard.evidence import Evidence
 from trainguard.files import visible
 from trainguard.report import charts, pictures
-from trainguard.report.parts import Share, Table, costs, flattened, percent
+from trainguard.report.parts import Share, Table, costs, flattened, number, percent
 from trainguard.results import ScreenResult
 
 HISTOGRAMS = 12  # classes drawn; the table has them all
@@ -53,6 +53,7 @@ ADVICE = {
     "undecided": "Read the reason above. More epochs or a larger budget often decide it; until then look at the "
     "samples with the highest scores by hand, and do not trust what is flagged, if anything is.",
 }
+NOTHING_KEPT = "Nothing is left to train on: ask whoever supplied the data about the flagged rows."
 
 
 def context(result: ScreenResult, evidence: Evidence | None) -> dict[str, Any]:
@@ -63,13 +64,14 @@ def context(result: ScreenResult, evidence: Evidence | None) -> dict[str, Any]:
         "verdict": result.verdict,
         "headline": HEADLINES[result.verdict],
         "sentence": _sentence(result, names),
-        "advice": ADVICE[result.verdict],
+        "advice": ADVICE[result.verdict] if len(result.keep) else NOTHING_KEPT,
         "facts": _facts(result, names),
         "classes": _classes(result, names),
         "findings": _findings(result, names),
         "cards": _cards(result, names, evidence),
         "traces": _traces(result, names, evidence),
         "histograms": _histograms(result, names),
+        "groups": _groups(result, evidence),
         "learning": _learning(result.history),
         "map": _map(result, evidence),
         "borderline": _borderline(result, names, evidence),
@@ -163,10 +165,10 @@ def _findings(result: ScreenResult, names: Names) -> Table | None:
         return None
     shown = {key: column for key, column in FINDINGS.items() if key in found[0]}
     rows = []
-    ranked = sorted(found, key=lambda row: [-np.nan_to_num(_number(row[key])) for key in ("strength", "distance")])
+    ranked = sorted(found, key=lambda row: [-np.nan_to_num(number(row[key])) for key in ("strength", "distance")])
     for row in ranked[:LISTED]:
-        seen = _number(row["strength"]) > 0
-        values = (_number(row[key]) if seen or key in ALWAYS_SEEN else float("nan") for key in shown)
+        seen = number(row["strength"]) > 0
+        values = (number(row[key]) if seen or key in ALWAYS_SEEN else float("nan") for key in shown)
         cells = (Share(0.0 if v < 0 else v) if key in SHARES else v for key, v in zip(shown, values, strict=True))
         rows.append((names.label(row["label"]), *cells))
     caption = "Two parts of a class, and what speaks against one of them" + _first(len(found))
@@ -215,6 +217,13 @@ def _picture(result: ScreenResult, names: Names, evidence: Evidence, place: int)
     }
 
 
+def _groups(result: ScreenResult, evidence: Evidence | None) -> str:
+    """What is said where not every label with flagged samples has its own images."""
+    labels = len(np.unique(result.labels[result.suspect]))
+    shown = 0 if evidence is None else len(evidence.groups)
+    return f"Shown are the {shown} labels with most flagged samples, of {labels}." if 0 < shown < labels else ""
+
+
 def _borderline(result: ScreenResult, names: Names, evidence: Evidence | None) -> list[dict[str, Any]]:
     if evidence is None:
         return []
@@ -223,7 +232,7 @@ def _borderline(result: ScreenResult, names: Names, evidence: Evidence | None) -
 
 
 def _traces(result: ScreenResult, names: Names, evidence: Evidence | None) -> list[dict[str, Any]]:
-    if evidence is None:
+    if evidence is None or not len(result.keep):  # nothing is left to compare with
         return []
     drawn = []
     for g, label in enumerate(evidence.groups.tolist()):
@@ -275,7 +284,7 @@ def _learning(history: Sequence[Mapping[str, Any]]) -> list[Markup]:
         return []
     stages = [str(row.get("stage", "")) for row in history]
     names = [name for name in dict.fromkeys(name for row in history for name in row) if name not in ("stage", "epoch")]
-    lines = {name.replace("_", " "): [_number(row.get(name)) for row in history] for name in names}
+    lines = {name.replace("_", " "): [number(row.get(name)) for row in history] for name in names}
     lines = {name: values for name, values in lines.items() if np.isfinite(values).any()}
     steps = range(1, len(history) + 1)
     shares = {name: values for name, values in lines.items() if name != "loss" and np.nanmax(values) <= 1}
@@ -287,10 +296,6 @@ def _learning(history: Sequence[Mapping[str, Any]]) -> list[Markup]:
         title = "Accuracy and shares" if "accuracy" in shares else "Shares"
         drawn.append(charts.curves(steps, shares, xlabel="probe epoch", title=title, stages=stages))
     return drawn
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
 
 
 def _map(result: ScreenResult, evidence: Evidence | None) -> Markup | None:

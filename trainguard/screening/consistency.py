@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from trainguard.data.store import ImageStore
 from trainguard.distributed import Processes
 from trainguard.draws import draws
+from trainguard.models import device_of
 from trainguard.perturbation import ascend, frozen, patch_mask
 from trainguard.progress import Stage
-from trainguard.training import at_once, autocast, device_of
+from trainguard.training import at_once, autocast
 
 
 def divergence(model: nn.Module, images: Tensor, *, mask: Tensor, eps: float, steps: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 from trainguard.data.reading import shown
 from trainguard.data.store import ImageStore
 from trainguard.errors import ModelError
-from trainguard.models import dtype_of, logits_of
+from trainguard.models import device_of, dtype_of, logits_of
 
 
 def relabel(
@@ -40,7 +40,7 @@ def relabel(
     """
     needed = int(images.labels[images.readable].max()) + 1
     labels, confidence = given.astype(np.int64), np.zeros(len(index), np.float32)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     modes = [(module, module.training) for module in model.modules()]
     mode = model.training
     model.eval()
