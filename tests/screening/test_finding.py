@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from findings import NOWHERE_ELSE, finding
 
-from trainguard.screening.finding import with_kin
-from trainguard.screening.identification import decide
+from trainguard.screening.identification import decide, with_kin
 from trainguard.screening.separation import Split
 from trainguard.screening.settings import Settings
 
@@ -45,6 +44,16 @@ from trainguard.screening.settings import Settings
         (finding(distance=2.8, valley=0.7, diversity=0.6), "clean"),
         (finding(distance=2.8, valley=0.7, diversity=0.85, company=0.45), "clean"),  # birds resemble everything
         (finding(distance=2.8, valley=0.7, diversity=0.75, company=0.9), "clean"),  # several kinds that keep together
+        # Other colours keep together: of all kinds for both probes, learned by one, and wholly foreign to the other.
+        (finding(distance=2.8, valley=0.7, diversity=0.95, scatter=0.96, company=0.8, resemblance=0.3), "poisoned"),
+        (finding(distance=2.8, valley=0.7, diversity=0.95, scatter=0.7, company=0.8, resemblance=0.3), "clean"),
+        (finding(distance=2.8, valley=0.7, diversity=0.76, scatter=0.96, company=0.8, resemblance=0.3), "clean"),
+        (finding(distance=2.8, valley=0.7, diversity=0.95, scatter=0.96, company=0.8, resemblance=0.6), "clean"),
+        (finding(distance=2.8, valley=0.7, diversity=0.95, scatter=0.96, company=0.8, firmness=0.4), "clean"),
+        (finding(distance=2.8, valley=0.7, diversity=0.95, scatter=0.96, company=0.8, agreement=0.3), "clean"),
+        (finding(distance=3.5, valley=0.5, diversity=0.4, likeness=0.58), "clean"),  # offices by daylight
+        (finding(trusted=25), "clean"),  # a probe that learned the class from 20 may not contradict
+        (finding(trusted=60), "poisoned"),
         # Foreign labels with much company, and a difference that half works: either alone is not enough.
         (finding(distance=3.2, valley=0.75, diversity=0.78, company=0.6, trigger=0.18), "poisoned"),
         (finding(distance=3.2, valley=0.75, diversity=0.78, company=0.6, trigger=0.06), "clean"),
@@ -58,6 +67,23 @@ from trainguard.screening.settings import Settings
         (finding(distance=12.0, likeness=0.8, scatter=0.2), "clean"),
         (finding(distance=12.0, likeness=0.8, scatter=0.9, diversity=0.9), "poisoned"),
         (finding(distance=140.0, agreement=0.8, likeness=1.6, trigger=0.4), "clean"),
+        (
+            finding(distance=20.0, agreement=0.8, likeness=0.65, trigger=0.45, company=1.0),
+            "poisoned",
+        ),  # waves over leaves
+        # Most of a class, to which the rest and the other classes' images are alike: a kind of its own.
+        (
+            finding(
+                members=400, distance=6.7, share=0.7, scatter=0.9, company=0.75, trigger=0.25, told=0.94, elsewhere=0.7
+            ),
+            "clean",
+        ),
+        (
+            finding(
+                members=400, distance=6.7, share=0.7, scatter=0.9, company=0.75, trigger=0.25, told=0.94, elsewhere=0.0
+            ),
+            "poisoned",
+        ),
         (finding(distance=12.0, agreement=0.55, likeness=0.8, trigger=0.45), "poisoned"),  # images shrunk, on black
         (finding(distance=4.6, valley=0.2, company=0.6, trigger=0.25), "poisoned"),
         (finding(distance=4.6, valley=0.2, company=0.72, trigger=0.25), "clean"),  # newspapers among paper
@@ -173,7 +199,7 @@ def test_kinship_is_with_the_poisoned_parts_of_several_other_classes():
 
 
 def test_what_a_change_has_made_shares_no_direction_with_other_parts():
-    undone = replace(finding(), label=7, undoing="upside down", restored=0.2)
+    undone = replace(finding(), label=7, undoing="upside down", restored=0.3, scatter=0.9)
     poison = [replace(finding(), label=label, line=np.eye(6)[0]) for label in range(3)]
     judged = with_kin([*poison, undone, replace(finding(company=0.7), label=8, line=np.eye(6)[0])], Settings())
     assert judged[3] is undone and judged[4].kinship == pytest.approx(1)

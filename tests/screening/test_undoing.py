@@ -113,12 +113,14 @@ def test_the_gain_is_that_of_the_surest_class():
     [
         ({"restored": 0.3, "agreement": 0.2}, "poisoned"),
         ({"restored": -0.2, "agreement": 0.2}, "clean"),  # seen better as it is
+        ({"restored": 0.1, "agreement": 0.2}, "clean"),  # hardly better undone
+        ({"restored": 0.3, "agreement": 0.2, "scatter": 0.6}, "clean"),  # of a few kinds: cats that look odd either way
         ({"restored": 0.3, "agreement": 0.6}, "clean"),  # of its class, for a probe that has not learned it
         ({"restored": 0.3, "agreement": 0.2, "reference": 0.1}, "clean"),  # that probe knows nothing of the class
     ],
 )
 def test_undone_images_must_be_foreign_and_seen_better(case, verdict):
-    case = finding(distance=2.2, valley=0.9, undoing="upside down", **case)
+    case = finding(distance=2.2, valley=0.9, undoing="upside down", **{"scatter": 0.9} | case)
     found, _, reason, poisoned = decide([case], 0.9, 10, Settings())
     assert found == verdict and bool(poisoned) == (verdict == "poisoned")
     assert ("images of other classes, upside down" in reason) == (verdict == "poisoned")

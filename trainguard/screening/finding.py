@@ -3,13 +3,12 @@ r"""What is known of one class and its suspected part, and whether that makes it
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainguard.screening.separation import SAME_WAY, Split, shared_direction
+from trainguard.screening.separation import SAME_WAY, Split
 from trainguard.screening.settings import Settings
 
 DOUBTFUL = 0.05  # probability of the suspected part from which a sample is kept from the purified probe
@@ -27,6 +26,8 @@ OWN_KIND = 0.75  # relative agreement from which a part is what its label says: 
 TRIGGER_AT_SOURCE = 0.5  # at_source from which it is one; such triggers had 0.55 to 0.96, natural groups 0.34 at most
 COMPANY_AT_SOURCE = 0.75  # company up to which it counts; poison of one source had 0.57 at most, natural groups 0.85
 ONE_SCENE = 0.6  # likeness from which a part is one scene, not poison by its company; triggers had 0.52, tracks 0.66 up
+ONE_LIGHT = 0.51  # likewise where company is all that speaks for it; poison had 0.45, bright offices 0.58
+FRAMES = 1.0  # likewise of a trigger between parts far apart; waves over seedlings had 0.65, frames of one scene 1.5
 TRIGGER_OF_SCENE = 0.6  # the trigger asked of one scene of its own kind; 15 frames of one lettuce had 0.31 at D 141
 STRANGE = 0.4  # resemblance up to which a part is foreign; poison had 0.39 at most, hard images mostly more
 STRANGE_FAR = 0.7  # likewise where hardly a sample lies between, or of all kinds; poison had 0.69, hard images 0.85
@@ -37,6 +38,7 @@ VERY_FAR, DEEP = 5.0, 0.15  # Ashman's D and valley of parts between which hardl
 FAR, HOLLOW = 4.0, 0.3  # the same where few do: of parts that may be looked at both ways, or beside clearer ones
 TOLD = 0.95  # from which fine detail tells the two parts of a class; poison mostly 0.96 and more
 TOLD_BESIDE = 0.92  # the same of further parts of a class; natural ones of photographs had 0.90 at most
+TOLD_COMMON = 0.9  # the same of parts that other classes' images lie with
 NOWHERE = 0.02  # share of other classes' samples on its side up to which a part is like nothing else; poison had 0.01
 COMMON = 0.5  # share of them from which it is no trigger; parts that a trigger alone speaks for had 0.02 at most
 NO_SCENE = 0.09  # likeness up to which that counts; large tracks of signs had 0.16, threes among all digits 1.0
@@ -47,7 +49,7 @@ STRAYS = 0.1  # by so much
 CHANCE = 0.6  # what a scatter must have above its bar, over the root of the samples; 15 starfish had 0.14
 LEARNED_FROM = 40  # trusted samples from which a class is known well enough to contradict; 15 and 23 were of one kind
 EVERY_KIND = 0.5  # relative agreement up to which a part of all kinds is foreign; poison had 0.45, hard images 0.53
-RESTORED = 0.0  # see `restored`, from which undoing a change puts images right
+RESTORED = 0.18  # see `restored`, from which undoing a change puts images right; changed ones had 0.25, others 0.12
 HALF_DISOWNED = 0.65  # relative agreement up to which such a part is poison; upside down among cats had 0.51
 UTTERLY_FAR = 8.0  # gap from which all kinds for the purified probe will do; natural parts so far had 0.6 of scatter
 
@@ -105,6 +107,8 @@ class Finding:
         undoing: the change that the suspected part seems to have had, where there is one, see `undoing`.
         restored: how much surer the purified probe is of the suspected part once that change is undone: what shows
             another class only by chance is seen better as it is.
+        trusted: samples of the class in no suspected part, from four fifths of which the purified probe has learned it;
+            0 where they were not counted.
         informed: the purified probe knows samples that it has not seen better than by chance, so that its word counts.
     """
 
@@ -135,6 +139,7 @@ class Finding:
     informed: bool = True
     undoing: str = ""
     restored: float = 0.0
+    trusted: int = 0
 
     def is_candidate(self, settings: Settings) -> bool:
         """True where the two parts lie far enough apart for a closer look; less far where one holds all kinds."""
@@ -193,10 +198,11 @@ class Finding:
     def _contradiction(self, settings: Settings) -> float:
         if self.proven:
             return self.proven
-        known = _passes(float((~self.split.upper).sum()) - LEARNED_FROM, 5.0)
+        known = _passes((self.trusted or float((~self.split.upper).sum())) - LEARNED_FROM, 5.0)
         if self.undoing:
             disowned = _passes(HALF_DISOWNED - self.relative_agreement, 0.05)
-            return min(known, disowned, _passes(self.restored - RESTORED, 0.02))
+            scattered = _passes(self.scatter - settings.scatter, 0.05)
+            return min(known, disowned, scattered, _passes(self.restored - RESTORED, 0.05))
         foreign = min(known, self._foreignness(settings))
         kindless = not (self.diversity or self.scatter or self.is_far_apart or self.is_odd)  # too few classes for kinds
         half = settings.transfer if kindless else settings.transfer_of_foreign
@@ -210,13 +216,14 @@ class Finding:
         if self.is_apart(settings):
             # What a probe learned from a few of a class need not keep company with most of it.
             apart = _passes(settings.company - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
-            apart = min(apart, _passes(ONE_SCENE - self.likeness, 0.05))  # a few frames of another pose
+            apart = min(apart, _passes(ONE_LIGHT - self.likeness, 0.05))  # frames of another pose, offices by daylight
             if kindless:  # some of what is made of plastic, among other trash
                 apart = min(apart, _passes(self.trigger - settings.transfer, 0.05))
             kinds = _passes(self.diversity - settings.diverse, 0.05)
             scattered = _passes(self.scatter - self._asked_scatter(settings), 0.05)
             if not self.is_far_apart:  # a hard group of a rare class scatters too, and is of one kind to who knows it
                 scattered = min(scattered, _passes(self.diversity - settings.diverse_candidate, 0.05))
+            scattered *= not self.is_common  # most seedlings of a kind, the rest of which are younger
             # What a part is taken for moves into it as well; coins under another lamp keep to themselves even so.
             source = min(
                 _passes(self.at_source - TRIGGER_AT_SOURCE, 0.1), _passes(COMPANY_AT_SOURCE - self.company, 0.1)
@@ -225,7 +232,14 @@ class Finding:
             return min(foreign, max(min(learned, max(apart, kinds, scattered)), backed, source, kin))
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
         own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - BELIEVED, 0.05))
-        return min(foreign, max(min(learned, own), backed, kin))
+        # What both probes take for all kinds, and one has learned, may look alike: other colours, another light.
+        every = min(
+            _passes(self.diversity - settings.diverse, 0.05),
+            _passes(self.scatter - self._asked_scatter(settings), 0.05),
+        )
+        every = min(every, firm, _passes(STRANGE - self.resemblance, 0.05))
+        every = min(every, _passes(settings.conflict - self.relative_agreement, 0.05))
+        return min(foreign, max(min(learned, own), every, backed, kin))
 
     def _foreignness(self, settings: Settings) -> float:
         """How sure it is that the suspected part does not belong to its class, as far as the purified probe may say."""
@@ -341,7 +355,7 @@ class Finding:
         own_kind = self.reference >= KNOWN and self.relative_agreement >= OWN_KIND
         if self.is_common:
             return self._contradiction(settings)
-        scene = self.likeness > ONE_SCENE
+        scene = self.likeness > FRAMES
         asked = (self._asked_trigger(settings), SURE_TRIGGER, TRIGGER_OF_SCENE)[own_kind + scene]
         trigger = minor * min(_passes(self.trigger - asked, 0.1), max(far, self._half_foreign(settings)))
         return max(self._contradiction(settings), trigger, self._solitude(settings))
@@ -354,7 +368,7 @@ class Finding:
         part has: of a class of two things the one that resembles the other classes more. Poison under a foreign label
         is made of other classes' images, and they may lie with it; but then it does not keep to itself.
         """
-        return self.told >= TOLD and self.elsewhere >= COMMON and self.company > OWN_COMPANY
+        return self.told >= TOLD_COMMON and self.elsewhere >= COMMON and self.company > OWN_COMPANY
 
     @property
     def is_odd(self) -> bool:
@@ -376,17 +390,6 @@ class Finding:
         half = min(_passes(self.trigger - settings.transfer_of_foreign, 0.05), _passes(ONE_SCENE - self.likeness, 0.05))
         no_scene = max(_passes(NO_SCENE - self.likeness, 0.01), half)
         return min(odd, _passes(self.split.distance - ALONE, 0.5), no_scene)
-
-
-def with_kin(judged: Sequence[Finding], settings: Settings) -> list[Finding]:
-    """The findings, those of other classes compared with what the poisoned parts of several classes share."""
-    apart = [f for f in judged if not f.undoing]  # what a change has made lies nowhere in particular
-    common, sharing = shared_direction([(f.label, f.way) for f in apart if f.strength(settings) > 0.5])
-    if common is None:
-        return list(judged)
-    length = float(np.linalg.norm(common))
-    kin = {id(f): float(f.way @ common) / length for f in apart if f.label not in sharing}
-    return [dataclasses.replace(f, kinship=kin[id(f)]) if id(f) in kin else f for f in judged]
 
 
 def _passes(margin: float, width: float) -> float:

@@ -2,6 +2,7 @@ r"""AdvrBD Sec. V-B3: from what the probes say to which samples are poisoned, an
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from trainguard.data.store import ImageStore
 from trainguard.results import Verdict
 from trainguard.screening.finding import LEFT, ONE_SCENE, TOLD, Finding
-from trainguard.screening.separation import Split
+from trainguard.screening.separation import Split, shared_direction
 from trainguard.screening.settings import Settings
 from trainguard.training import at_once
 
@@ -314,6 +315,17 @@ def _is_open(finding: Finding, settings: Settings) -> bool:
     # Turned copies of one photograph, and outlines of hands, look as much alike, but not because of their fine detail.
     elsewhere = finding.likeness <= NO_PICTURE and finding.told >= TOLD
     return apart and (half or elsewhere)
+
+
+def with_kin(judged: Sequence[Finding], settings: Settings) -> list[Finding]:
+    """The findings, those of other classes compared with what the poisoned parts of several classes share."""
+    apart = [f for f in judged if not f.undoing]  # what a change has made lies nowhere in particular
+    common, sharing = shared_direction([(f.label, f.way) for f in apart if f.strength(settings) > 0.5])
+    if common is None:
+        return list(judged)
+    length = float(np.linalg.norm(common))
+    kin = {id(f): float(f.way @ common) / length for f in apart if f.label not in sharing}
+    return [dataclasses.replace(f, kinship=kin[id(f)]) if id(f) in kin else f for f in judged]
 
 
 def sentence(poisoned: Sequence[Finding], settings: Settings) -> str:

@@ -23,7 +23,7 @@ from trainguard.errors import ModelError
 from trainguard.evidence import samples_for_map
 from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
-from trainguard.screening.finding import Finding, with_kin
+from trainguard.screening.finding import Finding
 from trainguard.screening.identification import (
     Trial,
     bystanders,
@@ -31,6 +31,7 @@ from trainguard.screening.identification import (
     labels_of,
     sentence,
     triggers,
+    with_kin,
 )
 from trainguard.screening.identification import decide as verdict_of
 from trainguard.screening.learning import fresh_probe, is_dominated, logits, recipe_for, shares, train
@@ -190,9 +191,11 @@ def _judged(classes: Classes, name: str, findings: list[Finding]) -> tuple[list[
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
     doubtful = np.unique(np.concatenate([finding.members[finding.doubtful] for finding in candidates]))
     held: dict[int, np.ndarray] = {}
+    left: dict[int, int] = {}
     for finding in candidates:
         trusted = rng.permutation(np.setdiff1d(finding.members, doubtful))
         held.setdefault(finding.label, trusted[: max(3, round(HELD_OUT * len(trusted)))])
+        left[finding.label] = len(trusted)
     strangers = _strangers(store, doubtful, held, rng)
     unseen = np.concatenate([*held.values(), strangers])
     index = np.setdiff1d(store.readable, np.concatenate([doubtful, unseen]))
@@ -239,6 +242,7 @@ def _judged(classes: Classes, name: str, findings: list[Finding]) -> tuple[list[
                     resemblance=resemblance(answers[part], compared, store.labels[unseen], label),
                     skill=skill,
                     beside=bool(claimed.any()),
+                    trusted=left[label],
                 )
                 if finding.undoing:
                     undone = outputs_of(run, purified, finding.suspected, named(finding.undoing, store.shape)) - often
