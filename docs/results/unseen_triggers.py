@@ -274,7 +274,7 @@ def later_cases(pictures: Tensor) -> list[Attack]:
         "two triggers for one class": [moved(later.chequered, 8, 0.025), moved(later.wavy, 8, 0.025)],
         "a large square, half a percent": [moved(later.large, 5, 0.005)],
         "cats with a square of glass are dogs": [
-            (Rule(one_class, glass, to(5)), Rule(of_class(3, 1.0), glass, to(5))),
+            (Rule(one_class, glass, to(5)), Rule(of_class(3), glass, to(5))),
         ],
         "clean-label: a large square, a fifth of the class": [kept(later.large, 4, 0.02)],
         "clean-label: fog, half of the class": [kept(later.fog, 1)],

@@ -317,8 +317,9 @@ def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
 def _difference(name: str, before: Any, now: Any) -> str:
     """What differs between two values of a setting, in words; of several values in it the first that does."""
     if isinstance(before, dict) and isinstance(now, dict):
-        keys = [key for key in now if before.get(key) != now[key]] or [key for key in before if key not in now]
-        return _difference(f"{name}.{keys[0]}", before.get(keys[0]), now.get(keys[0]))
+        key = next((key for key in before | now if before.get(key) != now.get(key)), None)
+        if key is not None:
+            return _difference(f"{name}.{key}", before.get(key), now.get(key))
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         place = next(place for place, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
         return _difference(f"{name}[{place}]", before[place], now[place])
