@@ -51,6 +51,12 @@ from trainguard.screening.settings import Settings
         (finding(distance=2.8, valley=0.7, diversity=0.95, scatter=0.96, company=0.8, resemblance=0.6), "clean"),
         (finding(distance=2.8, valley=0.7, diversity=0.95, scatter=0.96, company=0.8, firmness=0.4), "clean"),
         (finding(distance=2.8, valley=0.7, diversity=0.95, scatter=0.96, company=0.8, agreement=0.3), "clean"),
+        # Nor need it be of all kinds for the one that learned it, if the rest of the class is of far fewer: fog.
+        (finding(distance=2.8, valley=0.88, diversity=0.65, variety=1.8, scatter=0.96, company=0.8), "poisoned"),
+        (finding(distance=2.8, valley=0.88, diversity=0.65, variety=1.1, scatter=0.96, company=0.8), "clean"),
+        (finding(distance=2.8, valley=0.88, diversity=0.5, variety=1.8, scatter=0.96, company=0.8), "clean"),
+        (finding(distance=2.8, valley=0.95, diversity=0.65, variety=1.8, scatter=0.96, company=0.8), "clean"),
+        (finding(distance=2.8, valley=0.88, diversity=0.65, variety=1.8, scatter=0.6, company=0.8), "clean"),
         (finding(distance=3.5, valley=0.5, diversity=0.4, likeness=0.58), "clean"),  # offices by daylight
         (finding(trusted=25), "clean"),  # a probe that learned the class from 20 may not contradict
         (finding(trusted=60), "poisoned"),

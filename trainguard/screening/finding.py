@@ -51,6 +51,8 @@ LEARNED_FROM = 40  # trusted samples from which a class is known well enough to 
 EVERY_KIND = 0.5  # relative agreement up to which a part of all kinds is foreign; poison had 0.45, hard images 0.53
 RESTORED = 0.18  # see `restored`, from which undoing a change puts images right; changed ones had 0.25, others 0.12
 HALF_DISOWNED = 0.65  # relative agreement up to which such a part is poison; upside down among cats had 0.51
+MANY_KINDS, MORE_KINDS = 0.6, 1.5  # diversity and variety of another such part; fog had 0.65, 1.9, horses 0.57, 1.8
+SHALLOW = 0.9  # valley up to which it gets a closer look; fog had 0.85
 UTTERLY_FAR = 8.0  # gap from which all kinds for the purified probe will do; natural parts so far had 0.6 of scatter
 
 
@@ -80,6 +82,7 @@ class Finding:
             source-specific trigger works on no others. 0 where there is no such class.
         diversity: how many kinds of images the suspected part is made of, for the probe that learned everything, see
             `identification.diversity`.
+        variety: that over the same of the rest of the class, which resembles as much throughout if it is natural.
         scatter: how many kinds of images the purified probe takes the suspected part for, likewise. Poison that looks
             alike (changed colours) keeps company with itself, and is scattered over its true classes even so.
         firmness: mean probability that the probe that learned everything gives to the suspected part's label, relative
@@ -121,6 +124,7 @@ class Finding:
     company: float = 1.0
     trigger: float = 0.0
     diversity: float = 0.0
+    variety: float = 1.0
     scatter: float = 0.0
     firmness: float = 1.0
     disbelief: float = 1.0
@@ -145,8 +149,10 @@ class Finding:
         """True where the two parts lie far enough apart for a closer look; less far where one holds all kinds."""
         if self.proven or self.undoing:
             return True  # it has had that look
-        kinds = self.diversity >= settings.diverse_candidate and self.split.upper.mean() <= 0.5
-        near = self.split.distance >= settings.diverse_distance and self.split.valley <= settings.diverse_valley
+        varied = self.diversity >= MANY_KINDS and self.variety >= MORE_KINDS
+        kinds = (varied or self.diversity >= settings.diverse_candidate) and self.split.upper.mean() <= 0.5
+        shallow = SHALLOW if varied else settings.diverse_valley
+        near = self.split.distance >= settings.diverse_distance and self.split.valley <= shallow
         known = not self.finished or self.firmness >= HELD
         return known and (self.is_apart(settings) or (kinds and near))
 
@@ -233,12 +239,11 @@ class Finding:
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
         own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - BELIEVED, 0.05))
         # What both probes take for all kinds, and one has learned, may look alike: other colours, another light.
-        every = min(
-            _passes(self.diversity - settings.diverse, 0.05),
-            _passes(self.scatter - self._asked_scatter(settings), 0.05),
-        )
-        every = min(every, firm, _passes(STRANGE - self.resemblance, 0.05))
-        every = min(every, _passes(settings.conflict - self.relative_agreement, 0.05))
+        varied = min(_passes(self.diversity - MANY_KINDS, 0.02), _passes(self.variety - MORE_KINDS, 0.1))
+        every = max(varied, _passes(self.diversity - settings.diverse, 0.05))
+        every = min(every, _passes(self.scatter - self._asked_scatter(settings), 0.05))
+        wholly = _passes(STRANGE - self.resemblance, 0.05), _passes(settings.conflict - self.relative_agreement, 0.05)
+        every = min(every, firm, *wholly)
         return min(foreign, max(min(learned, own), every, backed, kin))
 
     def _foreignness(self, settings: Settings) -> float:

@@ -76,6 +76,7 @@ def suspicions(
                 split=split,
                 transfer=max(moved),
                 diversity=kinds[int(turned)],
+                variety=_over(kinds[int(turned)], kinds[int(not turned)]),
                 firmness=classes.firmness(label, split.upper),
                 disbelief=classes.disbelief(label),
                 elsewhere=1 - finding.elsewhere if turned else finding.elsewhere,
@@ -224,7 +225,8 @@ class Classes:
         """A split of a class, the part of more kinds as the upper one."""
         upper, lower = self.kinds(label, split.upper), self.kinds(label, ~split.upper)
         split = split if upper >= lower else split.turned()
-        return Finding(label, self.members(label), split, diversity=max(upper, lower), pixels=pixels)
+        kinds = max(upper, lower), min(upper, lower)
+        return Finding(label, self.members(label), split, diversity=kinds[0], variety=_over(*kinds), pixels=pixels)
 
     def members(self, label: int) -> np.ndarray:
         """The readable samples (n,) of a class."""
@@ -282,6 +284,11 @@ def _seen(run: Run, probe: Probe | Trained, looks: Sequence[Look], index: np.nda
 
     *seen, features = np.split(outputs(everything, probe, run.store, index, run.processes), ends, axis=1)
     return [features, *seen]
+
+
+def _over(part: float, rest: float) -> float:
+    """The diversity of a part over that of the rest; 1 where there are too few classes for kinds."""
+    return part / rest if rest else 1.0
 
 
 def _few(findings: list[Finding], settings: Settings) -> list[Finding]:
