@@ -58,8 +58,6 @@ from trainguard.screening.settings import Settings
         (finding(distance=2.8, valley=0.95, diversity=0.65, variety=1.8, scatter=0.96, company=0.8), "clean"),
         (finding(distance=2.8, valley=0.88, diversity=0.65, variety=1.8, scatter=0.6, company=0.8), "clean"),
         (finding(distance=3.5, valley=0.5, diversity=0.4, likeness=0.58), "clean"),  # offices by daylight
-        (finding(trusted=25), "clean"),  # a probe that learned the class from 20 may not contradict
-        (finding(trusted=60), "poisoned"),
         # Foreign labels with much company, and a difference that half works: either alone is not enough.
         (finding(distance=3.2, valley=0.75, diversity=0.78, company=0.6, trigger=0.18), "poisoned"),
         (finding(distance=3.2, valley=0.75, diversity=0.78, company=0.6, trigger=0.06), "clean"),

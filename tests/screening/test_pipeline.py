@@ -292,8 +292,9 @@ def test_callbacks_hear_every_stage_and_epoch(kept):
     found, _, heard = kept
     stages = [entry for entry in heard if isinstance(entry, str)]
     assert stages[:5] == ["warm-up", "scoring", "partition", "relearn", "comparison"]
-    assert stages[5:-3] in ([], ["relearn again", "comparison"])
-    assert stages[-3:] == ["sharpening", "evidence", found.verdict]
+    last = [*(["sharpening"] if found.suspect.any() else []), "evidence", found.verdict]  # 30 steps may find nothing
+    assert stages[5 : -len(last)] in ([], ["relearn again", "comparison"])
+    assert stages[-len(last) :] == last
     assert [(row["stage"], row["epoch"]) for row in found.history] == [
         e for e in heard if isinstance(e, tuple) and isinstance(e[0], str)
     ]

@@ -113,8 +113,13 @@ def test_the_gain_is_that_of_the_surest_class():
     [
         ({"restored": 0.3, "agreement": 0.2}, "poisoned"),
         ({"restored": -0.2, "agreement": 0.2}, "clean"),  # seen better as it is
-        ({"restored": 0.1, "agreement": 0.2}, "clean"),  # hardly better undone
-        ({"restored": 0.3, "agreement": 0.2, "scatter": 0.6}, "clean"),  # of a few kinds: cats that look odd either way
+        ({"restored": 0.06, "agreement": 0.1, "scatter": 0.7}, "poisoned"),  # wholly disowned: digits
+        ({"restored": 0.3, "agreement": 0.45}, "poisoned"),  # half of it, and much better undone
+        ({"restored": 0.1, "agreement": 0.45}, "clean"),  # hardly better undone
+        (
+            {"restored": 0.3, "agreement": 0.45, "scatter": 0.6},
+            "clean",
+        ),  # of a few kinds: cats that look odd either way
         ({"restored": 0.3, "agreement": 0.6}, "clean"),  # of its class, for a probe that has not learned it
         ({"restored": 0.3, "agreement": 0.2, "reference": 0.1}, "clean"),  # that probe knows nothing of the class
     ],

@@ -49,8 +49,9 @@ STRAYS = 0.1  # by so much
 CHANCE = 0.6  # what a scatter must have above its bar, over the root of the samples; 15 starfish had 0.14
 LEARNED_FROM = 40  # trusted samples from which a class is known well enough to contradict; 15 and 23 were of one kind
 EVERY_KIND = 0.5  # relative agreement up to which a part of all kinds is foreign; poison had 0.45, hard images 0.53
-RESTORED = 0.18  # see `restored`, from which undoing a change puts images right; changed ones had 0.25, others 0.12
-HALF_DISOWNED = 0.65  # relative agreement up to which such a part is poison; upside down among cats had 0.51
+RESTORED = 0.0  # see `restored`, from which undoing a change puts images right
+HALF_DISOWNED = 0.65  # relative agreement up to which such a part may be poison; upside down among cats had 0.51
+MUCH_RESTORED = 0.18  # what such a part must have, and be of all kinds; those cats had 0.35, odd cats 0.12 at most
 MANY_KINDS, MORE_KINDS = 0.6, 1.5  # diversity and variety of another such part; fog had 0.65, 1.9, horses 0.57, 1.8
 SHALLOW = 0.9  # valley up to which it gets a closer look; fog had 0.85
 UTTERLY_FAR = 8.0  # gap from which all kinds for the purified probe will do; natural parts so far had 0.6 of scatter
@@ -110,8 +111,6 @@ class Finding:
         undoing: the change that the suspected part seems to have had, where there is one, see `undoing`.
         restored: how much surer the purified probe is of the suspected part once that change is undone: what shows
             another class only by chance is seen better as it is.
-        trusted: samples of the class in no suspected part, from four fifths of which the purified probe has learned it;
-            0 where they were not counted.
         informed: the purified probe knows samples that it has not seen better than by chance, so that its word counts.
     """
 
@@ -143,7 +142,6 @@ class Finding:
     informed: bool = True
     undoing: str = ""
     restored: float = 0.0
-    trusted: int = 0
 
     def is_candidate(self, settings: Settings) -> bool:
         """True where the two parts lie far enough apart for a closer look; less far where one holds all kinds."""
@@ -204,11 +202,15 @@ class Finding:
     def _contradiction(self, settings: Settings) -> float:
         if self.proven:
             return self.proven
-        known = _passes((self.trusted or float((~self.split.upper).sum())) - LEARNED_FROM, 5.0)
+        known = _passes(float((~self.split.upper).sum()) - LEARNED_FROM, 5.0)
         if self.undoing:
-            disowned = _passes(HALF_DISOWNED - self.relative_agreement, 0.05)
-            scattered = _passes(self.scatter - settings.scatter, 0.05)
-            return min(known, disowned, scattered, _passes(self.restored - RESTORED, 0.05))
+            half = min(
+                _passes(HALF_DISOWNED - self.relative_agreement, 0.05),
+                _passes(self.scatter - settings.scatter, 0.05),
+                _passes(self.restored - MUCH_RESTORED, 0.05),
+            )
+            disowned = max(half, _passes(settings.conflict - self.relative_agreement, 0.05))
+            return min(known, disowned, _passes(self.restored - RESTORED, 0.02))
         foreign = min(known, self._foreignness(settings))
         kindless = not (self.diversity or self.scatter or self.is_far_apart or self.is_odd)  # too few classes for kinds
         half = settings.transfer if kindless else settings.transfer_of_foreign

@@ -191,11 +191,9 @@ def _judged(classes: Classes, name: str, findings: list[Finding]) -> tuple[list[
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
     doubtful = np.unique(np.concatenate([finding.members[finding.doubtful] for finding in candidates]))
     held: dict[int, np.ndarray] = {}
-    left: dict[int, int] = {}
     for finding in candidates:
         trusted = rng.permutation(np.setdiff1d(finding.members, doubtful))
         held.setdefault(finding.label, trusted[: max(3, round(HELD_OUT * len(trusted)))])
-        left[finding.label] = len(trusted)
     strangers = _strangers(store, doubtful, held, rng)
     unseen = np.concatenate([*held.values(), strangers])
     index = np.setdiff1d(store.readable, np.concatenate([doubtful, unseen]))
@@ -242,7 +240,6 @@ def _judged(classes: Classes, name: str, findings: list[Finding]) -> tuple[list[
                     resemblance=resemblance(answers[part], compared, store.labels[unseen], label),
                     skill=skill,
                     beside=bool(claimed.any()),
-                    trusted=left[label],
                 )
                 if finding.undoing:
                     undone = outputs_of(run, purified, finding.suspected, named(finding.undoing, store.shape)) - often
