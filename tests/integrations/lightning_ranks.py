@@ -45,6 +45,7 @@ def main(folder, form):
     trainer.fit(model, data)
     seen = {"rows": model.rows, "keep": data.guard.result.keep.tolist()}
     torch.save(seen, Path(folder) / f"{trainer.global_rank}.pt")
+    torch.distributed.destroy_process_group()  # else its threads may abort a process that ends
 
 
 if __name__ == "__main__":
