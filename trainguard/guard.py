@@ -325,11 +325,10 @@ def _follow(host: HostLoader, images: ImageStore, label_column: Key | None) -> L
     dataset: Any = host.inner.dataset
     population = population_of(host.inner)
     with isolated_rng(0, find_generators(dataset)), left_as_is(dataset):
-        first = dataset[int(images.readable[0])]
-        label_key = find_label(first, images.label_key if label_column is None else label_column)
         rows = spread(images.readable, LOOKED_AT)
         some = [dataset[row] for row in rows]
-        twins = find_twins(some if len(first) > 2 else [], label_key)
+        label_key = find_label(some[0], images.label_key if label_column is None else label_column)
+        twins = find_twins(some if len(some[0]) > 2 else [], label_key)
     _check_labels(images, rows, [class_in(sample[label_key]) for sample in some])
     view = LiveView(dataset, label_key, population, twins)
     view.follower = Follower(host.inner, view)

@@ -1,4 +1,4 @@
-"""What one fitted judgement in place of the bars of `screening/finding.py` would make of the parts on record.
+"""What one fitted judgement in place of the bars of `screening/bars.py` would make of the parts on record.
 
     python docs/results/fitted.py
 

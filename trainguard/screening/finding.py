@@ -8,58 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from trainguard.screening import bars
 from trainguard.screening.separation import SAME_WAY, Split
 from trainguard.screening.settings import Settings
-
-DOUBTFUL = 0.05  # probability of the suspected part from which a sample is kept from the purified probe
-KNOWN = 0.2  # agreement with trusted samples of a class from which the purified probe may judge its labels
-SURE_TRIGGER = 0.3  # trigger from which a class need not fall into two parts far apart; natural groups had 0.14 at most
-LEAST_TRUSTED = 15  # samples that a class must keep when its suspected parts are left out
-LEFT = 0.15  # share of a class that the suspected part must leave: the purified probe learns the class from it
-HELD = 0.7  # firmness from which a finished model has learned the labels of a part; triggers 0.79 and more, others 0.64
-BELIEVED = 0.4  # firmness likewise, of our own probe, where kinds alone speak for a part; wrong labels had 0.25
-LEARNED = 0.5  # firmness from which a part is no heap of wrong labels; its share of the class, where that is more
-DISBELIEVED = 1.3  # disbelief from which likewise; triggers that are hardly learned yet had 1.6, wrong labels 1.1
-OF_MANY_KINDS = 0.6  # scatter from which that counts; such triggers had 0.72, picture cards among plain ones 0.47
-OWN_COMPANY = 0.66  # company above which half a trigger is none; poison had 0.64, newspapers among paper 0.64 to 0.73
-OWN_KIND = 0.75  # relative agreement from which a part is what its label says: only a sure trigger speaks against it
-TRIGGER_AT_SOURCE = 0.5  # at_source from which it is one; such triggers had 0.55 to 0.96, natural groups 0.34 at most
-COMPANY_AT_SOURCE = 0.75  # company up to which it counts; poison of one source had 0.57 at most, natural groups 0.85
-ONE_SCENE = 0.6  # likeness from which a part is one scene, not poison by its company; triggers had 0.52, tracks 0.66 up
-ONE_LIGHT = 0.51  # likewise where company is all that speaks for it; poison had 0.45, bright offices 0.58
-FRAMES = 1.0  # likewise of a trigger between parts far apart; waves over seedlings had 0.65, frames of one scene 1.5
-TRIGGER_OF_SCENE = 0.6  # the trigger asked of one scene of its own kind; 15 frames of one lettuce had 0.31 at D 141
-STRANGE = 0.4  # resemblance up to which a part is foreign; poison had 0.39 at most, hard images mostly more
-STRANGE_FAR = 0.7  # likewise where hardly a sample lies between, or of all kinds; poison had 0.69, hard images 0.85
-SKILLED = 0.6  # skill from which a small gap will do; 10,000 photographs gave 0.58 and more, 2,000 gave 0.34 to 0.49
-UNSKILLED = 0.2  # below that, by how much, only a sure trigger counts; natural groups in small sets had up to 0.2
-GAP_OF_UNSKILLED = 18.0  # gap that a probe asks for that knows nothing at all, over SKILLED; less as it knows more
-VERY_FAR, DEEP = 5.0, 0.15  # Ashman's D and valley of parts between which hardly a sample lies
-FAR, HOLLOW = 4.0, 0.3  # the same where few do: of parts that may be looked at both ways, or beside clearer ones
-TOLD = 0.95  # from which fine detail tells the two parts of a class; poison mostly 0.96 and more
-TOLD_BESIDE = 0.92  # the same of further parts of a class; natural ones of photographs had 0.90 at most
-TOLD_COMMON = 0.9  # the same of parts that other classes' images lie with
-NOWHERE = 0.02  # share of other classes' samples on its side up to which a part is like nothing else; poison had 0.01
-COMMON = 0.5  # share of them from which it is no trigger; parts that a trigger alone speaks for had 0.02 at most
-NO_SCENE = 0.09  # likeness up to which that counts; large tracks of signs had 0.16, threes among all digits 1.0
-ALONE = 9.0  # Ashman's D of such a part from which it is poison by that; natural ones had 6.2, tracks of signs 15.7
-MANY = 50  # samples that such a part must have; two tracks of signs have as many
-TOGETHER = 0.65  # company above which a part far apart must scatter more; a track of signs, a way to write a one
-STRAYS = 0.1  # by so much
-CHANCE = 0.6  # what a scatter must have above its bar, over the root of the samples; 15 starfish had 0.14
-LEARNED_FROM = 40  # trusted samples from which a class is known well enough to contradict; 15 and 23 were of one kind
-EVERY_KIND = 0.5  # relative agreement up to which a part of all kinds is foreign; poison had 0.45, hard images 0.53
-RESTORED = 0.0  # see `restored`, from which undoing a change puts images right
-HALF_DISOWNED = 0.65  # relative agreement up to which such a part may be poison; upside down among cats had 0.51
-MUCH_RESTORED = 0.18  # what such a part must have, and be of all kinds; those cats had 0.35, odd cats 0.12 at most
-MANY_KINDS, MORE_KINDS = 0.6, 1.5  # diversity and variety of another such part; fog had 0.65, 1.9, horses 0.57, 1.8
-SHALLOW = 0.9  # valley up to which it gets a closer look; fog had 0.85
-UTTERLY_FAR = 8.0  # gap from which all kinds for the purified probe will do; natural parts so far had 0.6 of scatter
 
 
 def like_nothing_else(told: float, elsewhere: float) -> bool:
     """Whether fine detail sets a further part of a class apart, and finds nothing like it; see `Finding`."""
-    return told >= TOLD_BESIDE and elsewhere <= NOWHERE
+    return told >= bars.TOLD_BESIDE and elsewhere <= bars.NOWHERE
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,11 +103,11 @@ class Finding:
         """True where the two parts lie far enough apart for a closer look; less far where one holds all kinds."""
         if self.proven or self.undoing:
             return True  # it has had that look
-        varied = self.diversity >= MANY_KINDS and self.variety >= MORE_KINDS
+        varied = self.diversity >= bars.MANY_KINDS and self.variety >= bars.MORE_KINDS
         kinds = (varied or self.diversity >= settings.diverse_candidate) and self.split.upper.mean() <= 0.5
-        shallow = SHALLOW if varied else settings.diverse_valley
+        shallow = bars.SHALLOW if varied else settings.diverse_valley
         near = self.split.distance >= settings.diverse_distance and self.split.valley <= shallow
-        known = not self.finished or self.firmness >= HELD
+        known = not self.finished or self.firmness >= bars.HELD
         return known and (self.is_apart(settings) or (kinds and near))
 
     def is_apart(self, settings: Settings) -> bool:
@@ -161,12 +117,12 @@ class Finding:
     @property
     def is_far_apart(self) -> bool:
         """True where hardly a sample lies between the parts."""
-        return self.split.distance >= VERY_FAR and self.split.valley <= DEEP
+        return self.split.distance >= bars.VERY_FAR and self.split.valley <= bars.DEEP
 
     @property
     def is_quite_apart(self) -> bool:
         """True where few samples lie between the parts."""
-        return self.split.distance >= FAR and self.split.valley <= HOLLOW
+        return self.split.distance >= bars.FAR and self.split.valley <= bars.HOLLOW
 
     def is_foreign(self, settings: Settings) -> bool:
         """True where the parts lie apart and the purified probe does not give the suspected one its label."""
@@ -185,7 +141,7 @@ class Finding:
     @property
     def doubtful(self) -> NDArray[np.bool_]:
         """(n,) True for members that may belong to the suspected part: nothing is learned from them about it."""
-        return self.split.probability > DOUBTFUL
+        return self.split.probability > bars.DOUBTFUL
 
     @property
     def relative_agreement(self) -> float:
@@ -193,7 +149,7 @@ class Finding:
 
         1 where the purified probe does not know the class at all, and so cannot contradict a label.
         """
-        return self.agreement / self.reference if self.reference >= KNOWN else 1.0
+        return self.agreement / self.reference if self.reference >= bars.KNOWN else 1.0
 
     def contradicts(self, settings: Settings) -> bool:
         """True where the suspected part's labels contradict its images."""
@@ -202,29 +158,29 @@ class Finding:
     def _contradiction(self, settings: Settings) -> float:
         if self.proven:
             return self.proven
-        known = _passes(float((~self.split.upper).sum()) - LEARNED_FROM, 5.0)
+        known = _passes(float((~self.split.upper).sum()) - bars.LEARNED_FROM, 5.0)
         if self.undoing:
-            half = min(
-                _passes(HALF_DISOWNED - self.relative_agreement, 0.05),
-                _passes(self.scatter - settings.scatter, 0.05),
-                _passes(self.restored - MUCH_RESTORED, 0.05),
-            )
-            disowned = max(half, _passes(settings.conflict - self.relative_agreement, 0.05))
-            return min(known, disowned, _passes(self.restored - RESTORED, 0.02))
+            return min(known, self._is_undone(settings))
         foreign = min(known, self._foreignness(settings))
         kindless = not (self.diversity or self.scatter or self.is_far_apart or self.is_odd)  # too few classes for kinds
         half = settings.transfer if kindless else settings.transfer_of_foreign
-        backed = _passes(self.trigger - (SURE_TRIGGER if self.split.upper.mean() > 0.5 else half), 0.05)
-        backed = min(backed, _passes(OWN_COMPANY - self.company, 0.1), _passes(ONE_SCENE - self.likeness, 0.05))
-        firm = _passes(self.firmness - max(LEARNED, float(self.split.upper.mean())), 0.05)
+        backed = _passes(self.trigger - (bars.SURE_TRIGGER if self.split.upper.mean() > 0.5 else half), 0.05)
+        backed = min(
+            backed, _passes(bars.OWN_COMPANY - self.company, 0.1), _passes(bars.ONE_SCENE - self.likeness, 0.05)
+        )
+        firm = _passes(self.firmness - max(bars.LEARNED, float(self.split.upper.mean())), 0.05)
         kin = _passes(self.kinship - SAME_WAY, 0.05)
         # What the first probe has not learned is on all kinds of images, or it is what is hard about the class.
-        many = _passes(self.scatter - OF_MANY_KINDS, 0.05) if self.scatter else 1.0  # 0 of too few classes for kinds
-        learned = max(firm, min(many, _passes(self.disbelief - DISBELIEVED, 0.1)), float(self.pixels))
+        many = (
+            _passes(self.scatter - bars.OF_MANY_KINDS, 0.05) if self.scatter else 1.0
+        )  # 0 of too few classes for kinds
+        learned = max(firm, min(many, _passes(self.disbelief - bars.DISBELIEVED, 0.1)), float(self.pixels))
         if self.is_apart(settings):
             # What a probe learned from a few of a class need not keep company with most of it.
             apart = _passes(settings.company - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
-            apart = min(apart, _passes(ONE_LIGHT - self.likeness, 0.05))  # frames of another pose, offices by daylight
+            apart = min(
+                apart, _passes(bars.ONE_LIGHT - self.likeness, 0.05)
+            )  # frames of another pose, offices by daylight
             if kindless:  # some of what is made of plastic, among other trash
                 apart = min(apart, _passes(self.trigger - settings.transfer, 0.05))
             kinds = _passes(self.diversity - settings.diverse, 0.05)
@@ -234,36 +190,50 @@ class Finding:
             scattered *= not self.is_common  # most seedlings of a kind, the rest of which are younger
             # What a part is taken for moves into it as well; coins under another lamp keep to themselves even so.
             source = min(
-                _passes(self.at_source - TRIGGER_AT_SOURCE, 0.1), _passes(COMPANY_AT_SOURCE - self.company, 0.1)
+                _passes(self.at_source - bars.TRIGGER_AT_SOURCE, 0.1),
+                _passes(bars.COMPANY_AT_SOURCE - self.company, 0.1),
             )
-            source *= self.likeness <= ONE_SCENE and not self.is_common
+            source *= self.likeness <= bars.ONE_SCENE and not self.is_common
             return min(foreign, max(min(learned, max(apart, kinds, scattered)), backed, source, kin))
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
-        own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - BELIEVED, 0.05))
+        own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - bars.BELIEVED, 0.05))
         # What both probes take for all kinds, and one has learned, may look alike: other colours, another light.
-        varied = min(_passes(self.diversity - MANY_KINDS, 0.02), _passes(self.variety - MORE_KINDS, 0.1))
+        varied = min(_passes(self.diversity - bars.MANY_KINDS, 0.02), _passes(self.variety - bars.MORE_KINDS, 0.1))
         every = max(varied, _passes(self.diversity - settings.diverse, 0.05))
         every = min(every, _passes(self.scatter - self._asked_scatter(settings), 0.05))
-        wholly = _passes(STRANGE - self.resemblance, 0.05), _passes(settings.conflict - self.relative_agreement, 0.05)
-        every = min(every, firm, *wholly)
+        every = min(every, firm, self._wholly_foreign(settings))
         return min(foreign, max(min(learned, own), every, backed, kin))
+
+    def _is_undone(self, settings: Settings) -> float:
+        """How sure it is that a change has made the part: its labels are disowned, and it is seen better undone."""
+        half = min(
+            _passes(bars.HALF_DISOWNED - self.relative_agreement, 0.05),
+            _passes(self.scatter - settings.scatter, 0.05),
+            _passes(self.restored - bars.MUCH_RESTORED, 0.05),
+        )
+        disowned = max(half, _passes(settings.conflict - self.relative_agreement, 0.05))
+        return min(disowned, _passes(self.restored - bars.RESTORED, 0.02))
 
     def _foreignness(self, settings: Settings) -> float:
         """How sure it is that the suspected part does not belong to its class, as far as the purified probe may say."""
         disowned = _passes(self._asked_conflict(settings) - self.relative_agreement, 0.05)
-        asked = STRANGE_FAR if self.is_far_apart or self._is_of_every_kind(settings) else STRANGE
+        asked = bars.STRANGE_FAR if self.is_far_apart or self._is_of_every_kind(settings) else bars.STRANGE
         strange = _passes(asked - self.resemblance, 0.05)
         if self.beside and like_nothing_else(self.told, self.elsewhere):
             strange = 1.0  # images that are hard for their class are in no such part
-        if self.skill >= SKILLED:
+        if self.skill >= bars.SKILLED:
             return min(disowned, strange)
-        far = _passes(self.split.gap - GAP_OF_UNSKILLED * (SKILLED - self.skill), 0.25)
+        far = _passes(self.split.gap - bars.GAP_OF_UNSKILLED * (bars.SKILLED - self.skill), 0.25)
         if self._is_of_every_kind(settings):  # nor need those lie far apart that are as foreign as any others must be
-            least = min(
-                _passes(settings.conflict - self.relative_agreement, 0.05), _passes(STRANGE - self.resemblance, 0.05)
-            )
-            far = max(far, least)
+            far = max(far, self._wholly_foreign(settings))
         return min(disowned, strange, far)
+
+    def _wholly_foreign(self, settings: Settings) -> float:
+        """How sure it is that the part is as foreign as any must be, by the strictest bars."""
+        return min(
+            _passes(settings.conflict - self.relative_agreement, 0.05),
+            _passes(bars.STRANGE - self.resemblance, 0.05),
+        )
 
     def _asked_conflict(self, settings: Settings) -> float:
         """The relative agreement up to which the labels of a part are foreign to the purified probe.
@@ -271,8 +241,8 @@ class Finding:
         Where a class holds several triggers that look alike, a probe without one of them has learned the others; and a
         picture that is blended in may itself look like the class.
         """
-        utterly = self.scatter >= settings.scatter and self.is_far_apart and self.split.gap >= UTTERLY_FAR
-        return EVERY_KIND if utterly or self._is_of_every_kind(settings) else settings.conflict
+        utterly = self.scatter >= settings.scatter and self.is_far_apart and self.split.gap >= bars.UTTERLY_FAR
+        return bars.EVERY_KIND if utterly or self._is_of_every_kind(settings) else settings.conflict
 
     def _is_of_every_kind(self, settings: Settings) -> bool:
         """True where both probes take the part for images of all kinds, which few natural parts are made of."""
@@ -285,20 +255,20 @@ class Finding:
         classes too: but they are of their own kind, or keep to themselves.
         """
         return min(
-            _passes(self.trigger - SURE_TRIGGER, 0.1),
-            _passes(EVERY_KIND - self.relative_agreement, 0.05),
+            _passes(self.trigger - bars.SURE_TRIGGER, 0.1),
+            _passes(bars.EVERY_KIND - self.relative_agreement, 0.05),
             _passes(settings.company - self.company, 0.1),
-            _passes(ONE_SCENE - self.likeness, 0.05),
+            _passes(bars.ONE_SCENE - self.likeness, 0.05),
         )
 
     def _asked_trigger(self, settings: Settings) -> float:
         """The trigger that is evidence by itself: more where the purified probe knows few of the images it moves."""
-        return settings.transfer + self._unskilled * (SURE_TRIGGER - settings.transfer)
+        return settings.transfer + self._unskilled * (bars.SURE_TRIGGER - settings.transfer)
 
     @property
     def _unskilled(self) -> float:
         """How little the purified probe knows of samples that it has not seen, in [0, 1]."""
-        return float(np.clip((SKILLED - self.skill) / UNSKILLED, 0, 1))
+        return float(np.clip((bars.SKILLED - self.skill) / bars.UNSKILLED, 0, 1))
 
     def _asked_scatter(self, settings: Settings) -> float:
         """The scatter from which a part is poison by that alone.
@@ -309,9 +279,9 @@ class Finding:
         bar = settings.scatter
         if self.is_far_apart:
             bar = settings.scatter_of_far
-            if self.company > TOGETHER:
-                bar += max(STRAYS, self._unskilled * (settings.scatter - bar))
-        return bar + CHANCE / float(np.sqrt(max(1, len(self.suspected))))
+            if self.company > bars.TOGETHER:
+                bar += max(bars.STRAYS, self._unskilled * (settings.scatter - bar))
+        return bar + bars.CHANCE / float(np.sqrt(max(1, len(self.suspected))))
 
     def may_be_turned(self, settings: Settings) -> bool:
         """True where the other part may be the poison: the two lie far apart, and neither knows the other.
@@ -321,9 +291,9 @@ class Finding:
         """
         if self.is_alone(settings) or self.undoing:
             return False
-        strange = self.is_foreign(settings) or (self.is_apart(settings) and self.reference < KNOWN)
+        strange = self.is_foreign(settings) or (self.is_apart(settings) and self.reference < bars.KNOWN)
         other = self.turned()
-        left = int((~other.doubtful).sum()) >= max(LEAST_TRUSTED, LEFT * len(self.members))
+        left = int((~other.doubtful).sum()) >= max(bars.LEAST_TRUSTED, bars.LEFT * len(self.members))
         return self.is_quite_apart and strange and left and other.is_candidate(settings)
 
     def tells_sides(self, settings: Settings) -> bool:
@@ -333,7 +303,7 @@ class Finding:
         classes, with some company of its own. It would not hold all kinds of images, nor be a trigger for others.
         """
         kinds = self.diversity >= settings.diverse or self.scatter >= settings.scatter
-        trigger = self.trigger >= settings.transfer_of_foreign or self.at_source >= TRIGGER_AT_SOURCE
+        trigger = self.trigger >= settings.transfer_of_foreign or self.at_source >= bars.TRIGGER_AT_SOURCE
         return kinds or trigger or self.company < settings.diverse_company
 
     def turned(self) -> Finding:
@@ -359,11 +329,11 @@ class Finding:
             return 0.0
         far = _passes(self.split.distance - settings.transfer_distance, 0.5)
         minor = float(self.split.upper.mean() <= settings.transfer_share)
-        own_kind = self.reference >= KNOWN and self.relative_agreement >= OWN_KIND
+        own_kind = self.reference >= bars.KNOWN and self.relative_agreement >= bars.OWN_KIND
         if self.is_common:
             return self._contradiction(settings)
-        scene = self.likeness > FRAMES
-        asked = (self._asked_trigger(settings), SURE_TRIGGER, TRIGGER_OF_SCENE)[own_kind + scene]
+        scene = self.likeness > bars.FRAMES
+        asked = (self._asked_trigger(settings), bars.SURE_TRIGGER, bars.TRIGGER_OF_SCENE)[own_kind + scene]
         trigger = minor * min(_passes(self.trigger - asked, 0.1), max(far, self._half_foreign(settings)))
         return max(self._contradiction(settings), trigger, self._solitude(settings))
 
@@ -375,7 +345,7 @@ class Finding:
         part has: of a class of two things the one that resembles the other classes more. Poison under a foreign label
         is made of other classes' images, and they may lie with it; but then it does not keep to itself.
         """
-        return self.told >= TOLD_COMMON and self.elsewhere >= COMMON and self.company > OWN_COMPANY
+        return self.told >= bars.TOLD_COMMON and self.elsewhere >= bars.COMMON and self.company > bars.OWN_COMPANY
 
     @property
     def is_odd(self) -> bool:
@@ -384,19 +354,25 @@ class Finding:
         Parts whose means differ much may be so because the one is of the class and the other of other classes: then it
         is the poison that others lie with.
         """
-        return self.told >= TOLD and self.elsewhere <= NOWHERE and self.likeness <= NO_SCENE
+        return self.told >= bars.TOLD and self.elsewhere <= bars.NOWHERE and self.likeness <= bars.NO_SCENE
 
     def is_alone(self, settings: Settings) -> bool:
         """True where fine detail that nothing else has sets the suspected part apart."""
         return self._solitude(settings) > 0.5
 
     def _solitude(self, settings: Settings) -> float:
-        if self.split.valley > DEEP or len(self.suspected) < MANY or self.split.upper.mean() > settings.transfer_share:
+        if (
+            self.split.valley > bars.DEEP
+            or len(self.suspected) < bars.MANY
+            or self.split.upper.mean() > settings.transfer_share
+        ):
             return 0.0
-        odd = min(_passes(self.told - TOLD, 0.02), _passes(NOWHERE - self.elsewhere, 0.01))
-        half = min(_passes(self.trigger - settings.transfer_of_foreign, 0.05), _passes(ONE_SCENE - self.likeness, 0.05))
-        no_scene = max(_passes(NO_SCENE - self.likeness, 0.01), half)
-        return min(odd, _passes(self.split.distance - ALONE, 0.5), no_scene)
+        odd = min(_passes(self.told - bars.TOLD, 0.02), _passes(bars.NOWHERE - self.elsewhere, 0.01))
+        half = min(
+            _passes(self.trigger - settings.transfer_of_foreign, 0.05), _passes(bars.ONE_SCENE - self.likeness, 0.05)
+        )
+        no_scene = max(_passes(bars.NO_SCENE - self.likeness, 0.01), half)
+        return min(odd, _passes(self.split.distance - bars.ALONE, 0.5), no_scene)
 
 
 def _passes(margin: float, width: float) -> float:

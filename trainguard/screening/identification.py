@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from trainguard.data.store import ImageStore
 from trainguard.results import Verdict
-from trainguard.screening.finding import LEFT, ONE_SCENE, TOLD, Finding
+from trainguard.screening.bars import LEFT, ONE_SCENE, TOLD
+from trainguard.screening.finding import Finding
 from trainguard.screening.separation import Split, shared_direction
 from trainguard.screening.settings import Settings
 from trainguard.training import at_once

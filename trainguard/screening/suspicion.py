@@ -13,7 +13,8 @@ from functools import cache, cached_property
 import numpy as np
 import torch
 
-from trainguard.screening.finding import LEAST_TRUSTED, LEFT, Finding, like_nothing_else
+from trainguard.screening.bars import LEAST_TRUSTED, LEFT
+from trainguard.screening.finding import Finding, like_nothing_else
 from trainguard.screening.identification import Images, Trial, Witness, kinds_of, orient, transfers
 from trainguard.screening.pipeline import Run
 from trainguard.screening.pixelview import Look, PixelView, looks_for
