@@ -79,6 +79,13 @@ CASES: tuple[tuple[str, int, str, dict], ...] = (
     ("alphabet", 32, "clean", {}),
     ("fundus", 32, "clean", {}),
     ("dogcat", 32, "clean", {}),
+    ("grocery", 32, "clean", {}),
+    ("sports", 32, "clean", {}),
+    ("devanagari", 32, "clean", {}),
+    ("satellite", 32, "clean", {}),
+    ("dementia", 32, "clean", {}),
+    ("leaves", 32, "clean", {}),
+    ("captcha", 32, "clean", {}),
     ("mnist", 28, "badnets", {}),
     ("mnist", 28, "blend", {}),
     ("mnist", 28, "wanet", {}),
@@ -105,6 +112,13 @@ CASES: tuple[tuple[str, int, str, dict], ...] = (
     ("seedlings", 32, "sig", {"target": 10}),
     ("scenes", 32, "adaptive_patch", {"target": 3}),
     ("pokemon", 32, "badnets", {"target": 100}),
+    ("grocery", 32, "blend", {"target": 40}),
+    ("sports", 32, "wanet", {"target": 12}),
+    ("devanagari", 32, "sig", {"target": 20}),
+    ("satellite", 64, "badnets", {"target": 5}),
+    ("dementia", 32, "input_aware", {"target": 0}),
+    ("leaves", 64, "blend", {"target": 3}),
+    ("captcha", 32, "adaptive_patch", {"target": 7}),
 )
 
 
