@@ -1,5 +1,6 @@
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import types
@@ -82,6 +83,17 @@ def test_screen_passes_its_flags_on_and_answers_with_the_verdict(monkeypatch, ca
 def test_audit_answers_with_the_verdict(monkeypatch, folder, verdict, code):
     stub(monkeypatch, "trainguard.purification", audit_checkpoint=lambda *_, **__: Outcome(verdict))
     assert cli.main(["audit", "weights.safetensors", "--arch", "resnet18", "--data", str(folder)]) == code
+
+
+def test_images_to_be_trusted_may_lie_in_a_folder_without_splits(monkeypatch, folder, tmp_path):
+    given = {}
+    stub(monkeypatch, "trainguard.purification", purify_checkpoint=lambda *_, **o: given.update(o) or Outcome("clean"))
+    splits = tmp_path / "splits"
+    for split in ("train", "test"):
+        shutil.copytree(folder, splits / split)
+    argv = ["purify", "w.pt", "--arch", "vit", "--data", str(splits), "--split", "test", "--out", str(tmp_path / "w")]
+    cli.main([*argv, "--validation", str(folder), "--max-accuracy-loss", "0"])
+    assert len(given["validation"]) == len(given["data"]) and given["max_accuracy_loss"] == 0
 
 
 def test_purify_passes_its_flags_on(monkeypatch, folder, tmp_path):

@@ -16,7 +16,7 @@ FLOORS = (
     ("screening",),
     ("results",),
     ("evidence", "training"),
-    ("checkpoints", "sources"),
+    ("checkpoints", "features", "sources"),
     ("distributed", "models", "perturbation"),
     ("data",),
     ("progress", "draws", "rng", "files"),

@@ -1,4 +1,6 @@
 import copy
+import functools
+from types import MethodType
 
 import numpy as np
 import pytest
@@ -60,6 +62,44 @@ def test_working_copy_runs_its_own_weights_where_accelerate_patched_forward(stor
             parameter.zero_()
     assert (copied(store.batch([0, 1])) == 0).all()
     assert "forward" in vars(model)
+
+
+def test_a_forward_of_the_model_s_own_is_kept_and_bound_to_the_copy(store):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    model.forward = MethodType(lambda self, x: 2 * self[1](self[0](x)), model)
+    model[1].forward = functools.partial(type(model[1]).forward, model[1])
+    expected = model(store.batch([0, 1]))
+    copied = copy_of(model)
+    torch.testing.assert_close(copied(store.batch([0, 1])), expected)
+    with torch.no_grad():
+        model[1].weight.zero_()
+    torch.testing.assert_close(copied(store.batch([0, 1])), expected)
+    compiled = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    compiled.forward = torch.compile(compiled.forward, backend="eager")
+    assert "forward" not in vars(copy_of(compiled))
+
+
+def test_a_forward_that_would_call_the_user_s_model_from_a_copy_is_refused(store):
+    def made():
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+        inside = model[1].forward
+        model[1].forward = lambda x: inside(x)
+        model[0].forward = lambda x: x.flatten(1)  # holds on to nothing
+        return model
+
+    with pytest.raises(ModelError, match="the forward of 1 was replaced by a function that calls the model itself"):
+        copy_of(made())
+    assert isinstance(copy_of(made), nn.Sequential)
+    same = made()
+    with pytest.raises(ModelError, match="the same Sequential every time"):
+        copy_of(lambda: same)
+
+
+def test_a_convolution_on_a_single_image_is_looked_at_as_well():
+    layer = nn.Conv2d(3, 4, 3, 4, 1)
+    with short_strides(layer):
+        shape = layer(torch.rand(3, 2, 2)).shape
+    assert layer(torch.rand(3, 2, 2)).shape == shape
 
 
 def test_working_copy_drops_hooks_but_not_those_that_make_weights(store):

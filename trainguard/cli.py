@@ -27,6 +27,7 @@ from trainguard.options import (
     seed,
     seeds,
     share,
+    share_or_none,
 )
 
 DONE, WRONG_USE, FOUND, UNDECIDED, INTERRUPTED = 0, 2, 3, 4, 130
@@ -138,15 +139,17 @@ def _write_nowhere() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _open_data(arguments: argparse.Namespace, name: str):
+def _open_data(arguments: argparse.Namespace, name: str, beside: bool = False):
+    """The data set of that name; `beside` another one, of which a folder without splits is all."""
     import datasets
 
-    from trainguard.sources import open_data
+    from trainguard.sources import has_split, open_data
 
     datasets.disable_progress_bars()  # ours are enough
+    alone = beside and Path(name).is_dir() and not has_split(Path(name), arguments.split)
     return open_data(
         name,
-        split=arguments.split,
+        split="train" if alone else arguments.split,
         **columns(arguments),
         size=arguments.size,
     )
@@ -262,7 +265,7 @@ def _add_purify(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", type=path, required=True, help="where to write the purified weights (.safetensors)")
     parser.add_argument("--clean", action="store_true", help="the data are known to be clean: one round is enough")
     parser.add_argument("--validation", type=os.path.expanduser, help="images to be trusted, to judge accuracy on")
-    parser.add_argument("--max-accuracy-loss", type=share, help="accuracy that may be lost (default: 0.15)")
+    parser.add_argument("--max-accuracy-loss", type=share_or_none, help="accuracy that may be lost (default: 0.15)")
     parser.add_argument("--state-dir", type=path, help="folder to resume from after an interruption")
 
 
@@ -274,7 +277,7 @@ def _purify(arguments: argparse.Namespace) -> int:
     _outside("--state-dir", arguments.state_dir, arguments.data)
     options = given(arguments, "eps", "max_accuracy_loss")
     if arguments.validation is not None:
-        options["validation"] = _open_data(arguments, arguments.validation)
+        options["validation"] = _open_data(arguments, arguments.validation, beside=True)
     outcome = purify_checkpoint(
         arguments.checkpoint,
         arch=arguments.arch,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -131,7 +134,7 @@ def short_strides(net: nn.Module) -> Iterator[None]:
     seen: dict[nn.Conv2d, tuple[int, ...]] = {}
 
     def look(layer: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        sides: tuple[int, ...] = tuple(next(iter((*inputs, *named.values()))).shape[2:])
+        sides: tuple[int, ...] = tuple(next(iter((*inputs, *named.values()))).shape[-2:])
         seen[layer] = tuple(map(max, sides, seen.get(layer, sides)))  # a layer may be used on several sizes
 
     layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)]
@@ -182,12 +185,6 @@ class UnitPixels(nn.Module):
             return logits_of(self.net(x))
 
 
-def classifier_layer(net: nn.Module, num_classes: int) -> nn.Module | None:
-    """The last linear layer with `num_classes` outputs, whose input is 'the features' (PBE Sec. 4.3.2), or None."""
-    layers = [m for m in net.modules() if isinstance(m, nn.Linear) and m.out_features == num_classes]
-    return layers[-1] if layers else None
-
-
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's parameters lie; the CPU for a model without any."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -204,9 +201,18 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
+def held_by(model: nn.Module) -> dict[str, Tensor]:
+    """What `tensors_of` names, and the buffers that are kept out of the state, running statistics among them."""
+    return dict(model.named_buffers()) | tensors_of(model)
+
+
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put weights and buffers into a model, all that `tensors_of` names, and leave its other state as it is."""
-    model.load_state_dict({**model.state_dict(), **tensors})
+    """Put weights and buffers into a model, all that `tensors_of` or `held_by` names, and leave its other state."""
+    own = model.state_dict()
+    model.load_state_dict({**own, **{name: value for name, value in tensors.items() if name in own}})
+    for name, buffer in model.named_buffers():
+        if name not in own and name in tensors:
+            buffer.data = tensors[name].to(buffer.device, copy=True)
 
 
 def digest_of(model: nn.Module) -> str:
@@ -253,7 +259,7 @@ def copy_of(model: nn.Module | Callable[[], nn.Module], *, hooks: bool = False) 
             )
         _refuse_empty(made)
         try:
-            return copy.deepcopy(bare(made))  # a function may give the same model every time
+            return _copied(made)  # a function may give the same model every time
         except Exception as error:  # the reason to give a function
             if bare(model()) is bare(made):  # type: ignore[operator]
                 raise ModelError(
@@ -264,17 +270,53 @@ def copy_of(model: nn.Module | Callable[[], nn.Module], *, hooks: bool = False) 
     _refuse_shards(model)
     _refuse_empty(model)
     try:
-        copied = copy.deepcopy(bare(model))
+        copied = _copied(model)
+    except ModelError:
+        raise
     except Exception as error:  # weight_norm after a forward pass, locks and file handles: each in its own way
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}): pass a function that builds the model"
         ) from error
-    # accelerate patches `forward` on the instance with a function that is bound to the user's own weights.
-    for name in ("forward", "_original_forward"):
-        vars(copied).pop(name, None)
     for held, key in [] if hooks else own_hooks(copied, HOOKS):
         del held[key]
     return copied
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """The module inside a model, copied, and what it calls in the place of a `forward` as well.
+
+    Raises:
+        ModelError: some `forward` was replaced by a function that holds on to modules: a copy would call the original.
+    """
+    copied = copy.deepcopy(bare(model))
+    own = vars(copied)
+    if "_original_forward" in own:  # accelerate's: the function in its place is bound to the user's own weights
+        own["forward"] = own.pop("_original_forward")
+    for name, module in copied.named_modules():
+        forward: Any = vars(module).get("forward")
+        if hasattr(forward, "_torchdynamo_orig_callable"):  # compiled, of a method of the original
+            forward = inspect.unwrap(forward)
+            forward = vars(module)["forward"] = MethodType(getattr(forward, "__func__", forward), module)
+        if forward is not None and getattr(forward, "__func__", None) is type(module).forward:  # as it is without
+            del vars(module)["forward"]
+        elif _holds_on(forward):
+            raise ModelError(
+                f"the forward of {name or type(module).__name__} was replaced by a function that calls the model "
+                "itself, which a copy would call as well: pass a function that builds the model"
+            )
+    return copied
+
+
+def _holds_on(function: object) -> bool:
+    """Whether a function has hold of modules: a copy of it has hold of the same ones, where a method is bound anew."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not isinstance(function, FunctionType):
+        return False
+    held = inspect.getclosurevars(function)
+    owners = [value.__self__ if isinstance(value, MethodType) else value for value in held.nonlocals.values()]
+    owners += [value.__self__ for value in held.globals.values() if isinstance(value, MethodType)]
+    return any(isinstance(owner, nn.Module) or _holds_on(owner) for owner in owners)
 
 
 def own_hooks(model: nn.Module, kinds: Sequence[str] = FORWARD_HOOKS) -> list[tuple[dict[int, Any], int]]:

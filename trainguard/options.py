@@ -30,6 +30,11 @@ def share(text: str) -> float:
     return _read(float, text, "a share above 0 and up to 1", lambda value: 0 < value <= 1)
 
 
+def share_or_none(text: str) -> float:
+    """A share in [0, 1]."""
+    return _read(float, text, "a share from 0 to 1", lambda value: 0 <= value <= 1)
+
+
 def path(text: str) -> Path:
     """A path; `~` is found where no shell has."""
     if not text.strip():

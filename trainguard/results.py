@@ -115,13 +115,23 @@ class ScreenResult:
         return dataset.with_format(form["type"], chosen, form["output_all_columns"], **form["format_kwargs"])
 
     def _check_order(self, dataset: Any) -> None:
-        if len(dataset) != len(self.score):
+        from trainguard.data.sources import unwrap
+
+        try:
+            length = len(dataset)
+        except TypeError:
+            raise TypeError(
+                f"expected the data set that was screened, got {type(dataset).__name__}, which has no length"
+            ) from None
+        if length != len(self.score):
             raise ValueError(
-                f"this result is about {len(self.score)} samples, the data set has {len(dataset)}: "
+                f"this result is about {len(self.score)} samples, the data set has {length}: "
                 "pass the data set that was screened"
             )
         read = self.labels >= 0
-        listed = [values[read] for values in _listed_labels(dataset) if len(values) == len(read)]
+        dataset, index = unwrap(dataset)
+        every = _listed_labels(dataset) if index is None else (values[index] for values in _listed_labels(dataset))
+        listed = [values[read] for values in every if len(values) == len(read)]
         if any(np.array_equal(values, self.labels[read]) for values in listed):
             return
         # Numbers of another meaning may be there as well: the same ones in another order are the labels. What
@@ -269,14 +279,22 @@ def _has_one_label(dataset: Any) -> bool:
 
 def _listed_labels(dataset: Any) -> Iterator[NDArray[Any]]:
     """The whole numbers that a data set lists by sample, without reading an image."""
+    from torch.utils.data import TensorDataset
+
     features = getattr(dataset, "features", None)
     if hasattr(dataset, "select") and isinstance(features, Mapping):
-        kinds = {name: getattr(feature, "dtype", "") for name, feature in features.items()}
+        plain = {"Value", "ClassLabel"}  # an array of numbers may be an image
+        kinds = {n: getattr(f, "dtype", "") for n, f in features.items() if type(f).__name__ in plain}
         for name in (name for name, kind in kinds.items() if str(kind).lstrip("u").startswith("int")):
             yield np.asarray(dataset.with_format("numpy", columns=[name])[:][name])
         return
-    for name in ("targets", "labels"):
-        values = getattr(dataset, name, None)
+    if isinstance(dataset, TensorDataset):
+        found: list[Any] = list(dataset.tensors)
+    elif isinstance(dataset, (list, tuple)):
+        found = [[row[1] for row in dataset if isinstance(row, (list, tuple)) and len(row) > 1]]
+    else:
+        found = [getattr(dataset, name, None) for name in ("targets", "labels")]
+    for values in found:
         if isinstance(values, (list, tuple, np.ndarray)) or hasattr(values, "numpy"):
             with suppress(ValueError, TypeError):
                 array = np.asarray(values)

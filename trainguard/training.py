@@ -55,13 +55,18 @@ class Recipe:
 
 
 def autocast(device: torch.device | str) -> AbstractContextManager:
-    """bf16 where the device gains from it (a GPU, a CPU with bf16 instructions); otherwise fp32."""
+    """bf16 where the device gains from it (a GPU, a CPU with bf16 instructions); otherwise fp32.
+
+    No weights are kept in bf16: torch forgets them only where the outermost autocast ends, and within a user's own one
+    every step would go on from those of the first.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         gains = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.autocast("cuda", torch.bfloat16, enabled=gains)
+        return torch.autocast("cuda", torch.bfloat16, enabled=gains, cache_enabled=False)
     if device.type == "cpu":
-        return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
+        gains = torch.cpu._is_avx512_bf16_supported()
+        return torch.autocast("cpu", torch.bfloat16, enabled=gains, cache_enabled=False)
     return full_precision(device)
 
 

@@ -48,6 +48,7 @@ def with_pixel(image, value):
         (None, "row 17 has no label: expected a class number"),
         (-1, "row 17 has the label -1, out of range"),
         (10**6, "row 17 has the label 1000000, out of range"),
+        (2**64 - 1, "row 17 has the label 18446744073709551615, out of range"),
     ],
 )
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
@@ -258,6 +259,7 @@ def test_iterable_data_are_refused():
         ({"label": 1}, "one image in a sample, but it has 'label'; pass image_column="),
         (torch.zeros(3, 8, 8), r"expected samples \(image, label\) or a dict with both, got Tensor"),
         ((torch.zeros(3, 8, 8),), r"expected samples \(image, label\) or a dict with both, got tuple of 1"),
+        ((torch.zeros(64), 1), r"expected an image of shape \(H, W\) or \(C, H, W\) as part 0 .*, got \(64,\)"),
         ((1, torch.zeros(3, 8, 8)), "expected an image as part 0 of a sample, got int: pass image_column="),
     ],
 )
@@ -282,6 +284,24 @@ def test_pictures_with_16_bits_are_refused(labels):
     deep = [Image.fromarray(np.zeros((8, 8), np.uint16))] * 60
     with pytest.raises(DataError, match="8 bits per value, got PIL mode 'I;16'"):
         open_images(list(zip(deep, labels.tolist(), strict=True)))
+
+
+def test_pixels_that_are_nan_throughout_are_named(images, labels):
+    with pytest.raises(DataError, match="row 0 has NaN pixels"):
+        open_images(TensorDataset(images * torch.nan, labels))
+
+
+def test_grey_among_coloured_tensors_is_named(images, labels):
+    rows = [(image[:1] if i == 17 else image, int(labels[i])) for i, image in enumerate(images)]
+    with pytest.raises(DataError, match="row 17 has 1 channels, the first image 3: give all images in grey, or all"):
+        open_images(rows)
+
+
+@pytest.mark.parametrize("given", [-1, "4GB", float("inf"), None])
+def test_a_cache_is_a_number_of_bytes(given, images, labels):
+    with pytest.raises(DataError, match="expected cache_bytes= as a number of bytes"):
+        open_images(TensorDataset(images, labels), cache_bytes=given)
+    assert len(open_images(TensorDataset(images, labels), cache_bytes=5e2)) == len(images)
 
 
 def test_on_error_has_two_values(images, labels):

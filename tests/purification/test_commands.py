@@ -154,6 +154,20 @@ def test_grey_images_are_given_to_a_model_of_colour_images_in_three_channels(for
     assert seen["pixels"].unique().tolist() == [pytest.approx(60 / 255)]
 
 
+def test_grey_images_may_judge_a_model_of_colour_images(delivered, tmp_path):
+    path, data = delivered
+    grey = TensorDataset(data.tensors[0][:, :1], data.tensors[1])
+    options = FEW | {"max_accuracy_loss": 1.0, "mean": 0.5, "std": 0.5, "validation": grey}
+    outcome = purify_checkpoint(path, arch=ARCH, data=grey, out=tmp_path / "clean", **options)
+    assert len(outcome.settings["pixel_range"]["low"]) == 3
+
+
+@pytest.mark.parametrize("place", [".", "/"])
+def test_a_place_without_a_name_is_no_file(place, delivered):
+    with pytest.raises(FileExistsError, match="is a folder: name a file to write"):
+        purify_checkpoint(delivered[0], arch=ARCH, data=delivered[1], out=place, **FEW)
+
+
 def test_a_folder_in_the_place_of_the_weights_is_found_before_the_work(delivered, tmp_path):
     (tmp_path / "out.safetensors").mkdir()
     with pytest.raises(FileExistsError, match="is a folder"):

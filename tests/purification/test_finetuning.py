@@ -11,7 +11,7 @@ from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
 from trainguard.distributed import Processes
 from trainguard.errors import ModelError
-from trainguard.models import UnitPixels, classifier_layer, copy_of
+from trainguard.models import UnitPixels, copy_of
 from trainguard.progress import Progress
 from trainguard.purification.augmentation import random_view
 from trainguard.purification.finetuning import (
@@ -229,7 +229,7 @@ def test_what_cannot_be_a_model_is_refused():
 @pytest.mark.parametrize(
     ("net", "words"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), "7 outputs, the data set has 10 classes"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), "7 outputs, the labels of the data need 10"),
         (nn.Sequential(nn.Flatten(), nn.Linear(99, 10)), "fails on images of shape"),
         (nn.Conv2d(1, 10, 3), r"expected logits of shape \(4, classes\)"),
         (nn.Sequential(nn.Flatten(), nn.LayerNorm(64, eps=float("nan")), nn.Linear(64, 10)), "NaN"),
@@ -240,9 +240,22 @@ def test_models_that_do_not_fit_are_named(victim, net, words):
         check_outputs(UnitPixels(net, RANGE), victim.store.batch(np.arange(4)), victim.store)
 
 
-def test_classifier_layer_is_the_last_of_that_width(victim):
-    assert classifier_layer(victim.model, 10) is victim.model[-1]
-    assert classifier_layer(victim.model, 11) is None
+def test_a_model_that_squeezes_is_named_before_the_work(victim):
+    class Squeezing(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).squeeze()
+
+    squeezing = UnitPixels(Squeezing(nn.Flatten(), nn.Linear(64, 10)), RANGE).eval()
+    with pytest.raises(ModelError, match=r"shape \(10,\) for a single image, expected \(1, 10\): let it flatten"):
+        check_outputs(squeezing, victim.store.batch(np.arange(4)), victim.store)
+
+
+@pytest.mark.parametrize(("images", "size", "sizes"), [(7, 2, {2, 3}), (6, 1, {2}), (1, 4, {2}), (128, 128, {128})])
+def test_no_batch_is_of_a_single_image(images, size, sizes):
+    index = np.arange(images)
+    batches = list(shuffled_batches(index, 9, size, torch.Generator().manual_seed(0)))
+    assert len(batches) == 9 and {len(batch) for batch in batches} == sizes
+    assert set(np.concatenate(batches)) == set(index)
 
 
 def test_the_usual_rate_is_a_third_without_batch_norm():

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from pyarrow import parquet
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
 from trainguard.data.store import open_images
@@ -364,6 +364,20 @@ def test_a_result_is_not_applied_to_a_folder_in_another_order(screened):
     assert not np.array_equal(result.labels, result.labels[::-1])
     with pytest.raises(ValueError, match="screened are others, or have another order here"):
         result.apply(folder)
+
+
+def test_a_result_is_not_applied_to_samples_in_another_order(screened):
+    result = screened()
+    labels, n = torch.from_numpy(result.labels), len(result.labels)
+    base, there = TensorDataset(torch.zeros(n, 1), labels), torch.arange(n - 1, -1, -1)
+    whole = [base, Subset(base, range(n)), Subset(Subset(base, there.tolist()), there.tolist())]
+    for same in (*whole, [base[i] for i in range(n)]):
+        assert len(result.apply(same)) == len(result.keep)
+    for other in (Subset(base, there.tolist()), TensorDataset(torch.zeros(n, 1), labels[there]), [*base][::-1]):
+        with pytest.raises(ValueError, match="have another order here"):
+            result.apply(other)
+    with pytest.raises(TypeError, match="got NoneType, which has no length"):
+        result.apply(None)
 
 
 def test_a_result_is_not_applied_to_other_data_and_is_to_its_own(tmp_path, screened):

@@ -8,6 +8,7 @@ import torch
 from findings import finding
 from torch.utils.data import TensorDataset
 
+from trainguard import training
 from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
 from trainguard.screening.identification import (
@@ -129,11 +130,32 @@ def test_of_one_class_that_is_most_of_the_data_the_others_still_speak(rare):
     assert len(images) == 250 and (chosen == 1).sum() >= min(max(2, rare), 30)
 
 
+def test_means_and_what_they_move_are_the_same_whatever_is_held_at_once(monkeypatch):
+    images = torch.rand(120, 1, 6, 6)
+    store = open_images(TensorDataset(images, torch.arange(120) % 3), pixel_range=None)
+    members = np.flatnonzero(store.labels == 0)
+    split = Split(members % 2 * 1.0, members % 2 * 1.0, 6.0, 0.05)
+
+    def looked():
+        trial = Trial.of(split, members, 0, store, bystanders(store, seed=0), seed=0)
+        witness = Witness(lambda pixels: (pixels.mean((1, 2, 3)) * 40).astype(np.int64) % 3, trial.images)
+        return trial, witness.before, witness.after(trial, 1)
+
+    (whole, *said), images_at_once = looked(), training.at_once(store.shape)
+    monkeypatch.setattr(training, "LARGE", 1)
+    assert images_at_once == 512 and training.at_once(store.shape) == 14  # of parts of 20
+    few, *said_of_few = looked()
+    assert few.likeness == pytest.approx(whole.likeness, rel=1e-4)
+    np.testing.assert_allclose(few.difference, whole.difference, atol=1e-6)
+    assert all(np.array_equal(one, other) for one, other in zip(said, said_of_few, strict=True))
+    assert len(said[0]) == 120 and len(said[1]) == 80
+
+
 def test_without_another_classs_image_a_difference_moves_none():
     images = torch.rand(40, 1, 4, 4)
     store = open_images(TensorDataset(images, torch.arange(40) % 2), pixel_range=None)
     split = Split(np.r_[np.zeros(10), np.ones(10)], np.r_[np.zeros(10), np.ones(10)], 6.0, 0.05)
-    only = images.numpy(), np.zeros(40, dtype=np.int64)
+    only = (images * 255).byte().numpy(), np.zeros(40, dtype=np.int64)
     trial = Trial.of(split, np.arange(0, 40, 2), 0, store, only, seed=0)
     assert transfers(trial, Witness(lambda pixels: np.zeros(len(pixels), dtype=int), only[0])) == (0.0, 0.0)
 

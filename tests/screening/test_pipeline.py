@@ -301,6 +301,24 @@ def test_callbacks_hear_every_stage_and_epoch(kept):
     assert ((400,), (400,)) in heard
 
 
+def test_a_callback_may_end_a_probe_early_and_a_resumed_one_stays_so(few, tmp_path):
+    class Enough:
+        def on_probe_epoch_end(self, stage, epoch, **figures):
+            return stage == "warm-up" and epoch == 1
+
+    for callbacks in ([Enough(), Ear()], [Ear(), Enough()]):
+        found = screened_briefly(few, callbacks=callbacks, state_dir=tmp_path)
+        epochs = [row["epoch"] for row in found.history if row["stage"] == "warm-up"]
+        assert epochs == [1]
+
+
+def test_within_an_autocast_of_the_user_s_a_probe_learns_the_same(few, brief):
+    with torch.autocast("cpu", torch.bfloat16):
+        within = screened_briefly(few)
+    np.testing.assert_array_equal(within.score, brief.score)
+    assert [row["loss"] for row in within.history] == [row["loss"] for row in brief.history]
+
+
 @pytest.mark.slow
 def test_poison_that_is_found_the_wrong_way_round_is_turned(poisoned, monkeypatch):
     def larger(split, *_):

@@ -78,6 +78,13 @@ def test_enhancement_loss_rises_on_trusted_and_falls_on_the_rest():
     assert logits.grad[1, 1] < 0
 
 
+def test_samples_that_cannot_be_read_do_not_weigh_in_the_enhancement_loss():
+    trusted, labels = torch.tensor([True, False, False, False]), torch.tensor([1, 0, -1, -1])
+    logits, index = torch.tensor([[0.3, -0.2], [0.1, 0.5]]), np.array([0, 1])
+    whole = enhancement_loss(trusted[:2], labels[:2])(logits, index)
+    assert torch.equal(enhancement_loss(trusted, labels)(logits, index), whole)
+
+
 def test_enhancement_loss_weighs_the_trusted_and_the_rest_alike_however_few_are_trusted():
     labels = torch.zeros(20, dtype=torch.int64)
     trusted = torch.arange(20) < 2

@@ -19,8 +19,8 @@ RANGE = PixelRange.from_mean_std((0.5,), (0.25,))
 
 def test_features_of_a_given_model_are_what_its_last_layer_sees():
     body, head = nn.Sequential(nn.Flatten(), nn.Linear(64, 7), nn.ReLU()), nn.Linear(7, 3)
-    probe = Trained(UnitPixels(nn.Sequential(body, head), RANGE), 3)
     x = torch.rand(5, 1, 8, 8)
+    probe = Trained(UnitPixels(nn.Sequential(body, head), RANGE), 3, x)
     inside = body(RANGE.to_model(x))
     torch.testing.assert_close(probe.features(x), inside)
     torch.testing.assert_close(probe(x), head(inside))
@@ -30,14 +30,14 @@ def test_features_of_a_given_model_are_what_its_last_layer_sees():
         def forward(self, x):
             return self[1](input=self[0](x))
 
-    torch.testing.assert_close(Trained(UnitPixels(Named(body, head), RANGE), 3).features(x), inside)
+    torch.testing.assert_close(Trained(UnitPixels(Named(body, head), RANGE), 3, x).features(x), inside)
 
 
 def test_without_a_last_layer_the_logits_are_the_features_and_wide_ones_are_summed_up():
-    flat = Trained(UnitPixels(nn.Flatten(), RANGE), 3)
     x = torch.rand(5, 1, 8, 8)
+    flat = Trained(UnitPixels(nn.Flatten(), RANGE), 3, x)
     torch.testing.assert_close(flat.features(x), RANGE.to_model(x).flatten(1))
-    wide = Trained(UnitPixels(nn.Flatten(), RANGE), 3)
+    wide = Trained(UnitPixels(nn.Flatten(), RANGE), 3, x)
     big = torch.rand(4, 1, 40, 40)
     assert wide.features(big).shape == (4, MOST_FEATURES)
     assert torch.equal(wide.features(big), wide.features(big))
@@ -52,7 +52,7 @@ def test_a_model_of_more_classes_than_the_data_have_is_read_before_its_last_laye
     assert probe.features(store.batch([0, 1])).shape == (2, 7) and probe(store.batch([0])).shape == (1, 20)
 
 
-@pytest.mark.parametrize("wrong", [{"model": None}, {"preset": "paper"}])
+@pytest.mark.parametrize("wrong", [{"model": None}, {"preset": "paper"}, {"model": "resnet10t"}])
 def test_a_trained_model_has_to_be_there_and_needs_our_own_variant(wrong, images, labels):
     data = torch.utils.data.TensorDataset(images, labels)
     model = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 3))

@@ -73,15 +73,15 @@ class PixelRange:
         )
 
     def for_channels(self, channels: int) -> PixelRange:
-        """The same range for `channels` channels; one value is repeated.
+        """The same range for `channels` channels; what is the same for all of its own is repeated.
 
         Raises:
-            DataError: the range has another number of channels, and not one.
+            DataError: the range has another number of channels, and they differ.
         """
         if len(self.low) == channels:
             return self
-        if len(self.low) == 1:
-            return PixelRange(self.low * channels, self.high * channels, self.source)
+        if len(set(zip(self.low, self.high, strict=True))) == 1:
+            return PixelRange(self.low[:1] * channels, self.high[:1] * channels, self.source)
         raise DataError(
             f"the pixel range ({self.source}) has {len(self.low)} channels, the images have {channels}: "
             "pass mean= and std=, or bounds=, with one value per channel"
@@ -125,17 +125,28 @@ def given_range(
         raise DataError("expected mean= and std= together, got one of them: pass both")
     if sum(way is not None for way in (pixel_range, mean, bounds)) > 1:
         raise DataError("expected one of pixel_range=, mean= with std=, or bounds=, got several: pass one")
-    if mean is not None and std is not None:
-        if np.max(mean) > 1 or np.max(std) > 2:  # pixels in [0, 1] deviate by a half at most, and 1 is for none
+    means, deviations, ends = _numbers("mean", mean), _numbers("std", std), _numbers("bounds", bounds)
+    if means is not None and deviations is not None:
+        if max(means) > 1 or max(deviations) > 2:  # pixels in [0, 1] deviate by a half at most, and 1 is for none
             raise DataError(f"expected mean= and std= of pixels from 0 to 1, got {mean} and {std}: divide them by 255")
-        return PixelRange.from_mean_std(np.atleast_1d(mean).tolist(), np.atleast_1d(std).tolist())
-    if bounds is not None:
-        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+        return PixelRange.from_mean_std(means, deviations)
+    if ends is not None:
+        if len(ends) != 2:
             raise DataError(f"expected bounds= as the two model inputs of black and of white, got {bounds!r}")
-        return PixelRange((float(bounds[0]),), (float(bounds[1]),), "given")
+        return PixelRange((ends[0],), (ends[1],), "given")
     if pixel_range is not None and not isinstance(pixel_range, PixelRange):
         raise DataError(f"expected pixel_range= as a PixelRange, got {pixel_range!r}: pass bounds= for two numbers")
     return pixel_range
+
+
+def _numbers(name: str, given: Any) -> list[float] | None:
+    """What was given as a number or several, tensors and arrays among them, as a list; None where nothing was."""
+    if given is None:
+        return None
+    try:
+        return np.atleast_1d(np.asarray(given, dtype=np.float64)).ravel().tolist()
+    except (TypeError, ValueError):
+        raise DataError(f"expected {name}= as numbers, got {given!r}") from None
 
 
 def loader_range(loader: Any) -> PixelRange | None:

@@ -195,12 +195,12 @@ def learn_rows(
             return Rows(source, shape, said.for_channels(shape[0]), usual, transform, generators)
     found = most_trusted([given, transform_range(transform or source.transform), probed], shape[0])
     if found is None and _is_float(seen):
-        found = data_range(*_bounds(source.size, seen_by_row, shape[0]))
+        found = _range_of(source.size, seen_by_row, shape[0])
     found = found or PixelRange((0.0,) * shape[0], (1.0,) * shape[0], "assumed")
     stored_range = found
     if source.raw and transform is None and _is_float(stored):
-        low, high = _bounds(source.size, lambda row: source.read(row)[0], channels_of(stored))
-        stored_range = data_range(low, high).for_channels(shape[0])
+        own = _range_of(source.size, lambda row: source.read(row)[0], channels_of(stored))
+        stored_range = own.for_channels(shape[0]) if own else found
     return Rows(source, shape, found, stored_range, transform, generators)
 
 
@@ -278,6 +278,12 @@ def _can_be_kept(stored: Any, channels: int) -> bool:
         return not stored.mode.startswith(("I", "F")) and channels in (1, 3)
     values = as_floats(stored)
     return values.shape[0] == channels and (values.is_floating_point() or int(values.long().max()) <= 255)
+
+
+def _range_of(size: int, image_of: Callable[[int], Any], channels: int) -> PixelRange | None:
+    """The range by the values of some rows; None where none of them is finite, which is said when all are read."""
+    low, high = _bounds(size, image_of, channels)
+    return data_range(low, high) if np.isfinite(low).all() else None
 
 
 def _bounds(

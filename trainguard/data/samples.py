@@ -18,7 +18,8 @@ from trainguard.errors import DataError
 Key = str | int
 LABEL_NAMES = ("label", "labels", "target", "targets", "y")
 HARD_LABELS = (
-    "screening needs one class number per sample; mix labels after the data set, in collate_fn or on the batch"
+    "screening needs one class number per sample; give the argmax of a one-hot label, and mix labels after the data "
+    "set, in collate_fn or on the batch"
 )
 CHANNELS = (1, 3, 4)
 OVERSHOT = 0.02  # of the range, 5 grey levels: what an interpolation overshoots
@@ -49,6 +50,11 @@ def find_keys(sample: Any, image_column: Key | None = None, label_column: Key | 
         raise DataError(f"expected samples (image, label) or a dict with both, got {shown}: wrap the data set")
     image, label = (_position(sample, column, usual) for column, usual in ((image_column, 0), (label_column, 1)))
     if not is_image(sample[image]):
+        if isinstance(sample[image], (Tensor, np.ndarray)):
+            raise DataError(
+                f"expected an image of shape (H, W) or (C, H, W) as part {image} of a sample, got "
+                f"{tuple(sample[image].shape)}: let the data set give images one by one, not flattened"
+            )
         raise DataError(
             f"expected an image as part {image} of a sample, got {type(sample[image]).__name__}: "
             "pass image_column= and label_column= with the positions"
@@ -96,9 +102,10 @@ def as_label(value: Any) -> int:
     if not isinstance(value, (numbers.Integral, np.bool_)):
         came = "no label" if value is None else f"the label {value!r} ({type(value).__name__})"
         raise DataError(f"has {came}: expected a class number, an integer from 0")
-    if value < 0:
-        raise DataError(f"has the label {value}, out of range: expected a class number from 0")
-    return int(value)
+    value = int(value)
+    if not 0 <= value < 2**63:
+        raise DataError(f"has the label {value}, out of range: expected a class number from 0, without large gaps")
+    return value
 
 
 def channels_of(image: Any) -> int:
@@ -146,6 +153,10 @@ def as_bytes(image: Any, shape: tuple[int, int, int], pixel_range: PixelRange) -
     """
     values = as_floats(image, shape[0])
     if tuple(values.shape) != shape:
+        if values.shape[1:] == shape[1:]:
+            raise DataError(
+                f"has {values.shape[0]} channels, the first image {shape[0]}: give all images in grey, or all in colour"
+            )
         raise DataError(
             f"has the shape {_shape(values.shape)}, the first image {_shape(shape)}: images must have one size; "
             "resize them in the data set's transform, or with --size on the command line"

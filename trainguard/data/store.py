@@ -7,6 +7,7 @@ import hashlib
 import math
 import warnings
 from contextlib import nullcontext
+from numbers import Real
 from textwrap import shorten
 from typing import Any, Literal
 
@@ -198,6 +199,8 @@ def open_images(
     """
     if on_error not in ("raise", "skip"):
         raise DataError(f"expected on_error='raise' or 'skip', got {on_error!r}")
+    if not isinstance(cache_bytes, Real) or not 0 <= cache_bytes < math.inf:
+        raise DataError(f"expected cache_bytes= as a number of bytes, 0 or more, got {cache_bytes!r}")
     generators = find_generators(dataset)
     with isolated_rng(0, generators):
         with left_as_is(dataset):
@@ -205,7 +208,7 @@ def open_images(
             rows = learn_rows(source, pixel_range, transform, generators)
             _warn_of_own_randomness(rows)
         with left_as_is(dataset):  # what was opened above must not be shared with reading processes
-            store = _read_all(rows, on_error, cache_bytes, workers, context, progress, comparable)
+            store = _read_all(rows, on_error, int(cache_bytes), workers, context, progress, comparable)
     if comparable:
         _check_comparable(store.labels, store.class_names, rows)
     return store

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -86,7 +86,7 @@ def _check_each(name: str, values: Any, kind: Kind) -> None:
         rounds = [*values]
     except TypeError:
         rounds = []
-    if not rounds or isinstance(values, (str, Mapping)):
+    if not rounds or isinstance(values, (str, Mapping, Iterator)):
         raise ValueError(f"expected {name}= as a list, a value for each round, got {values!r}")
     for value in rounds:
         _check(name, value, kind)

@@ -15,6 +15,7 @@ from torch import nn
 from trainguard.data.pixels import given_range
 from trainguard.distributed import Processes
 from trainguard.errors import DataError
+from trainguard.features import classifier_layer, watched
 from trainguard.models import UnitPixels, copy_of, device_of
 from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.progress import Progress
@@ -26,7 +27,6 @@ from trainguard.purification.network import (
     check_hooks,
     check_outputs,
     coloured_for,
-    features_of,
     for_training,
     guessing,
 )
@@ -277,7 +277,8 @@ def _attack(
     """Predictions and features of images and of their adversarial examples."""
     device = device_of(network)
     parts: dict[str, list[NDArray]] = {"before": [], "after": [], "features": [], "features after": []}
-    with features_of(network.net, classes) as tap, autocast(device):
+    layer = classifier_layer(network, classes, store.batch(index[:2], device))
+    with watched(layer) as tap, autocast(device):
         for start in range(0, len(index), batch_size):
             part = index[start : start + batch_size]
             x, y = store.batch(part, device), torch.from_numpy(store.labels[part]).to(device)

@@ -44,6 +44,8 @@ def purify_checkpoint(
         ModelError: the file is damaged or does not fit the architecture.
         DataError: the data cannot be used.
     """
+    if not Path(out).name:
+        raise FileExistsError(f"{out} is a folder: name a file to write")
     if weights_path(out).is_dir():
         raise FileExistsError(f"{weights_path(out)} is a folder: name a file to write")
     if weights_path(out).resolve() == Path(checkpoint).resolve():

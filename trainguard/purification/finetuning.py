@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainguard.models import UnitPixels, device_of, tensors_of
+from trainguard.features import Tap, classifier_layer, watched
+from trainguard.models import UnitPixels, device_of, held_by
 from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.purification.augmentation import random_view
-from trainguard.purification.network import Tap, features_of
 from trainguard.purification.shared import PART, agreed_wrong, disbelief, shared_adversarial, unlearned
 from trainguard.purification.universal import Worn
 from trainguard.training import AT_ONCE, at_once, autocast
@@ -164,9 +164,10 @@ def fine_tune(
     wearable = [[trigger.to(device) for trigger in kind] for kind in worn]
     network.train(not how.shared)
     total, seen = 0.0, 0
-    watched = ExitStack()
-    now = watched.enter_context(features_of(network.net, classes))
-    before = watched.enter_context(features_of((teacher or network).net, classes))
+    taps, few = ExitStack(), store.batch(extra[:2], device)
+    now, before = (
+        taps.enter_context(watched(classifier_layer(each, classes, few))) for each in (network, teacher or network)
+    )
     for step, index in enumerate(shuffled_batches(extra, batches, how.batch_size, generator)):
         for group in optimizer.param_groups:
             group["lr"] = how.rate_at((step + 0.5) / batches, adversarial)
@@ -210,7 +211,7 @@ def fine_tune(
         stage.advance(len(index), loss=value)
         if not math.isfinite(value):
             break
-    watched.close()
+    taps.close()
     network.eval()
     # The last step may have broken weights or running statistics that no loss was computed with any more.
     whole = unbroken <= _finite(network)
@@ -219,7 +220,7 @@ def fine_tune(
 
 def _finite(network: UnitPixels) -> set[str]:
     """The weights and buffers that are finite throughout."""
-    return {name for name, value in tensors_of(network).items() if bool(value.isfinite().all())}
+    return {name for name, value in held_by(network).items() if bool(value.isfinite().all())}
 
 
 def _kept_to(
@@ -291,9 +292,11 @@ def shuffled_batches(
 ) -> Iterator[NDArray[np.int64]]:
     """Exactly `batches` batches, going through the shuffled indices again and again.
 
-    The parts of one pass are of equal size up to one image: a last batch of a single image would break BatchNorm.
+    The parts of one pass are of equal size up to one image, and of two at least: a single image, which would break
+    BatchNorm, is there twice.
     """
-    parts = max(1, math.ceil(len(index) / batch_size))
+    index = np.repeat(index, 2) if len(index) == 1 else index
+    parts = max(1, min(math.ceil(len(index) / batch_size), len(index) // 2))
     done = 0
     while done < batches:
         order = torch.randperm(len(index), generator=generator).numpy()

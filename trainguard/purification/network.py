@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,9 @@ from torch import Tensor, nn
 
 from trainguard.data.store import ImageStore
 from trainguard.errors import ModelError
-from trainguard.models import UnitPixels, classifier_layer, copy_of, own_hooks
+from trainguard.features import classifier_layer
+from trainguard.models import UnitPixels, copy_of, device_of, dtype_of, own_hooks
+from trainguard.perturbation import frozen
 from trainguard.training import settle
 
 GUESSING = 3.0  # standard errors above the share that guessing gets right, up to which a model has learned nothing
@@ -73,8 +73,9 @@ def check_hooks(model: Any, network: UnitPixels, images: Tensor) -> None:
     except Exception:  # with its hooks it runs no better
         return
     try:
-        given: Any = settle(network, images)
-        same = torch.allclose(given.float(), expected.float(), rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+        given: Any = settle(network, images).detach().float()
+        expected = expected.detach().float()
+        same = torch.allclose(given, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
     except Exception:  # whatever the user's forward may raise
         same = False
     if not same:
@@ -104,15 +105,29 @@ def check_outputs(network: UnitPixels, images: Tensor, store: ImageStore) -> int
         raise ModelError(f"the model fails on images of shape {tuple(images.shape)}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(f"expected logits of shape ({len(images)}, classes) from the model, got {got}")
-    if logits.shape[1] < max(2, int(store.labels.max()) + 1):
-        raise ModelError(f"the model has {logits.shape[1]} outputs, the data set has {store.num_classes} classes")
+        raise ModelError(
+            f"expected logits of shape ({len(images)}, classes) from the model, got {got}: let its forward give the "
+            "logits, or an output with `logits`"
+        )
+    if logits.shape[1] < (needed := max(2, int(store.labels.max()) + 1)):
+        raise ModelError(
+            f"the model has {logits.shape[1]} outputs, the labels of the data need {needed}: give its last layer one "
+            "output per class"
+        )
     if not logits.isfinite().all():
         raise ModelError("the model gives NaN or infinite logits: its weights or its pixel range are wrong")
     if not logits.requires_grad or torch.autograd.grad(logits.float().sum(), images, allow_unused=True)[0] is None:
         raise ModelError(
             "the model has no gradient to its images: pass the one that was trained, not quantized or under no_grad"
         )
+    if not network.training:  # in which BatchNorm may want more than one image
+        with torch.no_grad():
+            alone: Any = network(images[:1])
+        if alone.shape != (1, logits.shape[1]):
+            raise ModelError(
+                f"the model gives shape {tuple(alone.shape)} for a single image, expected (1, {logits.shape[1]}): let "
+                "it flatten(1) in the place of squeeze()"
+            )
     return logits.shape[1]
 
 
@@ -133,10 +148,10 @@ def guessing(accuracy: float, labels: NDArray[np.int64]) -> str:
     )
 
 
-def renew_head(net: nn.Module, num_classes: int) -> None:
-    """Random weights of the same norm in the layer that gives the logits, if there is such a layer."""
-    layer = classifier_layer(net, num_classes)
-    if isinstance(layer, nn.Linear) and isinstance(layer.weight, nn.Parameter):
+def renew_head(network: UnitPixels, num_classes: int, images: Tensor) -> None:
+    """Random weights of the same norm in the layer that gives the logits, if there is such a layer, see its finder."""
+    layer = classifier_layer(network, num_classes, images)
+    if layer is not None and isinstance(layer.weight, nn.Parameter):
         norm = layer.weight.detach().norm()
         layer.reset_parameters()
         with torch.no_grad():
@@ -146,34 +161,14 @@ def renew_head(net: nn.Module, num_classes: int) -> None:
 
 
 def coloured_for(net: nn.Module, store: ImageStore) -> ImageStore:
-    """Grey images with three equal channels where the network's first convolution takes three."""
+    """Grey images with three equal channels where the network's first convolution takes three, and not from them."""
     stem = next((layer for layer in net.modules() if isinstance(layer, nn.Conv2d)), None)
-    return store.coloured() if store.shape[0] == 1 and stem is not None and stem.in_channels == 3 else store
-
-
-class Tap:
-    """Keeps what went into the classifier's last layer, or takes the logits where there is no such layer."""
-
-    def __init__(self) -> None:
-        self.last: Tensor | None = None
-
-    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """The hook: as torch calls it before the layer runs."""
-        self.last = next(iter((*inputs, *named.values())))
-
-    def read(self, logits: Tensor) -> Tensor:
-        """(B, D) float32 features of the images that the logits (B, K) were just computed from."""
-        features = logits if self.last is None else self.last
-        return features.float().flatten(1)
-
-
-@contextmanager
-def features_of(net: nn.Module, classes: int) -> Iterator[Tap]:
-    """Watch the features while the block runs: the input of the last linear layer with `classes` outputs."""
-    tap, layer = Tap(), classifier_layer(net, classes)
-    hook = layer.register_forward_pre_hook(tap, with_kwargs=True) if layer is not None else None
+    if store.shape[0] != 1 or stem is None or stem.in_channels != 3:
+        return store
+    network = UnitPixels(net, store.pixel_range)
     try:
-        yield tap
-    finally:
-        if hook is not None:
-            hook.remove()
+        with frozen(network), torch.no_grad():  # it may repeat the channel itself
+            network(store.batch(store.readable[:2], device_of(net)).to(dtype_of(net)))
+    except Exception:  # whatever its layers raise
+        return store.coloured()
+    return store

@@ -315,7 +315,7 @@ def purify(
     check_outputs(run.network.eval(), few, store)
     with isolated_rng(seed):
         if usual.renewed:
-            renew_head(run.network.net, classes)
+            renew_head(run.network, classes, few)
         run.before = accuracy(run.infected, *judge)
         if said := guessing(accuracy(run.infected, store, sample), store.labels[sample]):
             warnings.warn(said, UserWarning, stacklevel=3)  # through `undisturbed`
@@ -327,8 +327,8 @@ def purify(
         load_tensors(purified, run.best)
     else:
         warnings.warn(
-            f"the model is returned as it came: {run.stopped}; raise max_accuracy_loss=, lower lr= or eps=, "
-            "or give validation= or clean data",
+            f"the model is returned as it came: {run.stopped}; raise max_accuracy_loss=, lower lr= or eps=, or give "
+            f"{'more of these images' if clean else 'validation= or clean data'}",
             UserWarning,
             stacklevel=3,  # through `undisturbed`
         )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainguard.models import tensors_of
+from trainguard.models import held_by
 from trainguard.purification.finetuning import accuracy, fine_tune, logits_of
 from trainguard.purification.ranking import cleanest, logit_similarity, overlap
 from trainguard.rng import isolated_rng
@@ -72,7 +72,7 @@ def _fine_tune(run: Run, step: str, show: Progress) -> None:
         doubt = len(run.judge[1]) ** -0.5  # two standard errors at most
         run.history[-1]["within_bound"] = within = bool(lost <= run.plan.max_accuracy_loss + doubt)
         if within:
-            run.best = {name: value.detach().cpu().clone() for name, value in tensors_of(run.network.net).items()}
+            run.best = {name: value.detach().cpu().clone() for name, value in held_by(run.network.net).items()}
             run.best_accuracy = reached
 
 

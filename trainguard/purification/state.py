@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from trainguard.errors import DataError, StateError
 from trainguard.files import writable_folder, write_for_torch
-from trainguard.models import UnitPixels, digest_of, load_tensors, tensors_of
+from trainguard.models import UnitPixels, digest_of, held_by, load_tensors
 from trainguard.results import ScreenResult
 
 if TYPE_CHECKING:
@@ -185,7 +185,13 @@ def split(
         pool = np.intersect1d(pool, initial.keep)
     elif initial is not None:
         chosen = np.asarray(initial)
-        first = np.unique(np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64))
+        mask = chosen.dtype == bool and chosen.shape == (len(store),)
+        if not mask and not (chosen.ndim == 1 and len(chosen) and np.issubdtype(chosen.dtype, np.integer)):
+            raise DataError(
+                f"expected initial= as indices, or as {len(store)} values of True and False, got {chosen.dtype} of "
+                f"shape {chosen.shape}"
+            )
+        first = np.unique(np.flatnonzero(chosen) if mask else chosen.astype(np.int64))
         if len(first) == 0 or first[0] < 0 or first[-1] >= len(store):
             raise DataError(f"initial= must hold indices from 0 to {len(store) - 1}")
         first = np.intersect1d(first, pool)
@@ -229,9 +235,8 @@ class Keeper:
         self.path = None if folder is None else Path(folder) / "purification.pt"
         if self.path is None:
             return
-        if run.processes.is_main:
-            writable_folder(self.path.parent)
-        self.identity = {
+        self._told(self._prepared)
+        identity = {
             "plan": asdict(run.plan),
             "how": asdict(run.how),
             "data": run.store.fingerprint,
@@ -241,6 +246,7 @@ class Keeper:
             "suspects": 0 if run.suspects is None else _digest(run.suspects),
             "model": digest_of(run.network.net),
         }
+        self.identity = json.dumps(identity, default=np.generic.item)
 
     def save(self) -> None:
         """Write the state, whole or not at all; on the main process."""
@@ -248,16 +254,16 @@ class Keeper:
         if self.path is None or not run.processes.is_main:
             return
         state = {
-            "identity": json.dumps(self.identity),
+            "identity": self.identity,
             "round": run.round,
             "step": run.step,
             "stopped": run.stopped,
-            "history": json.dumps(run.history),
+            "history": json.dumps(run.history, default=np.generic.item),
             "timing": json.dumps(run.timing),
             "seconds": run.seconds,
             "extra": torch.from_numpy(run.extra),
             "previous": None if run.previous is None else torch.from_numpy(run.previous),
-            "weights": tensors_of(run.network.net),
+            "weights": held_by(run.network.net),
             "best": run.best,
             "best_accuracy": run.best_accuracy,
             "last_accuracy": run.last_accuracy,
@@ -273,16 +279,9 @@ class Keeper:
         run = self.run
         if self.path is None:
             return
-        state = run.processes.broadcast(self._read() if run.processes.is_main else None)
+        state = self._told(self._read)
         if state is None:
             return
-        saved = json.loads(state["identity"])
-        other = [name for name, value in json.loads(json.dumps(self.identity)).items() if saved.get(name) != value]
-        if other:
-            raise StateError(
-                f"{self.path} belongs to another purification (differs in: {', '.join(other)}): "
-                "give another state_dir, or the same arguments"
-            )
         load_tensors(run.network.net, state["weights"])
         run.round, run.step, run.stopped = state["round"], state["step"], state["stopped"]
         run.history, run.timing = json.loads(state["history"]), json.loads(state["timing"])
@@ -291,13 +290,49 @@ class Keeper:
         run.previous = None if state["previous"] is None else state["previous"].numpy()
         run.best, run.best_accuracy, run.last_accuracy = state["best"], state["best_accuracy"], state["last_accuracy"]
 
+    def _prepared(self) -> None:
+        assert self.path is not None
+        writable_folder(self.path.parent)
+
     def _read(self) -> dict[str, Any] | None:
         if self.path is None or not self.path.exists():
             return None
         try:
-            return torch.load(self.path, map_location="cpu", weights_only=True)
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            saved = json.loads(state["identity"])
         except Exception as error:  # torch raises many kinds for a damaged file
             raise StateError(f"cannot read {self.path} ({type(error).__name__}): delete it to start again") from error
+        if other := _differing(saved, json.loads(self.identity)):
+            raise StateError(
+                f"{self.path} belongs to another purification (differs in: {', '.join(other)}): "
+                "give another state_dir, or the same arguments"
+            )
+        return state
+
+    def _told(self, find: Callable[[], Any]) -> Any:
+        """What the main process finds, on every rank; what it raises, likewise."""
+        found: Any = None
+        if self.run.processes.is_main:
+            try:
+                found = find()
+            except (StateError, OSError) as error:
+                found = error
+        found = self.run.processes.broadcast(found)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def _differing(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The names of what two identities say differently; of the settings that one holds, their own."""
+    names = []
+    for name, value in now.items():
+        before = saved.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            names += _differing(before, value)
+        elif before != value:
+            names.append(name)
+    return names
 
 
 def _digest(*arrays: NDArray) -> str:

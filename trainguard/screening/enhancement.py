@@ -27,7 +27,7 @@ def enhancement_loss(trusted: Tensor, labels: Tensor) -> Callable[[Tensor, objec
     the main task and Blend's backdoor together.
     """
 
-    total, few = len(trusted), int(trusted.sum())
+    total, few = int((labels >= 0).sum()), int(trusted.sum())  # what cannot be read has no label
     ascent, descent = total / max(1, few), total / max(1, total - few)
 
     def loss(logits: Tensor, index: object) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from trainguard.data.store import ImageStore
@@ -25,13 +26,13 @@ LEAST_KNOWN = 20  # images that the purified probe must know for a trigger to be
 LEAST_KINDS = 5.0  # effective number of other classes from which diversity says anything
 DIVERSE_SIGN = 3.0  # how much a diverse part says in `orient`, beside a log ratio
 ODD_SIGN = 3.0  # how much it says there that one part is unlike all other classes' images
-AVERAGED = 500  # images of a part that its mean is taken over; of large ones fewer, see `training.at_once`
+AVERAGED, LEAST_AVERAGED = 500, 200  # images of a part that its mean is taken over; the least of large ones
 LEFT_OPEN = 0.85  # share of a trigger's bar from which the verdict is left open
 STANDS_OUT = 6.0  # Ashman's D from which a difference that half works as a trigger leaves the verdict open
 LOOKED = 0.5  # share of the samples that must be in classes large enough to be looked into for a verdict of clean
 NO_PICTURE = 0.02  # likeness up to which such parts do so where fine detail tells them; snow had 0.00
 NOTHING = 1.25  # accuracy, relative to chance, below which the first probe has learned nothing that could be poison
-Images = tuple[NDArray[np.float32], NDArray[np.int64]]  # see `bystanders`
+Images = tuple[NDArray[np.uint8], NDArray[np.int64]]  # see `bystanders`
 
 
 def diversity(runner_up: NDArray[np.int64], others: NDArray[np.int64], seed: int) -> float:
@@ -85,14 +86,12 @@ class Witness:
 
     Args:
         predict: from unit images (B, C, H, W) to labels.
-        images: (P, C, H, W) to try on.
+        images: (P, C, H, W) bytes, to try on.
     """
 
-    def __init__(
-        self, predict: Callable[[NDArray[np.float32]], NDArray[np.int64]], images: NDArray[np.float32]
-    ) -> None:
-        self.before = predict(images)
+    def __init__(self, predict: Callable[[NDArray[np.float32]], NDArray[np.int64]], images: NDArray[np.uint8]) -> None:
         self._predict = predict
+        self.before = self._of(_unit(part) for part in _parts(images))
         self._said: dict[bytes, NDArray[np.int64]] = {}
 
     def after(self, trial: Trial, sign: int) -> NDArray[np.int64]:
@@ -100,8 +99,11 @@ class Witness:
         moved = (sign * trial.difference + 0.0).tobytes()  # + 0.0: no negative zeros, so what is turned is the same
         key = hashlib.blake2b(moved, digest_size=16, person=str(trial.label).encode()).digest()
         if key not in self._said:
-            self._said[key] = self._predict(trial.moved(sign))
+            self._said[key] = self._of(trial.moved(sign))
         return self._said[key]
+
+    def _of(self, parts: Iterable[NDArray[np.float32]]) -> NDArray[np.int64]:
+        return np.concatenate([np.zeros(0, dtype=np.int64), *(self._predict(part) for part in parts)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +114,7 @@ class Trial:
         label: the class.
         chosen: (P,) bool, the images of other classes among those to try on.
         truth: (m,) their labels.
-        images: (P, C, H, W) all of those.
+        images: (P, C, H, W) bytes, all of those.
         difference: (C, H, W), the mean of the upper part less that of the lower one.
         likeness: of the upper part's images, what they have in common against the lower part (mean squared difference
             of the means) over how they differ among themselves (variance).
@@ -121,7 +123,7 @@ class Trial:
     label: int
     chosen: NDArray[np.bool_]
     truth: NDArray[np.int64]
-    images: NDArray[np.float32]
+    images: NDArray[np.uint8]
     difference: NDArray[np.float32]
     likeness: float
 
@@ -146,7 +148,7 @@ class Trial:
             seed: of the members that the means are taken over.
         """
         rng = np.random.default_rng(seed)
-        most = at_once(store.shape, AVERAGED)
+        most = max(LEAST_AVERAGED, at_once(store.shape, AVERAGED))
         upper, spread = _mean(store, rng.permutation(members[split.upper])[:most])
         lower, _ = _mean(store, rng.permutation(members[~split.upper])[:most])
         likeness = float(((upper - lower) ** 2).mean()) / max(spread, 1e-6)
@@ -154,13 +156,14 @@ class Trial:
         chosen = labels != label
         return cls(label, chosen, labels[chosen], images, upper - lower, likeness)
 
-    def moved(self, sign: int) -> NDArray[np.float32]:
-        """The images (m, C, H, W) of other classes with the difference added (1) or taken away (-1)."""
-        return np.clip(self.images[self.chosen] + sign * self.difference, 0, 1)
+    def moved(self, sign: int) -> Iterator[NDArray[np.float32]]:
+        """The images (m, C, H, W) of other classes with the difference added (1) or taken away (-1), part by part."""
+        for part in _parts(self.images[self.chosen]):
+            yield np.clip(_unit(part) + sign * self.difference, 0, 1)
 
 
 def bystanders(store: ImageStore, seed: int) -> Images:
-    """Images (P, C, H, W) of all classes, and their labels, that mean differences are tried on.
+    """Images (P, C, H, W), as bytes, of all classes, and their labels, that mean differences are tried on.
 
     Where one class is most of the data, half of them are of the others: what is said of it is said by these.
     """
@@ -170,8 +173,24 @@ def bystanders(store: ImageStore, seed: int) -> Images:
     if (labels[:PROBED] != largest).mean() < FEW_OTHERS:
         others = order[labels != largest][: PROBED // 2]
         order = np.concatenate([others, order[labels == largest]])
-    chosen = order[:PROBED]
-    return store.batch(chosen).numpy(), store.labels[chosen]
+    return tried_on(store, order[:PROBED])
+
+
+def tried_on(store: ImageStore, index: NDArray[np.int64]) -> Images:
+    """The samples `index` as `Trial` takes them: (P, C, H, W) bytes, as there may be many large ones, and labels."""
+    parts = np.array_split(index, -(-len(index) // at_once(store.shape)))
+    images = [(store.batch(part) * 255).round().to(torch.uint8).numpy() for part in parts]
+    return np.concatenate(images), store.labels[index]
+
+
+def _parts(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """As many images (B, C, H, W) at a time as may be held as floats."""
+    size = at_once(images.shape[1:])  # type: ignore[arg-type]
+    return [images[start : start + size] for start in range(0, len(images), size)]
+
+
+def _unit(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return images.astype(np.float32) / np.float32(255)
 
 
 def transfers(trial: Trial, witness: Witness) -> tuple[float, float]:
@@ -357,5 +376,16 @@ def labels_of(poisoned: Sequence[Finding]) -> tuple[int, ...]:
 
 def _mean(store: ImageStore, index: NDArray[np.int64]) -> tuple[NDArray[np.float32], float]:
     """The mean image (C, H, W), and the variance about it, averaged over pixels."""
-    images = store.batch(np.sort(index))  # in one order whichever part is the upper one, so that the mean is the same
-    return images.mean(0).numpy(), float(images.var(0, correction=0).mean())
+    index = np.sort(index)  # in one order whichever part is the upper one, so that the mean is the same
+    parts = np.array_split(index, -(-len(index) // at_once(store.shape, AVERAGED)))
+    means, spread = [], 0.0
+    for part in parts:
+        images = store.batch(part)
+        means.append(images.mean(0).numpy())
+        spread += float(images.var(0, correction=0).mean()) * len(part) / len(index)
+    if len(parts) == 1:
+        return means[0], spread
+    shares = np.array([len(part) for part in parts]) / len(index)
+    mean = np.average(means, axis=0, weights=shares).astype(np.float32)
+    between = np.average([((each - mean) ** 2).mean() for each in means], weights=shares)
+    return mean, spread + float(between)

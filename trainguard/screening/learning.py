@@ -106,7 +106,8 @@ def train(run: Run, name: str, model: nn.Module, index: np.ndarray, recipe: Reci
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["epochs"]
         for row in saved["rows"]:
-            run.epoch_done(**row)
+            if run.epoch_done(**row):
+                first = recipe.epochs
     rows = [row for row in run.history if row["stage"] == name]
     with run.stage(name), run.progress.stage(name, (recipe.epochs - first) * len(index)) as shown:
         for epoch in range(first, recipe.epochs):
@@ -145,7 +146,8 @@ def train(run: Run, name: str, model: nn.Module, index: np.ndarray, recipe: Reci
                     "rows": rows,
                 },
             )
-            run.epoch_done(**row)
+            if run.epoch_done(**row):
+                break
 
 
 def logits(run: Run, model: nn.Module, index: np.ndarray) -> np.ndarray:

@@ -59,11 +59,10 @@ class Run:
     timing: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def tell(self, hook: str, *args: Any, **figures: Any) -> None:
-        """Call a hook on every callback that has it."""
-        for callback in self.callbacks:
-            if (method := getattr(callback, hook, None)) is not None:
-                method(*args, **figures)
+    def tell(self, hook: str, *args: Any, **figures: Any) -> bool:
+        """Call a hook on every callback that has it; True where one of them says so."""
+        methods = [getattr(callback, hook, None) for callback in self.callbacks]
+        return True in [method(*args, **figures) for method in methods if method is not None]
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -73,10 +72,10 @@ class Run:
         yield
         self.timing[name] = self.timing.get(name, 0.0) + time.perf_counter() - start
 
-    def epoch_done(self, **row: Any) -> None:
-        """Note a probe epoch and tell the callbacks."""
+    def epoch_done(self, **row: Any) -> bool:
+        """Note a probe epoch and tell the callbacks; True where one of them wants no more of that probe's."""
         self.history.append(row)
-        self.tell("on_probe_epoch_end", **row)
+        return self.processes.broadcast(self.tell("on_probe_epoch_end", **row))
 
 
 @dataclass(frozen=True)

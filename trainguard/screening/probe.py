@@ -7,13 +7,13 @@ calibrated on it hold whatever model is being protected.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainguard.models import UnitPixels, classifier_layer
+from trainguard.features import classifier_layer, watched
+from trainguard.models import UnitPixels
 
 MOST_FEATURES = 1024  # of a given model: their covariance is inverted
 WIDTH = 16
@@ -83,14 +83,15 @@ class Trained(nn.Module):
 
     Args:
         network: eats unit pixels.
-        num_classes: K of the network; the features are what goes into the last linear layer with K outputs, or the
-            logits where there is none. Of more than 1,024, as many random sums are taken.
+        num_classes: K of the network; the features are what goes into the linear layer that gives the logits, or these
+            where there is none. Of more than 1,024, as many random sums are taken.
+        images: (B, C, H, W) in [0, 1], a few, see `classifier_layer`.
     """
 
-    def __init__(self, network: UnitPixels, num_classes: int) -> None:
+    def __init__(self, network: UnitPixels, num_classes: int, images: Tensor) -> None:
         super().__init__()
         self.network = network
-        self._layer = classifier_layer(network.net, num_classes)
+        self._layer = classifier_layer(network, num_classes, images)
 
     def forward(self, images: Tensor) -> Tensor:
         r"""(B, C, H, W) in [0, 1] to (B, K) logits."""
@@ -98,19 +99,8 @@ class Trained(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         r"""(B, C, H, W) to (B, D)."""
-        seen: list[Tensor] = []
-        layer = self._layer
-
-        def look(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            seen.append(next(iter((*inputs, *named.values()))))
-
-        hook = None if layer is None else layer.register_forward_pre_hook(look, with_kwargs=True)
-        try:
-            logits = self.network(images)
-        finally:
-            if hook is not None:
-                hook.remove()
-        found = (seen[-1] if seen else logits).detach().float().flatten(1)
+        with watched(self._layer) as tap:
+            found = tap.read(self.network(images)).detach()
         if found.shape[1] <= MOST_FEATURES:
             return found
         generator = torch.Generator().manual_seed(found.shape[1])

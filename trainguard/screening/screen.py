@@ -120,6 +120,8 @@ def run_screening(
     check_preset(preset)
     if options.get("trained") and (model is None or PRESETS[preset].variant == "paper"):
         raise ValueError("trained=True needs the model, and the default preset")
+    if options.get("trained") and isinstance(model, str):
+        raise ValueError(f"trained=True needs the model itself, got a name, {model!r}: load its weights first")
     check_length(epochs, budget, seed)
     epochs, budget, seed = plain(epochs), plain(budget), plain(seed)  # numpy's numbers are none to torch and JSON
     ranks = Processes.of(accelerator)

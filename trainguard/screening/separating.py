@@ -30,6 +30,7 @@ from trainguard.screening.identification import (
     kinds_of,
     labels_of,
     sentence,
+    tried_on,
     triggers,
     with_kin,
 )
@@ -118,8 +119,9 @@ def _learned(run: Run) -> Probe | Trained:
     if run.trained is not None:
         network = UnitPixels(run.trained, run.store.pixel_range).to(run.device).eval()
         run.processes.align(network)
-        width = settle(network, run.store.batch(run.store.readable[:1], run.device)).shape[1]
-        return Trained(network, width)  # a delivered model may know more classes than these data have
+        few = run.store.batch(run.store.readable[:1], run.device)
+        width = settle(network, few).shape[1]
+        return Trained(network, width, few)  # a delivered model may know more classes than these data have
     probe, index = fresh_probe(run, run.seed), run.store.readable
     recipe = recipe_for(run, len(index), run.settings.warmup_share, run.settings.warmup_shift)
     train(run, "warm-up", probe, index, recipe)
@@ -303,7 +305,7 @@ def _at_source(run: Run, finding: Finding, taken: np.ndarray, probe: Probe | Tra
     if source == finding.label or (taken == source).mean() < ONE_SOURCE:
         return 0.0
     chosen = np.random.default_rng(run.seed).permutation(np.flatnonzero(store.labels == source))[:TRIED]
-    images = store.batch(chosen).numpy(), store.labels[chosen]
+    images = tried_on(store, chosen)
     trial = Trial.of(finding.split, finding.members, finding.label, store, images, run.seed)
     return triggers(trial, witness_of(run, probe, images[0]), witness_of(run, purified, images[0]))
 

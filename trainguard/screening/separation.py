@@ -193,7 +193,7 @@ class Discriminants:
         self.z = z
         fold = np.random.default_rng(seed).permutation(len(z)) % FOLDS
         self._folds = [(np.flatnonzero(fold == k), z[fold == k]) for k in range(FOLDS)]
-        self._decomposed = [np.linalg.eigh(np.cov(z[fold != k].T, bias=True)) for k in range(FOLDS)]
+        self._decomposed = [np.linalg.eigh(np.atleast_2d(np.cov(z[fold != k].T, bias=True))) for k in range(FOLDS)]
 
     def positions(self, upper: NDArray[np.bool_]) -> Array:
         """Places between the lower part and the upper one, about in units of log-odds: (G, n) for G guesses (G, n).

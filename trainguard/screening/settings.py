@@ -121,7 +121,7 @@ def check_preset(preset: str) -> None:
     Raises:
         ValueError: so it is.
     """
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
 
 
