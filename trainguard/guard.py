@@ -187,6 +187,7 @@ class Guard:
             self._views.clear()
             self._result, self._new_labels, self._steps = result, None, steps
             self._log(result.figures(), step=0)  # before training's own steps: a tracker may not go back
+            self._tell(result)
         elif self._images is None:  # a state was loaded, and this is the loader it is about
             check_fingerprint(result.fingerprint, images.fingerprint)
             check_made_by(result, preset)
@@ -238,6 +239,15 @@ class Guard:
         self._log({"trainguard/relabelled": len(flagged), "trainguard/labels_changed": changed})
         for view, steps in self._views.items():
             self._apply(view, steps)
+
+    def _tell(self, result: ScreenResult) -> None:
+        """Say what was found: nobody need ask for it, and nobody think that an open question was answered."""
+        flagged, n = int(result.suspect.sum()), len(result.suspect)
+        left_out = f"{flagged:,} of {n:,} samples are left out" if flagged else f"all {n:,} samples are kept"
+        verdict = f"trainguard: {result.verdict} (confidence {result.confidence:.2f}), {left_out}; {result.reason}"
+        Progress(self._progress).say(verdict)
+        if result.verdict == "undecided":
+            warnings.warn(f"{verdict}. Training goes on with all of them", stacklevel=3)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs: the result and the new labels, as tensors and plain values."""

@@ -96,6 +96,11 @@ class Progress:
         self._console = Lines(file=stream or sys.stderr) if enabled else None
         self._bars: LiveBars | None = None
 
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        if self._console is not None:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
         """Open a stage; it is closed with a line that says how long it took. Stages may be nested.

@@ -245,9 +245,10 @@ class ScreenResult:
             ("flagged", f"{flagged} of {len(self.suspect)} ({100 * flagged / n:.2f}%)"),
             ("target classes", ", ".join(names) or "none"),
             ("unreadable", str(len(self.unreadable))),
+            ("spent", f"as much as {self.settings['spend']:g} epochs" if "spend" in self.settings else ""),
             ("seconds", f"{self.timing.get('total', float('nan')):.1f}"),
         ]
-        return [(what, visible(value)) for what, value in table if (what, value) != ("unreadable", "0")]
+        return [(what, visible(value)) for what, value in table if value and (what, value) != ("unreadable", "0")]
 
     def __repr__(self) -> str:
         return as_text("ScreenResult", self.rows())

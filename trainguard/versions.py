@@ -15,6 +15,6 @@ def versions() -> dict[str, str]:
     return {
         "trainguard": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of torch's own, which `weights_only` refuses
         "numpy": numpy.__version__,
     }

@@ -10,6 +10,7 @@ from trainguard.drill.demo import run_demo
 from trainguard.errors import StateError
 
 
+@pytest.mark.filterwarnings("ignore:the model")  # two epochs teach it little
 def test_the_demo_prints_its_table_and_keeps_a_picture(screened, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     done = run_demo(epochs=2, progress=False)
@@ -19,7 +20,7 @@ def test_the_demo_prints_its_table_and_keeps_a_picture(screened, monkeypatch, ca
         line for line in shown.splitlines() if line.startswith("guarded, relabelled") or " guarded, relabelled" in line
     )
     assert row.split()[-4:-1] == ["115", "114", "1"]  # flagged, poison among them, missed
-    assert [cell.defense for cell in done.cells] == ["none", "guard", "guard+relabel"]
+    assert [cell.defense for cell in done.cells] == ["none", "guard", "guard+relabel", "guard+purify"]
     folder = tmp_path / "trainguard-demo"
     assert json.loads((folder / "drill.json").read_text())["cells"][1]["flagged"] == 115
     with Image.open(folder / "flagged.png") as picture:
@@ -42,4 +43,5 @@ def test_the_demo_implants_and_defends(tmp_path):
     found = {cell.defense: cell for cell in done.cells}
     assert found["none"].asr > 0.9
     assert found["guard"].asr < 0.05 and found["guard+relabel"].asr < 0.05
+    assert found["guard+purify"].asr < 0.05
     assert found["guard"].verdict == "poisoned" and found["guard"].target_classes == (1,)

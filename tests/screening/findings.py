@@ -27,3 +27,4 @@ def finding(
 
 
 NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0.99, "elsewhere": 0.0, "members": 200}
+SURE = {"distance": 4.5, "resemblance": 0.5, "trigger": 0.45, "company": 0.5, "scatter": 0.4}

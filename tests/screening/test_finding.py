@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from findings import NOWHERE_ELSE, finding
+from findings import NOWHERE_ELSE, SURE, finding
 
 from trainguard.screening.identification import decide, with_kin
 from trainguard.screening.separation import Split
@@ -119,6 +119,13 @@ from trainguard.screening.settings import Settings
         (finding(resemblance=0.6), "poisoned"),  # far apart
         (finding(resemblance=0.8), "clean"),
         (finding(resemblance=0.8, told=0.94, elsewhere=0.0), "clean"),
+        (finding(**SURE), "poisoned"),  # of a source that resembles the target
+        (finding(**SURE | {"trigger": 0.2}), "clean"),
+        (finding(**SURE | {"company": 0.7}), "clean"),
+        (finding(**SURE | {"valley": 0.4}), "clean"),
+        (finding(**SURE | {"likeness": 0.65}), "clean"),
+        (finding(**NOWHERE_ELSE | {"distance": 8.4}, beside=True), "poisoned"),  # one more corner of a clean label
+        (finding(**NOWHERE_ELSE | {"distance": 8.4}), "clean"),
         (finding(resemblance=0.8, told=0.94, elsewhere=0.0, beside=True), "poisoned"),  # one more of several pictures
         (finding(resemblance=0.8, told=0.85, elsewhere=0.0, beside=True), "clean"),
         (finding(resemblance=0.8, told=0.94, elsewhere=0.1, beside=True), "clean"),

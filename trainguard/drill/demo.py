@@ -21,10 +21,11 @@ ATTACK, MODEL, RATE, TARGET = "badnets", "resnet9", 0.08, 1
 EPOCHS = 20
 SHOWN = 24  # flagged samples in the picture
 NAMES = {"none": "unguarded", "guard": "guarded", "guard+relabel": "guarded, relabelled"}
+NAMES |= {"guard+purify": "unguarded, then purified"}
 
 
 def run_demo(*, out: str | Path | None = None, seed: int = 0, epochs: int = EPOCHS, progress: bool = True) -> Drill:
-    r"""Poison the digits with a white patch, train without and with the guard, print what came of it.
+    r"""Poison the digits with a white patch, train without and with the guard, purify, print what came of it.
 
     Args:
         out: folder for the figures and for a picture of flagged samples; None for `trainguard-demo`.
@@ -46,7 +47,7 @@ def run_demo(*, out: str | Path | None = None, seed: int = 0, epochs: int = EPOC
         drill = run_drill(
             data,
             attacks=[ATTACK],
-            defenses=["guard+relabel"],
+            defenses=["guard+relabel", "guard+purify"],
             out=scratch,
             model=MODEL,
             epochs=epochs,

@@ -197,7 +197,7 @@ def audit(
             "pixel_range": {"low": list(store.pixel_range.low), "high": list(store.pixel_range.high)},
             "accuracy": float(right.mean()),
             "screening": None if poison is None else {"verdict": poison.verdict, "flagged": int(poison.suspect.sum())},
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "python": platform.python_version(),
         },
         timing={"total": time.perf_counter() - started},

@@ -354,7 +354,7 @@ def purify(
             if isinstance(initial, ScreenResult)
             else None,
             "pixel_range": {"low": list(store.pixel_range.low), "high": list(store.pixel_range.high)},
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "python": platform.python_version(),
         },
         timing={"total": run.seconds, **run.timing},

@@ -50,8 +50,8 @@ ADVICE = {
     "clean": "Nothing needs to be done. What the verdict assumes, and where it can be wrong, stands at the end.",
     "poisoned": "Train on the kept samples only, ask whoever supplied the data about the flagged rows, and audit every "
     "model that was already trained on them.",
-    "undecided": "Read the reason above. More epochs or a larger budget often decide it; until then look at the "
-    "samples with the highest scores by hand, and do not trust what is flagged, if anything is.",
+    "undecided": "Nothing was left out: a guarded training runs on all of the data. Read the reason above. Screening "
+    "for longer may decide it (a budget of 2, say); until then look at the samples with the highest scores by hand.",
 }
 NOTHING_KEPT = "Nothing is left to train on: ask whoever supplied the data about the flagged rows."
 

@@ -35,6 +35,7 @@ NOWHERE = 0.02  # share of other classes' samples on its side up to which a part
 COMMON = 0.5  # share of them from which it is no trigger; parts that a trigger alone speaks for had 0.02 at most
 NO_SCENE = 0.09  # likeness up to which that counts; large tracks of signs had 0.16, threes among all digits 1.0
 ALONE = 9.0  # Ashman's D of such a part from which it is poison by that; natural ones had 6.2, tracks of signs 15.7
+ALONE_BESIDE = 8.0  # the same of a further part of a class; corners of one cross had 8.3, natural parts mostly less
 MANY = 50  # samples that such a part must have; two tracks of signs have as many
 TOGETHER = 0.65  # company above which a part far apart must scatter more; a track of signs, a way to write a one
 STRAYS = 0.1  # by so much

@@ -217,7 +217,8 @@ class Finding:
     def _foreignness(self, settings: Settings) -> float:
         """How sure it is that the suspected part does not belong to its class, as far as the purified probe may say."""
         disowned = _passes(self._asked_conflict(settings) - self.relative_agreement, 0.05)
-        asked = bars.STRANGE_FAR if self.is_far_apart or self._is_of_every_kind(settings) else bars.STRANGE
+        far_or_sure = self.is_far_apart or self._is_of_every_kind(settings) or self._is_surely_a_trigger
+        asked = bars.STRANGE_FAR if far_or_sure else bars.STRANGE
         strange = _passes(asked - self.resemblance, 0.05)
         if self.beside and like_nothing_else(self.told, self.elsewhere):
             strange = 1.0  # images that are hard for their class are in no such part
@@ -247,6 +248,15 @@ class Finding:
     def _is_of_every_kind(self, settings: Settings) -> bool:
         """True where both probes take the part for images of all kinds, which few natural parts are made of."""
         return self.diversity >= settings.diverse and self.scatter >= settings.scatter
+
+    @property
+    def _is_surely_a_trigger(self) -> bool:
+        """True where the difference moves so many images that the part need be foreign by less.
+
+        Images of a source that resembles the target have something of it, as hard images of the target have.
+        """
+        alike = self.company > bars.OWN_COMPANY or self.likeness > bars.ONE_SCENE
+        return self.trigger >= bars.SURE_TRIGGER and self.is_quite_apart and not alike
 
     def _half_foreign(self, settings: Settings) -> float:
         """How sure it is that the part is disowned enough for a sure trigger to need no gap.
@@ -372,7 +382,8 @@ class Finding:
             _passes(self.trigger - settings.transfer_of_foreign, 0.05), _passes(bars.ONE_SCENE - self.likeness, 0.05)
         )
         no_scene = max(_passes(bars.NO_SCENE - self.likeness, 0.01), half)
-        return min(odd, _passes(self.split.distance - bars.ALONE, 0.5), no_scene)
+        far = bars.ALONE_BESIDE if self.beside else bars.ALONE
+        return min(odd, _passes(self.split.distance - far, 0.5), no_scene)
 
 
 def _passes(margin: float, width: float) -> float:
