@@ -1,5 +1,6 @@
 import collections
 import copy
+import dataclasses
 import pickle
 import random
 from functools import partial
@@ -59,6 +60,24 @@ def result_for(images, flagged):
         timing={"total": 1.0},
         history=[{"stage": "probe", "epoch": 1, "loss": np.float32(0.5)}],
     )
+
+
+def test_the_verdict_is_said_and_an_open_question_is_a_warning(screening, capsys, monkeypatch, images, labels):
+    loader = DataLoader(TensorDataset(images, labels), 8)
+    Guard().protect(loader)
+    assert (
+        "trainguard: poisoned (confidence 0.90), 5 of 60 samples are left out; a test says so"
+        in capsys.readouterr().err
+    )
+    Guard(progress=False).protect(loader)
+    assert not capsys.readouterr().err
+    screening.flagged = []
+    Guard().protect(loader)
+    assert "trainguard: clean (confidence 0.90), all 60 samples are kept; a test says so" in capsys.readouterr().err
+    open_case = partial(dataclasses.replace, verdict="undecided")
+    monkeypatch.setattr("trainguard.guard.run_screening", lambda images, *_, **__: open_case(result_for(images, [])))
+    with pytest.warns(UserWarning, match="undecided .*, all 60 samples are kept; a test says so. Training goes on"):
+        assert Guard(progress=False).protect(loader) is loader
 
 
 @pytest.fixture

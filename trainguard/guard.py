@@ -242,8 +242,8 @@ class Guard:
 
     def _tell(self, result: ScreenResult) -> None:
         """Say what was found: nobody need ask for it, and nobody think that an open question was answered."""
-        flagged, n = int(result.suspect.sum()), len(result.suspect)
-        left_out = f"{flagged:,} of {n:,} samples are left out" if flagged else f"all {n:,} samples are kept"
+        n, kept = len(result.suspect), len(result.keep)
+        left_out = f"{n - kept:,} of {n:,} samples are left out" if kept < n else f"all {n:,} samples are kept"
         verdict = f"trainguard: {result.verdict} (confidence {result.confidence:.2f}), {left_out}; {result.reason}"
         Progress(self._progress).say(verdict)
         if result.verdict == "undecided":

@@ -40,6 +40,7 @@ MANY = 50  # samples that such a part must have; two tracks of signs have as man
 TOGETHER = 0.65  # company above which a part far apart must scatter more; a track of signs, a way to write a one
 STRAYS = 0.1  # by so much
 CHANCE = 0.6  # what a scatter must have above its bar, over the root of the samples; 15 starfish had 0.14
+CHANCE_COMPANY = 0.45  # what a company must be under its bar, likewise: its standard error; 20 vine tomatoes had 0.47
 LEARNED_FROM = 40  # trusted samples from which a class is known well enough to contradict; 15 and 23 were of one kind
 EVERY_KIND = 0.5  # relative agreement up to which a part of all kinds is foreign; poison had 0.45, hard images 0.53
 RESTORED = 0.0  # see `restored`, from which undoing a change puts images right

@@ -177,7 +177,8 @@ class Finding:
         learned = max(firm, min(many, _passes(self.disbelief - bars.DISBELIEVED, 0.1)), float(self.pixels))
         if self.is_apart(settings):
             # What a probe learned from a few of a class need not keep company with most of it.
-            apart = _passes(settings.company - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
+            chance = bars.CHANCE_COMPANY / float(np.sqrt(max(1, len(self.suspected))))
+            apart = _passes(settings.company - chance - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
             apart = min(
                 apart, _passes(bars.ONE_LIGHT - self.likeness, 0.05)
             )  # frames of another pose, offices by daylight
