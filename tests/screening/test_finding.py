@@ -119,6 +119,12 @@ from trainguard.screening.settings import Settings
         (finding(resemblance=0.6), "poisoned"),  # far apart
         (finding(resemblance=0.8), "clean"),
         (finding(resemblance=0.8, told=0.94, elsewhere=0.0), "clean"),
+        (finding(distance=3.8, valley=0.37, scatter=0.4, share=0.2), "clean"),  # twenty vine tomatoes
+        (finding(distance=3.8, valley=0.37, scatter=0.4, share=0.2, members=150), "poisoned"),
+        (finding(distance=4.5, valley=0.2, scatter=0.4, share=0.2), "poisoned"),
+        (finding(distance=3.8, valley=0.37, scatter=0.4, share=0.2, trigger=0.4), "poisoned"),
+        (finding(distance=3.8, valley=0.37, scatter=0.4, share=0.15, company=0.48, members=200), "clean"),  # by chance
+        (finding(distance=3.8, valley=0.37, scatter=0.4, share=0.15, company=0.42, members=2000), "poisoned"),
         (finding(**SURE), "poisoned"),  # of a source that resembles the target
         (finding(**SURE | {"trigger": 0.2}), "clean"),
         (finding(**SURE | {"company": 0.7}), "clean"),

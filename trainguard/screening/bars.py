@@ -38,6 +38,7 @@ ALONE = 9.0  # Ashman's D of such a part from which it is poison by that; natura
 ALONE_BESIDE = 8.0  # the same of a further part of a class; corners of one cross had 8.3, natural parts mostly less
 MANY = 50  # samples that such a part must have; two tracks of signs have as many
 TOGETHER = 0.65  # company above which a part far apart must scatter more; a track of signs, a way to write a one
+FEW = 25  # samples under which what a part looks like says nothing unless it is quite apart; natural ones had 15 to 23
 STRAYS = 0.1  # by so much
 CHANCE = 0.6  # what a scatter must have above its bar, over the root of the samples; 15 starfish had 0.14
 CHANCE_COMPANY = 0.45  # what a company must be under its bar, likewise: its standard error; 20 vine tomatoes had 0.47

@@ -195,7 +195,8 @@ class Finding:
                 _passes(bars.COMPANY_AT_SOURCE - self.company, 0.1),
             )
             source *= self.likeness <= bars.ONE_SCENE and not self.is_common
-            return min(foreign, max(min(learned, max(apart, kinds, scattered)), backed, source, kin))
+            group = max(apart, kinds, scattered) * (self.is_quite_apart or len(self.suspected) >= bars.FEW)
+            return min(foreign, max(min(learned, group), backed, source, kin))
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
         own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - bars.BELIEVED, 0.05))
         # What both probes take for all kinds, and one has learned, may look alike: other colours, another light.
