@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from findings import NOWHERE_ELSE, SURE, finding
+from findings import CROWD, NOWHERE_ELSE, SURE, finding
 
 from trainguard.screening.identification import decide, with_kin
 from trainguard.screening.separation import Split
@@ -125,6 +125,12 @@ from trainguard.screening.settings import Settings
         (finding(distance=3.8, valley=0.37, scatter=0.4, share=0.2, trigger=0.4), "poisoned"),
         (finding(distance=3.8, valley=0.37, scatter=0.4, share=0.15, company=0.48, members=200), "clean"),  # by chance
         (finding(distance=3.8, valley=0.37, scatter=0.4, share=0.15, company=0.42, members=2000), "poisoned"),
+        (finding(**CROWD), "poisoned"),  # more of a picture than images of the class's own
+        (finding(**CROWD | {"elsewhere": 0.1}), "clean"),  # most of a class that resembles others
+        (finding(**CROWD | {"transfer": 0.3}), "clean"),
+        (finding(**CROWD | {"resemblance": 0.95}), "clean"),
+        (finding(**CROWD | {"share": 0.45}), "clean"),
+        (finding(**CROWD | {"valley": 0.2}), "clean"),
         (finding(**SURE), "poisoned"),  # of a source that resembles the target
         (finding(**SURE | {"trigger": 0.2}), "clean"),
         (finding(**SURE | {"company": 0.7}), "clean"),

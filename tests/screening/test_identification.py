@@ -32,6 +32,7 @@ def test_a_part_that_is_nearly_all_of_its_class_is_not_the_suspected_one(still):
     split, divergence = Split(upper * 1.0, upper * 1.0, 6.0, 0.05), np.where(upper, 1.0, still).astype(np.float32)
     for one in (split, split.turned()):
         assert np.array_equal(orient(one, divergence, (0.0, 0.0)).upper, ~upper)
+    assert np.array_equal(orient(split, np.where(upper, 1e-3, 1e3), (0.9, 0.0), left=0.05).upper, upper)  # crowded
 
 
 @pytest.mark.parametrize("share", [0.1, 0.7])

@@ -3,11 +3,14 @@
 Those that a preset may set differently are in `settings`.
 """
 
+import numpy as np
+
 DOUBTFUL = 0.05  # probability of the suspected part from which a sample is kept from the purified probe
 KNOWN = 0.2  # agreement with trusted samples of a class from which the purified probe may judge its labels
 SURE_TRIGGER = 0.3  # trigger from which a class need not fall into two parts far apart; natural groups had 0.14 at most
 LEAST_TRUSTED = 15  # samples that a class must keep when its suspected parts are left out
 LEFT = 0.15  # share of a class that the suspected part must leave: the purified probe learns the class from it
+CROWDED = 2.5  # times the median class from which a class counts no larger there: most of it may be poison
 HELD = 0.7  # firmness from which a finished model has learned the labels of a part; triggers 0.79 and more, others 0.64
 BELIEVED = 0.4  # firmness likewise, of our own probe, where kinds alone speak for a part; wrong labels had 0.25
 LEARNED = 0.5  # firmness from which a part is no heap of wrong labels; its share of the class, where that is more
@@ -15,6 +18,7 @@ DISBELIEVED = 1.3  # disbelief from which likewise; triggers that are hardly lea
 OF_MANY_KINDS = 0.6  # scatter from which that counts; such triggers had 0.72, picture cards among plain ones 0.47
 OWN_COMPANY = 0.66  # company above which half a trigger is none; poison had 0.64, newspapers among paper 0.64 to 0.73
 OWN_KIND = 0.75  # relative agreement from which a part is what its label says: only a sure trigger speaks against it
+MOVED = 0.5  # transfer from which most of a class, like nothing else, may be poison; a blended picture had 0.91
 TRIGGER_AT_SOURCE = 0.5  # at_source from which it is one; such triggers had 0.55 to 0.96, natural groups 0.34 at most
 COMPANY_AT_SOURCE = 0.75  # company up to which it counts; poison of one source had 0.57 at most, natural groups 0.85
 ONE_SCENE = 0.6  # likeness from which a part is one scene, not poison by its company; triggers had 0.52, tracks 0.66 up
@@ -50,3 +54,8 @@ MUCH_RESTORED = 0.18  # what such a part must have, and be of all kinds; those c
 MANY_KINDS, MORE_KINDS = 0.6, 1.5  # diversity and variety of another such part; fog had 0.65, 1.9, horses 0.57, 1.8
 SHALLOW = 0.9  # valley up to which it gets a closer look; fog had 0.85
 UTTERLY_FAR = 8.0  # gap from which all kinds for the purified probe will do; natural parts so far had 0.6 of scatter
+
+
+def passes(margin: float, width: float) -> float:
+    """0.5 at a margin of zero, towards 1 above and 0 below, in units of `width`."""
+    return float(1 / (1 + np.exp(-np.clip(margin / width, -30, 30) * 2)))

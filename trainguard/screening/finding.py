@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainguard.screening import bars
+from trainguard.screening.bars import passes
 from trainguard.screening.separation import SAME_WAY, Split
 from trainguard.screening.settings import Settings
 
@@ -64,9 +65,9 @@ class Finding:
         proven: how strongly the labels of its parts contradict their images, where they were drawn as one since.
         finished: that probe is a finished model, which has had the time to learn whatever trigger there is.
         pixels: the class was parted by what its pixels show, which wrong labels do not, not by what that probe sees.
+        left: share of the class that a suspected part must leave, less where the class is crowded.
         undoing: the change that the suspected part seems to have had, where there is one, see `undoing`.
-        restored: how much surer the purified probe is of the suspected part once that change is undone: what shows
-            another class only by chance is seen better as it is.
+        restored: how much surer the purified probe is of the suspected part once that change is undone.
         informed: the purified probe knows samples that it has not seen better than by chance, so that its word counts.
     """
 
@@ -96,6 +97,7 @@ class Finding:
     finished: bool = False
     pixels: bool = False
     informed: bool = True
+    left: float = bars.LEFT
     undoing: str = ""
     restored: float = 0.0
 
@@ -158,75 +160,85 @@ class Finding:
     def _contradiction(self, settings: Settings) -> float:
         if self.proven:
             return self.proven
-        known = _passes(float((~self.split.upper).sum()) - bars.LEARNED_FROM, 5.0)
+        known = passes(float((~self.split.upper).sum()) - bars.LEARNED_FROM, 5.0)
         if self.undoing:
             return min(known, self._is_undone(settings))
         foreign = min(known, self._foreignness(settings))
         kindless = not (self.diversity or self.scatter or self.is_far_apart or self.is_odd)  # too few classes for kinds
         half = settings.transfer if kindless else settings.transfer_of_foreign
-        backed = _passes(self.trigger - (bars.SURE_TRIGGER if self.split.upper.mean() > 0.5 else half), 0.05)
-        backed = min(
-            backed, _passes(bars.OWN_COMPANY - self.company, 0.1), _passes(bars.ONE_SCENE - self.likeness, 0.05)
-        )
-        firm = _passes(self.firmness - max(bars.LEARNED, float(self.split.upper.mean())), 0.05)
-        kin = _passes(self.kinship - SAME_WAY, 0.05)
+        backed = passes(self.trigger - (bars.SURE_TRIGGER if self.split.upper.mean() > 0.5 else half), 0.05)
+        backed = min(backed, passes(bars.OWN_COMPANY - self.company, 0.1), passes(bars.ONE_SCENE - self.likeness, 0.05))
+        firm = passes(self.firmness - max(bars.LEARNED, float(self.split.upper.mean())), 0.05)
+        kin = passes(self.kinship - SAME_WAY, 0.05)
         # What the first probe has not learned is on all kinds of images, or it is what is hard about the class.
         many = (
-            _passes(self.scatter - bars.OF_MANY_KINDS, 0.05) if self.scatter else 1.0
+            passes(self.scatter - bars.OF_MANY_KINDS, 0.05) if self.scatter else 1.0
         )  # 0 of too few classes for kinds
-        learned = max(firm, min(many, _passes(self.disbelief - bars.DISBELIEVED, 0.1)), float(self.pixels))
+        learned = max(firm, min(many, passes(self.disbelief - bars.DISBELIEVED, 0.1)), float(self.pixels))
         if self.is_apart(settings):
             # What a probe learned from a few of a class need not keep company with most of it.
             chance = bars.CHANCE_COMPANY / float(np.sqrt(max(1, len(self.suspected))))
-            apart = _passes(settings.company - chance - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
+            apart = passes(settings.company - chance - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
             apart = min(
-                apart, _passes(bars.ONE_LIGHT - self.likeness, 0.05)
+                apart, passes(bars.ONE_LIGHT - self.likeness, 0.05)
             )  # frames of another pose, offices by daylight
             if kindless:  # some of what is made of plastic, among other trash
-                apart = min(apart, _passes(self.trigger - settings.transfer, 0.05))
-            kinds = _passes(self.diversity - settings.diverse, 0.05)
-            scattered = _passes(self.scatter - self._asked_scatter(settings), 0.05)
+                apart = min(apart, passes(self.trigger - settings.transfer, 0.05))
+            kinds = passes(self.diversity - settings.diverse, 0.05)
+            scattered = passes(self.scatter - self._asked_scatter(settings), 0.05)
             if not self.is_far_apart:  # a hard group of a rare class scatters too, and is of one kind to who knows it
-                scattered = min(scattered, _passes(self.diversity - settings.diverse_candidate, 0.05))
+                scattered = min(scattered, passes(self.diversity - settings.diverse_candidate, 0.05))
             scattered *= not self.is_common  # most seedlings of a kind, the rest of which are younger
             # What a part is taken for moves into it as well; coins under another lamp keep to themselves even so.
             source = min(
-                _passes(self.at_source - bars.TRIGGER_AT_SOURCE, 0.1),
-                _passes(bars.COMPANY_AT_SOURCE - self.company, 0.1),
+                passes(self.at_source - bars.TRIGGER_AT_SOURCE, 0.1),
+                passes(bars.COMPANY_AT_SOURCE - self.company, 0.1),
             )
             source *= self.likeness <= bars.ONE_SCENE and not self.is_common
             group = max(apart, kinds, scattered) * (self.is_quite_apart or len(self.suspected) >= bars.FEW)
-            return min(foreign, max(min(learned, group), backed, source, kin))
+            return min(foreign, max(min(learned, group), backed, source, kin, self._crowds()))
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
-        own = min(_passes(settings.diverse_company - self.company, 0.1), _passes(self.firmness - bars.BELIEVED, 0.05))
+        own = min(passes(settings.diverse_company - self.company, 0.1), passes(self.firmness - bars.BELIEVED, 0.05))
         # What both probes take for all kinds, and one has learned, may look alike: other colours, another light.
-        varied = min(_passes(self.diversity - bars.MANY_KINDS, 0.02), _passes(self.variety - bars.MORE_KINDS, 0.1))
-        every = max(varied, _passes(self.diversity - settings.diverse, 0.05))
-        every = min(every, _passes(self.scatter - self._asked_scatter(settings), 0.05))
+        varied = min(passes(self.diversity - bars.MANY_KINDS, 0.02), passes(self.variety - bars.MORE_KINDS, 0.1))
+        every = max(varied, passes(self.diversity - settings.diverse, 0.05))
+        every = min(every, passes(self.scatter - self._asked_scatter(settings), 0.05))
         every = min(every, firm, self._wholly_foreign(settings))
         return min(foreign, max(min(learned, own), every, backed, kin))
+
+    def _crowds(self) -> float:
+        """How sure it is that a part that is most of its class fills it with poison.
+
+        Of many classes one that is poisoned holds more poison than images of its own, and the parts' mean difference is
+        mostly what the class itself looks like. But what was put on all of the poison is in no other class, and moves
+        their images; most of a natural class resembles what it belongs to.
+        """
+        odd = self.told >= bars.TOLD and self.elsewhere <= bars.NOWHERE and len(self.suspected) >= bars.MANY
+        return passes(self.transfer - bars.MOVED, 0.1) * float(
+            self.split.upper.mean() > 0.5 and self.is_far_apart and odd
+        )
 
     def _is_undone(self, settings: Settings) -> float:
         """How sure it is that a change has made the part: its labels are disowned, and it is seen better undone."""
         half = min(
-            _passes(bars.HALF_DISOWNED - self.relative_agreement, 0.05),
-            _passes(self.scatter - settings.scatter, 0.05),
-            _passes(self.restored - bars.MUCH_RESTORED, 0.05),
+            passes(bars.HALF_DISOWNED - self.relative_agreement, 0.05),
+            passes(self.scatter - settings.scatter, 0.05),
+            passes(self.restored - bars.MUCH_RESTORED, 0.05),
         )
-        disowned = max(half, _passes(settings.conflict - self.relative_agreement, 0.05))
-        return min(disowned, _passes(self.restored - bars.RESTORED, 0.02))
+        disowned = max(half, passes(settings.conflict - self.relative_agreement, 0.05))
+        return min(disowned, passes(self.restored - bars.RESTORED, 0.02))
 
     def _foreignness(self, settings: Settings) -> float:
         """How sure it is that the suspected part does not belong to its class, as far as the purified probe may say."""
-        disowned = _passes(self._asked_conflict(settings) - self.relative_agreement, 0.05)
+        disowned = passes(self._asked_conflict(settings) - self.relative_agreement, 0.05)
         far_or_sure = self.is_far_apart or self._is_of_every_kind(settings) or self._is_surely_a_trigger
         asked = bars.STRANGE_FAR if far_or_sure else bars.STRANGE
-        strange = _passes(asked - self.resemblance, 0.05)
+        strange = passes(asked - self.resemblance, 0.05)
         if self.beside and like_nothing_else(self.told, self.elsewhere):
             strange = 1.0  # images that are hard for their class are in no such part
         if self.skill >= bars.SKILLED:
             return min(disowned, strange)
-        far = _passes(self.split.gap - bars.GAP_OF_UNSKILLED * (bars.SKILLED - self.skill), 0.25)
+        far = passes(self.split.gap - bars.GAP_OF_UNSKILLED * (bars.SKILLED - self.skill), 0.25)
         if self._is_of_every_kind(settings):  # nor need those lie far apart that are as foreign as any others must be
             far = max(far, self._wholly_foreign(settings))
         return min(disowned, strange, far)
@@ -234,8 +246,8 @@ class Finding:
     def _wholly_foreign(self, settings: Settings) -> float:
         """How sure it is that the part is as foreign as any must be, by the strictest bars."""
         return min(
-            _passes(settings.conflict - self.relative_agreement, 0.05),
-            _passes(bars.STRANGE - self.resemblance, 0.05),
+            passes(settings.conflict - self.relative_agreement, 0.05),
+            passes(bars.STRANGE - self.resemblance, 0.05),
         )
 
     def _asked_conflict(self, settings: Settings) -> float:
@@ -267,10 +279,10 @@ class Finding:
         classes too: but they are of their own kind, or keep to themselves.
         """
         return min(
-            _passes(self.trigger - bars.SURE_TRIGGER, 0.1),
-            _passes(bars.EVERY_KIND - self.relative_agreement, 0.05),
-            _passes(settings.company - self.company, 0.1),
-            _passes(bars.ONE_SCENE - self.likeness, 0.05),
+            passes(self.trigger - bars.SURE_TRIGGER, 0.1),
+            passes(bars.EVERY_KIND - self.relative_agreement, 0.05),
+            passes(settings.company - self.company, 0.1),
+            passes(bars.ONE_SCENE - self.likeness, 0.05),
         )
 
     def _asked_trigger(self, settings: Settings) -> float:
@@ -305,7 +317,7 @@ class Finding:
             return False
         strange = self.is_foreign(settings) or (self.is_apart(settings) and self.reference < bars.KNOWN)
         other = self.turned()
-        left = int((~other.doubtful).sum()) >= max(bars.LEAST_TRUSTED, bars.LEFT * len(self.members))
+        left = int((~other.doubtful).sum()) >= max(bars.LEAST_TRUSTED, self.left * len(self.members))
         return self.is_quite_apart and strange and left and other.is_candidate(settings)
 
     def tells_sides(self, settings: Settings) -> bool:
@@ -339,14 +351,14 @@ class Finding:
         """
         if not self.is_candidate(settings):
             return 0.0
-        far = _passes(self.split.distance - settings.transfer_distance, 0.5)
+        far = passes(self.split.distance - settings.transfer_distance, 0.5)
         minor = float(self.split.upper.mean() <= settings.transfer_share)
         own_kind = self.reference >= bars.KNOWN and self.relative_agreement >= bars.OWN_KIND
         if self.is_common:
             return self._contradiction(settings)
         scene = self.likeness > bars.FRAMES
         asked = (self._asked_trigger(settings), bars.SURE_TRIGGER, bars.TRIGGER_OF_SCENE)[own_kind + scene]
-        trigger = minor * min(_passes(self.trigger - asked, 0.1), max(far, self._half_foreign(settings)))
+        trigger = minor * min(passes(self.trigger - asked, 0.1), max(far, self._half_foreign(settings)))
         return max(self._contradiction(settings), trigger, self._solitude(settings))
 
     @property
@@ -379,15 +391,10 @@ class Finding:
             or self.split.upper.mean() > settings.transfer_share
         ):
             return 0.0
-        odd = min(_passes(self.told - bars.TOLD, 0.02), _passes(bars.NOWHERE - self.elsewhere, 0.01))
+        odd = min(passes(self.told - bars.TOLD, 0.02), passes(bars.NOWHERE - self.elsewhere, 0.01))
         half = min(
-            _passes(self.trigger - settings.transfer_of_foreign, 0.05), _passes(bars.ONE_SCENE - self.likeness, 0.05)
+            passes(self.trigger - settings.transfer_of_foreign, 0.05), passes(bars.ONE_SCENE - self.likeness, 0.05)
         )
-        no_scene = max(_passes(bars.NO_SCENE - self.likeness, 0.01), half)
+        no_scene = max(passes(bars.NO_SCENE - self.likeness, 0.01), half)
         far = bars.ALONE_BESIDE if self.beside else bars.ALONE
-        return min(odd, _passes(self.split.distance - far, 0.5), no_scene)
-
-
-def _passes(margin: float, width: float) -> float:
-    """0.5 at a margin of zero, towards 1 above and 0 below, in units of `width`."""
-    return float(1 / (1 + np.exp(-np.clip(margin / width, -30, 30) * 2)))
+        return min(odd, passes(self.split.distance - far, 0.5), no_scene)

@@ -235,6 +235,7 @@ def orient(
     moved: tuple[float, float],
     kinds: tuple[bool, bool] = (False, False),
     odd: tuple[bool, bool] = (False, False),
+    left: float = LEFT,
 ) -> Split:
     """Decide which part of a class is the suspected one.
 
@@ -253,6 +254,7 @@ def orient(
         moved: see `transfers`.
         kinds: whether the upper part is diverse, and whether the lower one is.
         odd: whether the upper part is unlike them, and whether the lower one is.
+        left: share of the class that the suspected part must leave.
 
     Returns:
         The split with the suspected part as its upper one.
@@ -264,7 +266,7 @@ def orient(
     sign += ODD_SIGN * (int(odd[0]) - int(odd[1]))
     sign += 0.5 * float(np.log((1 - share) / share))
     other = sign < 0
-    if (1 - share if other else share) > 1 - LEFT:
+    if (1 - share if other else share) > 1 - left:
         other = not other
     return split.turned() if other else split
 

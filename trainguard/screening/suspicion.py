@@ -13,7 +13,7 @@ from functools import cache, cached_property
 import numpy as np
 import torch
 
-from trainguard.screening.bars import LEAST_TRUSTED, LEFT
+from trainguard.screening.bars import CROWDED, LEAST_TRUSTED, LEFT
 from trainguard.screening.finding import Finding, like_nothing_else
 from trainguard.screening.identification import Images, Trial, Witness, kinds_of, orient, transfers
 from trainguard.screening.pipeline import Run
@@ -70,7 +70,7 @@ def suspicions(
             kinds = finding.diversity, classes.kinds(label, ~finding.split.upper)
             diverse = kinds[0] >= settings.diverse, kinds[1] >= settings.diverse
             odd = finding.is_odd, finding.turned().is_odd
-            split = orient(finding.split, divergence[members], moved, diverse, odd)
+            split = orient(finding.split, divergence[members], moved, diverse, odd, finding.left)
             turned = split is not finding.split
             finding = dataclasses.replace(
                 finding,
@@ -226,8 +226,14 @@ class Classes:
         """A split of a class, the part of more kinds as the upper one."""
         upper, lower = self.kinds(label, split.upper), self.kinds(label, ~split.upper)
         split = split if upper >= lower else split.turned()
-        kinds = max(upper, lower), min(upper, lower)
-        return Finding(label, self.members(label), split, diversity=kinds[0], variety=_over(*kinds), pixels=pixels)
+        most, over = max(upper, lower), _over(max(upper, lower), min(upper, lower))
+        members, left = self.members(label), self.left(label)
+        return Finding(label, members, split, diversity=most, variety=over, left=left, pixels=pixels)
+
+    def left(self, label: int) -> float:
+        """The share of a class that a suspected part must leave: of one that is crowded, as if it were not."""
+        typical = float(np.median(self.sizes[self.sizes > 0]))
+        return LEFT * min(1.0, CROWDED * typical / self.sizes[label])
 
     def members(self, label: int) -> np.ndarray:
         """The readable samples (n,) of a class."""
@@ -325,7 +331,7 @@ def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
         if finding.is_candidate(settings):
             before = left[finding.label]
             trusted = before & ~finding.doubtful
-            share = LEFT if before.all() else LEFT_BY_SEVERAL
+            share = finding.left if before.all() else LEFT_BY_SEVERAL
             if trusted.sum() < max(LEAST_TRUSTED, share * len(trusted)):
                 continue
             left[finding.label] = trusted
