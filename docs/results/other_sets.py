@@ -114,7 +114,7 @@ CASES: tuple[tuple[str, int, str, dict], ...] = (
     ("pokemon", 32, "badnets", {"target": 100}),
     ("grocery", 32, "blend", {"target": 40}),
     ("sports", 32, "wanet", {"target": 12}),
-    ("devanagari", 32, "sig", {"target": 20}),
+    ("devanagari", 32, "sig", {"target": 20, "rate": 0.01}),
     ("satellite", 64, "badnets", {"target": 5}),
     ("dementia", 32, "input_aware", {"target": 0}),
     ("leaves", 64, "blend", {"target": 3}),
