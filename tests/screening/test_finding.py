@@ -132,6 +132,8 @@ from trainguard.screening.settings import Settings
         (finding(**CROWD | {"share": 0.45}), "clean"),
         (finding(**CROWD | {"valley": 0.2}), "clean"),
         (finding(**SURE), "poisoned"),  # of a source that resembles the target
+        (finding(**SURE | {"agreement": 0.3}), "poisoned"),
+        (finding(**SURE | {"agreement": 0.5}), "clean"),
         (finding(**SURE | {"trigger": 0.2}), "clean"),
         (finding(**SURE | {"company": 0.7}), "clean"),
         (finding(**SURE | {"valley": 0.4}), "clean"),

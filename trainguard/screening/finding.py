@@ -171,17 +171,13 @@ class Finding:
         firm = passes(self.firmness - max(bars.LEARNED, float(self.split.upper.mean())), 0.05)
         kin = passes(self.kinship - SAME_WAY, 0.05)
         # What the first probe has not learned is on all kinds of images, or it is what is hard about the class.
-        many = (
-            passes(self.scatter - bars.OF_MANY_KINDS, 0.05) if self.scatter else 1.0
-        )  # 0 of too few classes for kinds
+        many = passes(self.scatter - bars.OF_MANY_KINDS, 0.05) if self.scatter else 1.0  # 0 where there are few classes
         learned = max(firm, min(many, passes(self.disbelief - bars.DISBELIEVED, 0.1)), float(self.pixels))
         if self.is_apart(settings):
             # What a probe learned from a few of a class need not keep company with most of it.
             chance = bars.CHANCE_COMPANY / float(np.sqrt(max(1, len(self.suspected))))
             apart = passes(settings.company - chance - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
-            apart = min(
-                apart, passes(bars.ONE_LIGHT - self.likeness, 0.05)
-            )  # frames of another pose, offices by daylight
+            apart = min(apart, passes(bars.ONE_LIGHT - self.likeness, 0.05))  # frames, offices by daylight
             if kindless:  # some of what is made of plastic, among other trash
                 apart = min(apart, passes(self.trigger - settings.transfer, 0.05))
             kinds = passes(self.diversity - settings.diverse, 0.05)
@@ -257,7 +253,8 @@ class Finding:
         picture that is blended in may itself look like the class.
         """
         utterly = self.scatter >= settings.scatter and self.is_far_apart and self.split.gap >= bars.UTTERLY_FAR
-        return bars.EVERY_KIND if utterly or self._is_of_every_kind(settings) else settings.conflict
+        sure = utterly or self._is_of_every_kind(settings) or self._is_surely_a_trigger
+        return bars.EVERY_KIND if sure else settings.conflict
 
     def _is_of_every_kind(self, settings: Settings) -> bool:
         """True where both probes take the part for images of all kinds, which few natural parts are made of."""
