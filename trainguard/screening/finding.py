@@ -9,14 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainguard.screening import bars
-from trainguard.screening.bars import passes
+from trainguard.screening.bars import like_nothing_else, passes
 from trainguard.screening.separation import SAME_WAY, Split
 from trainguard.screening.settings import Settings
-
-
-def like_nothing_else(told: float, elsewhere: float) -> bool:
-    """Whether fine detail sets a further part of a class apart, and finds nothing like it; see `Finding`."""
-    return told >= bars.TOLD_BESIDE and elsewhere <= bars.NOWHERE
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,8 +170,7 @@ class Finding:
         learned = max(firm, min(many, passes(self.disbelief - bars.DISBELIEVED, 0.1)), float(self.pixels))
         if self.is_apart(settings):
             # What a probe learned from a few of a class need not keep company with most of it.
-            chance = bars.CHANCE_COMPANY / float(np.sqrt(max(1, len(self.suspected))))
-            apart = passes(settings.company - chance - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
+            apart = passes(settings.company - self._chance - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
             apart = min(apart, passes(bars.ONE_LIGHT - self.likeness, 0.05))  # frames, offices by daylight
             if kindless:  # some of what is made of plastic, among other trash
                 apart = min(apart, passes(self.trigger - settings.transfer, 0.05))
@@ -302,7 +296,12 @@ class Finding:
             bar = settings.scatter_of_far
             if self.company > bars.TOGETHER:
                 bar += max(bars.STRAYS, self._unskilled * (settings.scatter - bar))
-        return bar + bars.CHANCE / float(np.sqrt(max(1, len(self.suspected))))
+        return bar + self._chance
+
+    @property
+    def _chance(self) -> float:
+        """What a figure of the suspected part may be off by chance."""
+        return bars.CHANCE / float(np.sqrt(max(1, len(self.suspected))))
 
     def may_be_turned(self, settings: Settings) -> bool:
         """True where the other part may be the poison: the two lie far apart, and neither knows the other.

@@ -13,8 +13,8 @@ from functools import cache, cached_property
 import numpy as np
 import torch
 
-from trainguard.screening.bars import CROWDED, LEAST_TRUSTED, LEFT
-from trainguard.screening.finding import Finding, like_nothing_else
+from trainguard.screening.bars import CROWDED, LEAST_TRUSTED, LEFT, like_nothing_else
+from trainguard.screening.finding import Finding
 from trainguard.screening.identification import Images, Trial, Witness, kinds_of, orient, transfers
 from trainguard.screening.pipeline import Run
 from trainguard.screening.pixelview import Look, PixelView, looks_for
@@ -233,7 +233,7 @@ class Classes:
     def left(self, label: int) -> float:
         """The share of a class that a suspected part must leave: of one that is crowded, as if it were not."""
         typical = float(np.median(self.sizes[self.sizes > 0]))
-        return LEFT * min(1.0, CROWDED * typical / self.sizes[label])
+        return LEFT * min(1.0, CROWDED * typical / float(self.sizes[label]))
 
     def members(self, label: int) -> np.ndarray:
         """The readable samples (n,) of a class."""
