@@ -323,8 +323,8 @@ def _with_pixels(found: list[Finding], seen: list[Finding], settings: Settings) 
 def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
     """Without the candidates, the smallest gap first, that would leave too little of their class to learn it from.
 
-    What a change has made others of has no gap to speak of, and hardly ever speaks by chance: it goes before all, but in
-    a crowded class, most of which may be images of others.
+    What a change has made others of has no gap to speak of, and hardly ever speaks by chance: it goes before all, but
+    not in a crowded class, most of which may be images of others.
     """
     crowded = {finding.label for finding in findings if finding.left < LEFT}
     left = {finding.label: np.ones(len(finding.members), dtype=bool) for finding in findings}
