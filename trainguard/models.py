@@ -7,7 +7,7 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -307,16 +307,18 @@ def _copied(model: nn.Module) -> nn.Module:
     return copied
 
 
-def _holds_on(function: object) -> bool:
+def _holds_on(function: object, seen: frozenset[int] = frozenset()) -> bool:
     """Whether a function has hold of modules: a copy of it has hold of the same ones, where a method is bound anew."""
     while isinstance(function, functools.partial):
         function = function.func
-    if not isinstance(function, FunctionType):
+    if not isinstance(function, FunctionType) or id(function) in seen:
         return False
-    held = inspect.getclosurevars(function)
-    owners = [value.__self__ if isinstance(value, MethodType) else value for value in held.nonlocals.values()]
-    owners += [value.__self__ for value in held.globals.values() if isinstance(value, MethodType)]
-    return any(isinstance(owner, nn.Module) or _holds_on(owner) for owner in owners)
+    with suppress(ValueError):  # a name that has no value yet
+        held = inspect.getclosurevars(function)
+        values = [*held.nonlocals.values(), *held.globals.values()]
+        owners = [value.__self__ if isinstance(value, MethodType) else value for value in values]
+        return any(isinstance(owner, nn.Module) or _holds_on(owner, seen | {id(function)}) for owner in owners)
+    return False
 
 
 def own_hooks(model: nn.Module, kinds: Sequence[str] = FORWARD_HOOKS) -> list[tuple[dict[int, Any], int]]:

@@ -44,9 +44,7 @@ MANY = 50  # samples that such a part must have; two tracks of signs have as man
 TOGETHER = 0.65  # company above which a part far apart must scatter more; a track of signs, a way to write a one
 FEW = 25  # samples under which what a part looks like says nothing unless it is quite apart; natural ones had 15 to 23
 STRAYS = 0.1  # by so much
-CHANCE = (
-    0.6  # over the root of the samples, beyond the bars of scatter and company; 15 starfish had 0.14, 19 fruits 0.12
-)
+CHANCE = 0.6  # over the root of the samples, beyond the bars of scatter and company; 15 starfish had 0.14
 LEARNED_FROM = 40  # trusted samples from which a class is known well enough to contradict; 15 and 23 were of one kind
 EVERY_KIND = 0.5  # relative agreement up to which a part of all kinds is foreign; poison had 0.45, hard images 0.53
 RESTORED = 0.0  # see `restored`, from which undoing a change puts images right
