@@ -317,7 +317,9 @@ def _holds_on(function: object, seen: frozenset[int] = frozenset()) -> bool:
         held = inspect.getclosurevars(function)
         values = [*held.nonlocals.values(), *held.globals.values()]
         owners = [value.__self__ if isinstance(value, MethodType) else value for value in values]
-        return any(isinstance(owner, nn.Module) or _holds_on(owner, seen | {id(function)}) for owner in owners)
+        wrapped = held.nonlocals.values()  # a decorator's; what is global calls much that does not matter
+        seen |= {id(function)}
+        return any(isinstance(owner, nn.Module) for owner in owners) or any(_holds_on(each, seen) for each in wrapped)
     return False
 
 
