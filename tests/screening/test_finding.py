@@ -129,7 +129,11 @@ from trainguard.screening.settings import Settings
         (finding(**CROWD | {"elsewhere": 0.1}), "clean"),  # most of a class that resembles others
         (finding(**CROWD | {"transfer": 0.3}), "clean"),
         (finding(**CROWD | {"resemblance": 0.95}), "clean"),
-        (finding(**CROWD | {"share": 0.45}), "clean"),
+        (finding(**CROWD | {"share": 0.4, "transfer": 0.7}), "clean"),
+        (finding(**CROWD | {"share": 0.4, "transfer": 0.95}), "poisoned"),  # a picture on leaves
+        (finding(**CROWD | {"share": 0.4, "transfer": 0.95, "agreement": 0.25}), "poisoned"),
+        (finding(**CROWD | {"share": 0.4, "transfer": 0.95, "agreement": 0.6}), "clean"),
+        (finding(**CROWD | {"share": 0.4, "transfer": 0.95, "members": 100}), "clean"),
         (finding(**CROWD | {"valley": 0.2}), "clean"),
         (finding(**SURE), "poisoned"),  # of a source that resembles the target
         (finding(**SURE | {"agreement": 0.3}), "poisoned"),

@@ -186,7 +186,7 @@ class Finding:
             )
             source *= self.likeness <= bars.ONE_SCENE and not self.is_common
             group = max(apart, kinds, scattered) * (self.is_quite_apart or len(self.suspected) >= bars.FEW)
-            return min(foreign, max(min(learned, group), backed, source, kin, self._crowds()))
+            return min(foreign, max(min(learned, group), backed, source, kin, self._stamped()))
         # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
         own = min(passes(settings.diverse_company - self.company, 0.1), passes(self.firmness - bars.BELIEVED, 0.05))
         # What both probes take for all kinds, and one has learned, may look alike: other colours, another light.
@@ -196,17 +196,16 @@ class Finding:
         every = min(every, firm, self._wholly_foreign(settings))
         return min(foreign, max(min(learned, own), every, backed, kin))
 
-    def _crowds(self) -> float:
-        """How sure it is that a part that is most of its class fills it with poison.
+    def _stamped(self) -> float:
+        """How sure it is that something was put on all of the part, whatever else its images have in common.
 
-        Of many classes one that is poisoned holds more poison than images of its own, and the parts' mean difference is
-        mostly what the class itself looks like. But what was put on all of the poison is in no other class, and moves
-        their images; most of a natural class resembles what it belongs to.
+        Where there are few classes, images of one kind, or more poison in a class than images of its own, poison keeps
+        company, and the parts' mean difference is much of what the classes look like, too. But what was put on all of
+        it is in no other class, and moves nearly all of their images; most of a crowded class need not move as many.
         """
         odd = self.told >= bars.TOLD and self.elsewhere <= bars.NOWHERE and len(self.suspected) >= bars.MANY
-        return passes(self.transfer - bars.MOVED, 0.1) * float(
-            self.split.upper.mean() > 0.5 and self.is_far_apart and odd
-        )
+        asked = bars.MOVED_BY_MOST if self.split.upper.mean() > 0.5 else bars.MOVED
+        return passes(self.transfer - asked, 0.1) * float(odd and self.is_far_apart)
 
     def _is_undone(self, settings: Settings) -> float:
         """How sure it is that a change has made the part: its labels are disowned, and it is seen better undone."""
@@ -247,7 +246,7 @@ class Finding:
         picture that is blended in may itself look like the class.
         """
         utterly = self.scatter >= settings.scatter and self.is_far_apart and self.split.gap >= bars.UTTERLY_FAR
-        sure = utterly or self._is_of_every_kind(settings) or self._is_surely_a_trigger
+        sure = utterly or self._is_of_every_kind(settings) or self._is_surely_a_trigger or self._stamped() > 0.5
         return bars.EVERY_KIND if sure else settings.conflict
 
     def _is_of_every_kind(self, settings: Settings) -> bool:
