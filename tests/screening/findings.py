@@ -30,4 +30,3 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
 SURE = {"distance": 4.5, "resemblance": 0.5, "trigger": 0.45, "company": 0.5, "scatter": 0.4}
 CROWD = NOWHERE_ELSE | {"agreement": 0.0, "likeness": 1.4, "share": 0.7, "company": 0.9, "scatter": 0.45}
 CROWD |= {"resemblance": 0.6, "transfer": 0.9}
-HALF = {"distance": 4.5, "valley": 0.2, "trigger": 0.2, "company": 0.6, "scatter": 0.4}

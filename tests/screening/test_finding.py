@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from findings import CROWD, HALF, NOWHERE_ELSE, SURE, finding
+from findings import CROWD, NOWHERE_ELSE, SURE, finding
 
 from trainguard.screening.identification import decide, with_kin
 from trainguard.screening.separation import Split
@@ -135,9 +135,6 @@ from trainguard.screening.settings import Settings
         (finding(**CROWD | {"share": 0.4, "transfer": 0.95, "agreement": 0.6}), "clean"),
         (finding(**CROWD | {"share": 0.4, "transfer": 0.95, "members": 100}), "clean"),
         (finding(**CROWD | {"valley": 0.2}), "clean"),
-        (finding(**HALF), "poisoned"),
-        (finding(**HALF, told=0.92, elsewhere=0.3), "poisoned"),
-        (finding(**HALF, told=0.92, elsewhere=0.8), "clean"),  # slices of brains like most others
         (finding(**SURE), "poisoned"),  # of a source that resembles the target
         (finding(**SURE | {"agreement": 0.3}), "poisoned"),
         (finding(**SURE | {"agreement": 0.5}), "clean"),

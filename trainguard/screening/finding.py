@@ -163,7 +163,6 @@ class Finding:
         half = settings.transfer if kindless else settings.transfer_of_foreign
         backed = passes(self.trigger - (bars.SURE_TRIGGER if self.split.upper.mean() > 0.5 else half), 0.05)
         backed = min(backed, passes(bars.OWN_COMPANY - self.company, 0.1), passes(bars.ONE_SCENE - self.likeness, 0.05))
-        backed *= not self._resembles_others  # half a trigger that is in most images is none
         firm = passes(self.firmness - max(bars.LEARNED, float(self.split.upper.mean())), 0.05)
         kin = passes(self.kinship - SAME_WAY, 0.05)
         # What the first probe has not learned is on all kinds of images, or it is what is hard about the class.
@@ -256,7 +255,10 @@ class Finding:
 
     @property
     def _is_surely_a_trigger(self) -> bool:
-        """True where the difference moves so many images that its source may resemble the target."""
+        """True where the difference moves so many images that the part need be foreign by less.
+
+        Images of a source that resembles the target have something of it, as hard images of the target have.
+        """
         alike = self.company > bars.OWN_COMPANY or self.likeness > bars.ONE_SCENE
         return self.trigger >= bars.SURE_TRIGGER and self.is_quite_apart and not alike
 
@@ -362,12 +364,7 @@ class Finding:
         part has: of a class of two things the one that resembles the other classes more. Poison under a foreign label
         is made of other classes' images, and they may lie with it; but then it does not keep to itself.
         """
-        return self._resembles_others and self.company > bars.OWN_COMPANY
-
-    @property
-    def _resembles_others(self) -> bool:
-        """True where fine detail tells the parts, and most other classes' images lie with the suspected one."""
-        return self.told >= bars.TOLD_COMMON and self.elsewhere >= bars.COMMON
+        return self.told >= bars.TOLD_COMMON and self.elsewhere >= bars.COMMON and self.company > bars.OWN_COMPANY
 
     @property
     def is_odd(self) -> bool:
