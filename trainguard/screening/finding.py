@@ -255,10 +255,7 @@ class Finding:
 
     @property
     def _is_surely_a_trigger(self) -> bool:
-        """True where the difference moves so many images that the part need be foreign by less.
-
-        Images of a source that resembles the target have something of it, as hard images of the target have.
-        """
+        """True where the difference moves so many images that its source may resemble the target."""
         alike = self.company > bars.OWN_COMPANY or self.likeness > bars.ONE_SCENE
         return self.trigger >= bars.SURE_TRIGGER and self.is_quite_apart and not alike
 
