@@ -328,7 +328,7 @@ def _without_prefix(checkpoint: Checkpoint, expected: Collection[str]) -> State:
     def hits(prefix: str) -> int:
         return sum(name.startswith(prefix) and name[len(prefix) :] in expected for name in weights)
 
-    found = {prefix: hits(prefix) for prefix in sorted(prefixes, key=len)}
+    found = {prefix: hits(prefix) for prefix in sorted(prefixes, key=lambda prefix: (len(prefix), prefix))}
     prefix = max(found, key=lambda name: found[name])
     whole = sum(not name.endswith("num_batches_tracked") for name in expected)
     rivals = [name for name, count in found.items() if count >= whole and not name.startswith(prefix)]
