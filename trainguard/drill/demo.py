@@ -20,8 +20,12 @@ from trainguard.results import ScreenResult
 ATTACK, MODEL, RATE, TARGET = "badnets", "resnet9", 0.08, 1
 EPOCHS = 20
 SHOWN = 24  # flagged samples in the picture
-NAMES = {"none": "unguarded", "guard": "guarded", "guard+relabel": "guarded, relabelled"}
-NAMES |= {"guard+purify": "unguarded, then purified"}
+NAMES = {
+    "none": "unguarded",
+    "guard": "guarded",
+    "guard+relabel": "guarded, relabelled",
+    "guard+purify": "unguarded, then purified",
+}
 
 
 def run_demo(*, out: str | Path | None = None, seed: int = 0, epochs: int = EPOCHS, progress: bool = True) -> Drill:
