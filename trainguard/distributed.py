@@ -2,11 +2,14 @@ r"""Work shared by index over processes: every rank does its part, all ranks end
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+from trainguard.errors import StateError
 
 
 class Group:
@@ -62,6 +65,19 @@ class Processes:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def told(self, find: Callable[[], Any]) -> Any:
+        """What rank 0 finds, on every rank; what a saved state or the disk makes it raise, likewise."""
+        found: Any = None
+        if self.is_main:
+            try:
+                found = find()
+            except (StateError, OSError) as error:
+                found = error
+        found = self.broadcast(found)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def gathered(self, value: Any) -> list[Any]:
         """Every rank's `value`, in their order."""

@@ -4,7 +4,6 @@ import json
 import re
 import threading
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +14,12 @@ from torch.utils.data import TensorDataset
 
 from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
+from trainguard.distributed import Processes
 from trainguard.errors import DataError, ModelError, StateError
 from trainguard.models import UnitPixels
 from trainguard.purification import PurifyResult, audit, purify
 from trainguard.purification.network import renew_head
-from trainguard.purification.state import Keeper, least_suspicious, round_shares, split
+from trainguard.purification.state import least_suspicious, round_shares, split
 from trainguard.results import ScreenResult
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -202,13 +202,12 @@ def test_a_state_of_another_purification_is_refused(victim, tmp_path):
         purify(victim.model, victim.store, state_dir=tmp_path, **TINY)
 
 
-def test_other_ranks_raise_what_the_main_one_has_found_wrong():
-    keeper = object.__new__(Keeper)
+def test_other_ranks_raise_what_the_main_one_has_found_wrong(monkeypatch):
     for error in (StateError("cannot read purification.pt"), PermissionError("read-only")):
-        processes = SimpleNamespace(is_main=False, broadcast=lambda _, error=error: error)
-        keeper.run = SimpleNamespace(processes=processes)
+        processes = Processes(1, 2)
+        monkeypatch.setattr(Processes, "broadcast", lambda self, value, error=error: error)
         with pytest.raises(type(error), match=str(error)):
-            keeper._told(lambda: pytest.fail("the main rank alone looks"))
+            processes.told(lambda: pytest.fail("the main rank alone looks"))
 
 
 @pytest.mark.parametrize("options", [{"lr": 1e18}, {"max_accuracy_loss": -1.0}], ids=["diverged", "bound"])

@@ -221,11 +221,11 @@ class _Told(Processes):
 
     def __init__(self, told):
         super().__init__(1, 2)
-        self.told = told
+        self.said = told
 
     def broadcast(self, value):
         assert value is None
-        return self.told
+        return self.said
 
 
 def test_other_ranks_take_what_the_main_one_has_read_or_refused(tmp_path):
@@ -233,9 +233,9 @@ def test_other_ranks_take_what_the_main_one_has_read_or_refused(tmp_path):
     told = _Told(None)
     state = State(tmp_path / "nowhere", {"fingerprint": "one"}, told)
     assert state.load("step") is None and not (tmp_path / "nowhere").exists()
-    told.told = step
+    told.said = step
     assert state.load("step") is step["values"] and state.seconds >= 3
-    told.told = StateError("step.pt cannot be read")
+    told.said = StateError("step.pt cannot be read")
     with pytest.raises(StateError, match="cannot be read"):
         state.load("step")
 

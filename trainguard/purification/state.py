@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,7 +235,7 @@ class Keeper:
         self.path = None if folder is None else Path(folder) / "purification.pt"
         if self.path is None:
             return
-        self._told(self._prepared)
+        run.processes.told(self._prepared)
         identity = {
             "plan": asdict(run.plan),
             "how": asdict(run.how),
@@ -279,7 +279,7 @@ class Keeper:
         run = self.run
         if self.path is None:
             return
-        state = self._told(self._read)
+        state = run.processes.told(self._read)
         if state is None:
             return
         load_tensors(run.network.net, state["weights"])
@@ -308,19 +308,6 @@ class Keeper:
                 "give another state_dir, or the same arguments"
             )
         return state
-
-    def _told(self, find: Callable[[], Any]) -> Any:
-        """What the main process finds, on every rank; what it raises, likewise."""
-        found: Any = None
-        if self.run.processes.is_main:
-            try:
-                found = find()
-            except (StateError, OSError) as error:
-                found = error
-        found = self.run.processes.broadcast(found)
-        if isinstance(found, Exception):
-            raise found
-        return found
 
 
 def _differing(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:

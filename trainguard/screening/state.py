@@ -71,16 +71,7 @@ class State:
 
     def _told(self, read: Callable[[], Any]) -> Any:
         """What the main process finds, if it has a folder, on every rank; what it raises, likewise."""
-        found: Any = None
-        if self._processes.is_main and self._folder is not None:
-            try:
-                found = read()
-            except StateError as error:
-                found = error
-        found = self._processes.broadcast(found)
-        if isinstance(found, StateError):
-            raise found
-        return found
+        return self._processes.told(lambda: None if self._folder is None else read())
 
     def _prepared(self) -> None:
         if self._header.is_file():
