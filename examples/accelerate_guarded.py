@@ -1,6 +1,7 @@
 """An accelerate training script: a small ResNet on images in parquet files, here with a backdoor attack in its data.
 
     python examples/accelerate_base.py --data path/to/cifar10
+    python examples/accelerate_guarded.py --data path/to/cifar10
     torchrun --nproc_per_node 2 examples/accelerate_base.py --data path/to/cifar10 --cpu
 
 Prints the accuracy on clean test images (ACC) and the attack success rate on triggered ones (ASR).

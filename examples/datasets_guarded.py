@@ -1,6 +1,7 @@
 """A training script on a Hugging Face data set: parquet files, a transform on the fly, a torch loader.
 
     python examples/datasets_base.py --data path/to/cifar10
+    python examples/datasets_guarded.py --data path/to/cifar10
 
 Prints the accuracy on the test images (ACC).
 `datasets_base.py` and `datasets_guarded.py` differ in the lines marked `# trainguard`, and in nothing else.

@@ -1,6 +1,7 @@
 """A Hugging Face Trainer script: a small ResNet on images in parquet files.
 
     python examples/hf_trainer_base.py --data path/to/cifar10 --out checkpoints
+    python examples/hf_trainer_guarded.py --data path/to/cifar10 --out checkpoints
 
 Prints the accuracy on the test images (ACC).
 `hf_trainer_base.py` and `hf_trainer_guarded.py` differ in the lines marked `# trainguard`, and in nothing else.

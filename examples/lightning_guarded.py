@@ -1,6 +1,7 @@
 """A Lightning training script: a torchvision network on images in parquet files.
 
     python examples/lightning_base.py --data path/to/cifar10
+    python examples/lightning_guarded.py --data path/to/cifar10
 
 Prints the accuracy on the test images (ACC).
 `lightning_base.py` and `lightning_guarded.py` differ in the lines marked `# trainguard`, and in nothing else.

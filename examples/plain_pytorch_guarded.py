@@ -1,6 +1,7 @@
 """A plain PyTorch training script: a small ResNet on images in parquet files, here with a backdoor attack in its data.
 
     python examples/plain_pytorch.py --data path/to/cifar10 --rows 10000 --epochs 30 --attack badnets
+    python examples/plain_pytorch_guarded.py --data path/to/cifar10 --rows 10000 --epochs 30 --attack badnets
 
 Prints the accuracy on clean test images (ACC) and the attack success rate on triggered ones (ASR).
 `plain_pytorch.py` and `plain_pytorch_guarded.py` differ in the lines marked `# trainguard`, and in nothing else.

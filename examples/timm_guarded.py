@@ -1,6 +1,7 @@
 """A timm training script in small: `create_loader` with mixup and random erasing, a model, a scheduler by updates.
 
     python examples/timm_base.py --data path/to/images --model resnet18
+    python examples/timm_guarded.py --data path/to/images --model resnet18
 
 DATA is an image folder with `train` and `validation` in it. Prints the accuracy on the validation images (ACC).
 `timm_base.py` and `timm_guarded.py` differ in the lines marked `# trainguard`, and in nothing else.

@@ -250,6 +250,8 @@ def test_waves_and_boards_reach_their_amplitude():
     board = triggers.Checkerboard(0.1)(grey, np.zeros(1), 0) - grey
     assert torch.allclose(board[0, 0, :2, :2], torch.tensor([[0.1, -0.1], [-0.1, 0.1]], dtype=torch.float64))
     assert board.mean() == pytest.approx(0)
+    with pytest.raises(ValueError, match="order of at least 2, got 1"):
+        triggers.Waves(0.1, order=1)
 
 
 def test_pieces_show_as_many_cells_as_asked():
@@ -355,6 +357,12 @@ def test_generated_triggers_belong_to_their_image():
     assert not torch.allclose(cross(pixels, np.arange(64), 0), own(pixels, np.arange(64), 0))
 
 
+def test_what_an_attack_is_fitted_to_are_bytes():
+    made = attack("label_consistent", Setting(2))
+    with pytest.raises(DataError, match=r"expected images as a tensor of torch\.uint8"):
+        fitted(made, torch.rand(6, 1, 8, 8), torch.tensor([0, 1, 0, 1, 0, 1]))
+
+
 def test_a_rule_may_stand_for_itself_and_a_shift_finds_its_classes():
     rule = Rule(everything(), triggers.Patch(pictures.white()), shift(1))
     made = Attack("own", train=rule, test=rule)
@@ -364,6 +372,8 @@ def test_a_rule_may_stand_for_itself_and_a_shift_finds_its_classes():
     assert given.tolist() == [1, 2, 0, 1, 2, 0]
     _, truth, targets = triggered_test(images, labels, made)
     assert truth.tolist() == labels.tolist() and targets.tolist() == given.tolist()
+    with pytest.raises(ValueError, match="expected labels below num_classes=2, got 2: give 3"):
+        shift(1, 2)(labels.numpy())
 
 
 @pytest.mark.parametrize(

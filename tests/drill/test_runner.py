@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from trainguard.data.pixels import PixelRange
 from trainguard.drill import cells, defenses, repairs, runner, tables
 from trainguard.drill.images import Images, load_images
 from trainguard.drill.machine import machine, peak_memory, reset_peak_memory, versions
 from trainguard.drill.models import MODELS, Standardised, build
+from trainguard.drill.poison import Attack
 from trainguard.drill.recipes import Setting
 from trainguard.drill.runner import _difference, run_drill
+from trainguard.drill.scene import Scene, Victim
 from trainguard.drill.train import Recipe, augment, predict, train_classifier, triangle
 from trainguard.errors import DataError, ModelError, StateError
 from trainguard.progress import Progress
@@ -380,10 +384,25 @@ def test_finished_models_are_mended_and_audited(screened, tmp_path, monkeypatch)
     assert found["audit"].verdict in ("clean", "backdoored", "undecided")
     assert (found["audit"].acc, found["audit"].asr) == (found["none"].acc, found["none"].asr)
     assert found["purify"].verdict is None
+    assert found["guard+purify"].screen_seconds > found["guard"].screen_seconds > 0  # which it was given
     cells = tmp_path / "out" / "cells"
     assert (cells / "badnets-audit-seed0" / "audit.json").is_file()
     for name in ("purify", "purify-clean", "guard+purify"):
         assert (cells / f"badnets-{name}-seed0" / "purified.json").is_file()
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_the_baseline_mirrors_where_training_may_and_draws_from_a_stream_of_its_own(flip, screened, monkeypatch):
+    seen = []
+    monkeypatch.setattr(repairs, "fine_tune", lambda *_, how, **__: seen.append((how.flip, torch.rand(1).item())))
+    monkeypatch.setattr(repairs, "STEPS", 1)
+    scene = Scene.make(replace(tiny(), flip=flip), Attack("clean"), Victim("cnn", Recipe(1), "cpu", 0.5), 0)
+    unit, model = PixelRange.from_mean_std((0.0,), (1.0,)), nn.Linear(1, 1)
+    before = torch.get_rng_state()
+    for _ in range(2):
+        repairs._fine_tune(model, repairs._clean_part(scene), unit, scene)
+    assert [mirrors for mirrors, _ in seen] == [flip, flip] and seen[0] == seen[1]
+    assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("other", ["guard+relabel", "purify", "gaurd"])
@@ -482,6 +501,21 @@ def test_all_leaves_out_what_two_classes_cannot_give_and_says_so(screened, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_cells_of_another_commit_are_told_and_cells_of_nobody_knows_what_are_refused(screened, tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "commit", lambda: "older")
+    drill(tmp_path, attacks=["clean"], defenses=["none"])
+    with pytest.warns(UserWarning, match=r"another commit \(older\)"):
+        drill(tmp_path, attacks=["clean"], defenses=["none"])
+    (tmp_path / "out" / "settings.json").unlink()
+    with pytest.raises(StateError, match=r"without the settings\.json"):
+        drill(tmp_path, attacks=["clean"], defenses=["none"])
+
+
+@pytest.mark.parametrize(("share", "text"), [(1.0, "100.0"), (0.9996, "99.9"), (0.9994, "99.9"), (0.0, "0.0")])
+def test_a_share_that_is_not_all_does_not_pass_for_it(share, text):
+    assert tables._percent([share], 1) == text
+
+
 def test_a_seed_that_is_given_twice_counts_once(screened, tmp_path):
     done = drill(tmp_path, attacks=["clean"], defenses=["none"], seeds=(0, 0))
     assert len(done.cells) == 1
@@ -492,8 +526,10 @@ def test_a_seed_that_is_given_twice_counts_once(screened, tmp_path):
 def test_a_model_with_one_answer_for_everything_has_no_backdoor():
     fallen = [cell("fallen", "none", 1.0, untriggered=1.0), cell("fallen", "guard", 0.0)]
     sound = [cell("sound", "none", 0.9, untriggered=0.02), cell("older", "none", 0.9)]
-    cells = fallen + sound
-    assert [tables.implanted(cells, name) for name in ("fallen", "sound", "older")] == [False, True, True]
+    two = [cell("of two classes", "none", 1.0, untriggered=0.51)]
+    cells = fallen + sound + two
+    names = ("fallen", "sound", "older", "of two classes")
+    assert [tables.implanted(cells, name) for name in names] == [False, True, True, True]
     record = {"cells": [c.to_dict() for c in cells], "settings": {}, "versions": {}, "machine": {}}
     assert report_of_drill.context(record)["unsuccessful"] == ["fallen"]
 

@@ -60,9 +60,9 @@ def audit_of(k):
 
 def purification():
     rows = [
-        {"round": r, "step": step, "loss": 1.0, "accuracy": 0.8 + 0.01 * r, "seconds": 2.0}
+        {"round": r, "step": step, "batches": batches, "loss": 1.0, "accuracy": 0.8 + 0.01 * r, "seconds": 2.0}
         for r in range(2)
-        for step in ("adversarial", "plain")
+        for step, batches in (("adversarial", 0), ("plain", 8))
     ]
     keep = np.arange(10)
     return PurifyResult(
@@ -266,6 +266,7 @@ def test_page_of_a_purification_needs_no_weights(tmp_path, read):
     found = {"verdict": "poisoned", "flagged": 1234, "reason": "they differ"}
     screened = dataclasses.replace(purification(), settings={"seed": 0, "screening": found})
     page = read(build(screened, tmp_path / "screened.html"))
+    assert "Each round fine-tunes on the extra set itself, then ranks all images" in page.text
     assert "first flagged 1,234 images; their labels were unlearned: they differ." in page.text
 
 

@@ -14,9 +14,11 @@ from torchvision.transforms.functional import gaussian_blur
 
 from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
+from trainguard.distributed import Processes
 from trainguard.screening import suspicion
 from trainguard.screening.finding import Finding
 from trainguard.screening.pixelview import FAINT, SIDE, PixelView, flat, looks_for, side_for, texture
+from trainguard.screening.probe import Probe
 from trainguard.screening.separation import Split, split_class
 from trainguard.screening.settings import Settings
 from trainguard.screening.surroundings import Surroundings
@@ -187,6 +189,24 @@ def test_of_a_large_class_some_are_held_at_once_and_all_come_back_in_order(monke
     assert len(first) == 8 and first.min() < -124
     for seen, wanted in zip(classes.views_of(members), (whitened, view), strict=True):
         assert np.array_equal(seen, wanted)
+
+
+def test_few_samples_are_looked_at_once_and_many_again(monkeypatch):
+    labels = np.random.default_rng(0).integers(0, 3, 300)
+    unit = PixelRange.from_mean_std((0.0,), (1.0,))
+    store = open_images(TensorDataset(smooth(300, 16), torch.from_numpy(labels)), pixel_range=unit)
+    run = SimpleNamespace(seed=0, store=store, processes=Processes())
+    probe = Probe(store.shape, 3, torch.full((3,), 0.5), torch.full((3,), 0.2))
+    classes = suspicion.Classes.of(run, probe, np.zeros((300, 3)), None)
+    members, again = classes.members(1), suspicion._seen(run, probe, classes.looks, classes.members(1))
+    with monkeypatch.context() as patched:
+        patched.setattr(suspicion, "_seen", None)  # nothing asks the probe a second time
+        for seen, wanted in zip(classes.seen(members), again, strict=True):
+            assert np.allclose(seen, wanted, atol=1e-2)
+        assert len(classes.seen(members, looking=False)) == 1
+    monkeypatch.setattr(suspicion, "FITTED", 200)
+    many = suspicion.Classes.of(run, probe, np.zeros((300, 3)), None)
+    assert many.slots is None and np.array_equal(many.seen(members)[0], again[0])
 
 
 def test_a_class_is_looked_at_once_and_the_second_time_says_the_same(monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainguard.screening.finding import Finding
-from trainguard.screening.separation import Split, _read_off, leaning, shared_direction, split_class
+from trainguard.screening.separation import Split, _first, _read_off, leaning, shared_direction, split_class
 from trainguard.screening.settings import Settings
 from trainguard.screening.whitening import Whitening
 
@@ -189,6 +189,14 @@ def test_where_a_sample_leans_is_read_without_it():
     places = leaning(told, part, 0)
     assert places[part].min() > places[~part].max()
     assert not leaning(noise, np.zeros(200, bool), 0).any()
+
+
+@pytest.mark.parametrize("count", [1, 7, 40, 60])
+def test_the_first_of_an_order_are_those_of_a_stable_sort(count):
+    order = np.random.default_rng(0).integers(0, 9, 40).astype(float)  # many are equal
+    expected = np.zeros(40, dtype=bool)
+    expected[np.argsort(-order, kind="stable")[:count]] = True
+    assert np.array_equal(_first(order, count), expected)
 
 
 def test_copies_of_one_image_are_not_parted_by_what_rounding_makes_of_them():

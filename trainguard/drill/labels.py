@@ -28,13 +28,20 @@ class to:
 
 @dataclass(frozen=True)
 class shift:
-    r"""Label y becomes (y + step) mod `num_classes` (all-to-all); None: one more than the largest label given."""
+    r"""Label y becomes (y + step) mod `num_classes` (all-to-all); None: one more than the largest label given.
+
+    Raises:
+        ValueError: a label beyond `num_classes`, when called.
+    """
 
     step: int
     num_classes: int | None = None
 
     def __call__(self, labels: np.ndarray) -> np.ndarray:
-        return (labels + self.step) % (self.num_classes or int(labels.max(initial=0)) + 1)
+        present = int(labels.max(initial=0)) + 1
+        if self.num_classes and present > self.num_classes:
+            raise ValueError(f"expected labels below num_classes={self.num_classes}, got {present - 1}: give {present}")
+        return (labels + self.step) % (self.num_classes or present)
 
 
 @dataclass(frozen=True)

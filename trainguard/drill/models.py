@@ -155,9 +155,10 @@ def _mobilenetv2(num_classes: int, in_channels: int, image_size: int) -> nn.Modu
 def _vit(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
+    sizes = [size for size in range(1, image_size + 1) if image_size % size == 0]  # that leave no border unseen
     return VisionTransformer(
         img_size=image_size,
-        patch_size=max(1, image_size // 8),
+        patch_size=min(sizes, key=lambda size: (abs(size - image_size / 8), -size)),
         in_chans=in_channels,
         num_classes=num_classes,
         embed_dim=192,
@@ -197,8 +198,8 @@ def build(name: str, num_classes: int, in_channels: int = 3, image_size: int = 3
 
     Args:
         name: a key of `MODELS`, or any timm model. ResNets and MobileNetV2 take their CIFAR form (3x3 stem, fewer
-            halvings) up to 64 pixels; the ViT has 8 x 8 patches (patch size 4 at 32 pixels), width 192, depth 6;
-            `"cnn"` has no normalisation at all.
+            halvings) up to 64 pixels; the ViT has 8 x 8 patches (of 4 pixels at 32), or as many as come near, width
+            192, depth 6; `"cnn"` has no normalisation at all.
         num_classes: width of the output.
         in_channels: channels of the images.
         image_size: shorter side of the images in pixels.

@@ -71,7 +71,12 @@ def fitted(attack: Attack, images: Tensor, labels: Tensor, seed: int = 0) -> Att
         images: (N, C, H, W) uint8 clean training images.
         labels: (N,) int64 true labels.
         seed: of the fit.
+
+    Raises:
+        DataError: images that are not bytes, or labels that are no integers.
     """
+    _check_arrays(images, labels)
+    labels = labels.long()
     return attack if attack.craft is None else attack.craft(images, labels, seed)
 
 

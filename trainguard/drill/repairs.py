@@ -23,6 +23,7 @@ from trainguard.purification.defaults import CLEAN
 from trainguard.purification.finetuning import FineTuning, fine_tune, usual_rate
 from trainguard.purification.results import PurifyResult
 from trainguard.results import ScreenResult
+from trainguard.rng import isolated_rng
 
 REPAIRS = ("fine-tune", "purify", "purify-clean", "guard+purify", "audit")
 NEEDED = {"guard+purify": "guard"}  # beside "none", whose model they all start from
@@ -41,10 +42,12 @@ def repair(scene: Scene, defense: str, folders: dict[str, Path]) -> Outcome:
         folders: where the outcomes of `"none"` and of what `NEEDED` names were saved.
 
     Returns:
-        The mended model; `screen_seconds` is what mending took, `train_seconds` what the training before it did.
+        The mended model; `screen_seconds` is what mending took, with the screening before it that it was given,
+        `train_seconds` what the training before it did.
     """
     before = Cell.load(folders["none"])
-    assert before is not None  # the plan puts it first
+    guarded = Cell.load(folders["guard"]) if defense == "guard+purify" else before
+    assert before is not None and guarded is not None  # the plan puts them first
     model = scene.fresh_model()
     model.load_state_dict(safetensors.torch.load_file(folders["none"] / "model.safetensors"))
     model.eval()
@@ -55,7 +58,7 @@ def repair(scene: Scene, defense: str, folders: dict[str, Path]) -> Outcome:
     if defense == "audit":
         verdict = audit(model, poisoned, seed=scene.seed, pixel_range=unit, progress=False)
     elif defense == "fine-tune":
-        model = _fine_tuned(model, trusted, unit, scene.seed)
+        _fine_tune(model, trusted, unit, scene)
     elif defense == "purify-clean":
         outcome = _purified(model, trusted, scene, unit, clean=True)
     elif defense == "guard+purify":
@@ -63,6 +66,8 @@ def repair(scene: Scene, defense: str, folders: dict[str, Path]) -> Outcome:
     else:
         outcome = _purified(model, poisoned, scene, unit)
     seconds = time.perf_counter() - start
+    if defense == "guard+purify":
+        seconds += guarded.screen_seconds
     nothing = np.zeros(len(scene.labels), dtype=bool)
     mended = model if outcome is None else outcome.model
     return Outcome(mended, nothing, None, seconds, before.train_seconds, verdict, outcome)
@@ -80,9 +85,10 @@ def _purified(model: nn.Module, data: UnitImages, scene: Scene, unit: PixelRange
     return purify(model, data, seed=scene.seed, pixel_range=unit, progress=False, flip=flip, **options)  # type: ignore[arg-type]
 
 
-def _fine_tuned(model: nn.Module, data: UnitImages, unit: PixelRange, seed: int) -> nn.Module:
-    how, store = FineTuning(lr=usual_rate(model)), open_images(data, pixel_range=unit)
-    with Progress(False).stage("fine-tune", STEPS * how.batch_size) as stage:
+def _fine_tune(model: nn.Module, data: UnitImages, unit: PixelRange, scene: Scene) -> None:
+    how = FineTuning(lr=usual_rate(model), flip=scene.data.flip)
+    store = open_images(data, pixel_range=unit)
+    with isolated_rng(scene.seed), Progress(False).stage("fine-tune", STEPS * how.batch_size) as stage:
         fine_tune(
             UnitPixels(model, unit),
             store,
@@ -90,8 +96,7 @@ def _fine_tuned(model: nn.Module, data: UnitImages, unit: PixelRange, seed: int)
             batches=STEPS,
             adversarial=False,
             how=how,
-            generator=torch.Generator().manual_seed(seed),
+            generator=torch.Generator().manual_seed(scene.seed),
             processes=Processes(),
             stage=stage,
         )
-    return model

@@ -20,7 +20,7 @@ from trainguard.drill import pictures, tables
 from trainguard.drill.cells import Cell, measure
 from trainguard.drill.defenses import DEFENSES, RELABEL, defend, relabel
 from trainguard.drill.images import Images, load_images
-from trainguard.drill.machine import machine, peak_memory, reset_peak_memory, versions
+from trainguard.drill.machine import commit, machine, peak_memory, reset_peak_memory, versions
 from trainguard.drill.models import build
 from trainguard.drill.poison import Attack, plan, plan_test
 from trainguard.drill.recipes import RECIPES, Setting, attack
@@ -166,6 +166,12 @@ def run_drill(
         raise StateError(f"{folder} holds another result ({', '.join(found)}) already: choose another folder")
     _same_settings(folder, settings)
     before = _finished(folder / "cells")
+    if older := sorted({cell.commit for cell in before if cell.commit} - {commit()}):
+        warnings.warn(
+            f"cells in {folder} are of another commit ({', '.join(older)}): "
+            "what depends on the code, and times, stands beside what is new",
+            stacklevel=2,
+        )
     drill = Drill(settings, (), versions(), machine(place))
     done = {(cell.attack, cell.seed, cell.defense) for cell in before}
     left = sum((*scene, defense) not in done for scene in scenes for defense in wanted)
@@ -304,7 +310,9 @@ def _defenses(names: Sequence[str]) -> tuple[str, ...]:
 
 def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / "settings.json"
-    if path.is_file() and any(folder.glob("cells/*/cell.json")):
+    if any(folder.glob("cells/*/cell.json")):
+        if not path.is_file():
+            raise StateError(f"{folder} holds cells without the settings.json that says of what: remove it")
         before = read_record(path, StateError)
         different = [key for key in settings if key in before and before[key] != settings[key]]
         if different:

@@ -122,12 +122,11 @@ def targets_right(cell: Cell) -> bool:
 def markdown(cells: Sequence[Cell]) -> str:
     r"""Both tables."""
     note = (
-        "Shares in percent, means over seeds. Cost: wall time over that of the undefended training. "
+        "Shares in percent, means over seeds. Cost: wall time over that of the undefended training; what mending or "
+        "auditing a finished model takes stands under screening. "
         f"'{NOT_IMPLANTED}': without a defence the attack succeeds on less than {IMPLANTED:.0%} of the samples, "
         "or hardly more often than without the trigger, so it says nothing about one, and the summary leaves it out."
     )
-    if any(cell.defense == "guard+purify" for cell in cells):
-        note += " The seconds of guard+purify are without the screening, which it takes from guard."
     parts = [_table(CELL_COLUMNS, cell_rows(cells)), note]
     summary = summary_rows(cells)
     return "\n\n".join([*parts, _table(SUMMARY_COLUMNS, summary)] if summary else parts)
@@ -180,8 +179,12 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _percent(values: Iterable[float | None], digits: int = 2) -> str:
+    """A mean in percent; cut, not rounded, where it would pass for all of it."""
     mean = _mean(values)
-    return "" if mean is None else f"{100 * mean:.{digits}f}"
+    if mean is None:
+        return ""
+    text = f"{100 * mean:.{digits}f}"
+    return text if mean >= 1 or float(text) < 100 else f"{100 - 10**-digits:.{digits}f}"
 
 
 def _number(values: Iterable[float | None], form: str) -> str:

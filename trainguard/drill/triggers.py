@@ -2,7 +2,7 @@ r"""Triggers: pure functions of pixels, (B, C, H, W) in [0, 1] to the same, befo
 
 Each is a frozen value with `trigger(images, index, seed)`. Only random ones look at `index` and `seed`: the same pair
 gives the same pixels whatever the batch. Sizes are shares of the image side, so that one trigger fits 8x8 digits and
-224x224 photographs.
+224x224 photographs; a warp alone moves points by as many pixels in any of them, as in its paper.
 """
 
 # ruff: noqa: D102  (what a call does stands in the docstring of its class)
@@ -106,13 +106,20 @@ class Waves:
 
     Args:
         amplitude: largest change of a pixel, in [0, 1] units.
-        order: number of cosine frequencies along each axis, the constant left out.
+        order: number of cosine frequencies along each axis, at least 2; the constant is left out.
         field: seed of the pattern itself.
+
+    Raises:
+        ValueError: an order that leaves nothing but the constant.
     """
 
     amplitude: float
     order: int = 4
     field: int = 0
+
+    def __post_init__(self) -> None:
+        if self.order < 2:
+            raise ValueError(f"expected an order of at least 2, got {self.order}: the first cosine is constant")
 
     def __call__(self, images: Tensor, index: np.ndarray, seed: int) -> Tensor:
         _, channels, height, width = images.shape
@@ -151,7 +158,8 @@ class Warp:
     r"""A smooth elastic warp (Nguyen and Tran 2021, Eq. 2 to 5).
 
     Args:
-        strength: s; the control grid moves its points by s/H (across: s/W) on average, in [-1, 1] coordinates.
+        strength: s; the control grid moves its points by s/H (across: s/W) on average, in [-1, 1] coordinates: by s/2
+            pixels, whatever the size of the image.
         points: k; control points along each side.
         field: seed of the warping field, which all samples share.
         noisy: add independent noise in [-1, 1]/H (across: /W) to every grid point, a new draw for each sample (the

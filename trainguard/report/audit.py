@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainguard.files import visible
 from trainguard.purification.bending import MOST
 from trainguard.report import pictures
 from trainguard.report.parts import Matrix, Share, Table, costs, flattened
@@ -44,13 +45,14 @@ def context(result: AuditResult) -> dict[str, Any]:
     targets = ", ".join(names[i] for i in result.target_classes[:NAMED]) or "none"
     if len(result.target_classes) > NAMED:
         targets += f", and {len(result.target_classes) - NAMED} more"
-    found = f"{result.reason[:1].upper()}{result.reason[1:]}." if result.reason else ""
+    reason = visible(result.reason)
+    found = f"{reason[:1].upper()}{reason[1:]}." if reason else ""
     return {
         "title": "Audit report",
         "verdict": result.verdict,
         "headline": HEADLINES[result.verdict],
         "sentence": found or f"{result.images:,} images were attacked to see which classes they turn into.",
-        "reason": result.reason,
+        "reason": reason,
         "advice": _advice(result),
         "facts": [
             ("Confidence", f"{result.confidence:.0%}"),

@@ -167,6 +167,13 @@ def _last(values: Sequence[float]) -> float:
     return known[-1] if known else float("nan")
 
 
+def _in_variables(style: re.Match[str]) -> str:
+    text = style[0]
+    for stand_in, variable in VARIABLES.items():
+        text = text.replace(stand_in, variable)
+    return text
+
+
 def _svg(figure: Figure, text: str) -> Markup:
     """The drawing as an `<svg>` element that carries `text` for a screen reader."""
     buffer = io.StringIO()
@@ -180,8 +187,7 @@ def _svg(figure: Figure, text: str) -> Markup:
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     svg = re.sub(r"font-family: [^;]*; ", "", svg)
     svg = re.sub(r"\s*\n\s*", " ", svg)
-    for stand_in, variable in VARIABLES.items():
-        svg = svg.replace(stand_in, variable)
+    svg = re.sub(r'style="[^"]*"', _in_variables, svg)  # in styles alone: words come from the data
     size = re.search(r'viewBox="[^"]*"', svg)
     opening = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {size[0] if size else ""} role="img"'
     return Markup(re.sub(r"<svg[^>]*>", lambda _: f'{opening} aria-label="{escape(text)}">', svg, count=1))

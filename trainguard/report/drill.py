@@ -25,6 +25,7 @@ FIGURES = {
     "screen_seconds": "screening s",
     "train_seconds": "training s",
     "peak_mb": "peak MiB",
+    "commit": "commit",
 }
 
 

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from trainguard.files import visible
+
 IMPLANTED = 0.5  # an attack that succeeds less often without a defence says nothing about one
+ABOVE = 0.25  # of its samples, that the trigger must take beyond those that get its label without it
 NOT_IMPLANTED = "did not implant"
 
 
@@ -100,7 +103,8 @@ def flattened(settings: Mapping[str, object], prefix: str = "") -> Iterator[tupl
         if isinstance(value, Mapping):
             yield from flattened(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", shown(value) if isinstance(value, list | tuple) or value is None else str(value)
+            text = shown(value) if isinstance(value, list | tuple) or value is None else str(value)
+            yield f"{prefix}{name}", visible(text)
 
 
 def costs(timing: Mapping[str, Any], name: str = "seconds") -> Table:
@@ -134,11 +138,11 @@ def percent(part: float, whole: float) -> str:
 def implanted(success: float | None, base: float | None) -> bool:
     """Whether an attack left a backdoor in an undefended model: on at least half of the triggered samples.
 
-    And twice as often as the same samples get its label without the trigger: a model that has one answer for all images
+    And on a quarter more of them than get its label without the trigger: a model that has one answer for all images
     has no backdoor.
 
     Args:
         success: the attack success rate, in [0, 1]; None where it was not measured, which speaks against nothing.
         base: the share of the samples that get the label without the trigger; None where it was not measured.
     """
-    return success is None or success >= max(IMPLANTED, 2 * (base or 0.0))
+    return success is None or success >= max(IMPLANTED, (base or 0.0) + ABOVE)

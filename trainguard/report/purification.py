@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trainguard.files import visible
 from trainguard.report import charts
 from trainguard.report.parts import Table, costs, flattened, number
+
+DOES = {
+    "adversarial": "fine-tunes on adversarial examples of the extra set",
+    "plain": "fine-tunes on the extra set itself",
+    "rank": "ranks all images to choose the next, larger set",
+}
 
 
 def context(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,6 +31,7 @@ def context(record: Mapping[str, Any]) -> dict[str, Any]:
         "headline": "The model was purified" if record["changed"] else "The model came back as it was",
         "sentence": f"Accuracy on held-out images: {before:.1%} before, {after:.1%} after.",
         "stopped": record["stopped"],
+        "steps": _steps(history, rounds),
         "screening": _screening(record["settings"].get("screening")),
         "facts": [
             ("Rounds", str(rounds)),
@@ -39,15 +47,21 @@ def context(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _steps(history: list[Mapping[str, Any]], rounds: int) -> str:
+    """What every round did, of what Algorithm 1 has."""
+    taken = {row["step"] for row in history if row.get("batches")} | ({"rank"} if rounds > 1 else set())
+    said = [words for step, words in DOES.items() if step in taken]
+    return f"Each round {', then '.join(said)}." if said else "No round was finished."
+
+
 def _screening(found: Mapping[str, Any] | None) -> str:
     """What screening said of the data before the rounds; empty where there was none."""
     if not found:
         return ""
     if not found["flagged"]:
         return f"Screening the data first flagged nothing (verdict: {found['verdict']})."
-    return (
-        f"Screening the data first flagged {found['flagged']:,} images; their labels were unlearned: {found['reason']}."
-    )
+    flagged, reason = found["flagged"], visible(found["reason"])
+    return f"Screening the data first flagged {flagged:,} images; their labels were unlearned: {reason}."
 
 
 def _progress(history: list[Mapping[str, Any]], before: float) -> Any:

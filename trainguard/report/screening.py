@@ -81,7 +81,7 @@ def context(result: ScreenResult, evidence: Evidence | None) -> dict[str, Any]:
         "has_images": evidence is not None,
         "unreadable": [(int(i), names.sample(int(i))) for i in result.unreadable[:LISTED]],
         "cost": costs(result.timing),
-        "reason": result.reason,
+        "reason": visible(result.reason),
         "unreadable_total": len(result.unreadable),
         "settings": list(flattened({name: value for name, value in result.settings.items() if name != "findings"})),
         "fingerprint": result.fingerprint,

@@ -247,8 +247,11 @@ def _settled(lines: Discriminants, more: Sequence[Array]) -> list[NDArray[np.boo
 
 
 def _first(order: Array, count: int) -> NDArray[np.bool_]:
-    upper = np.zeros(len(order), dtype=bool)
-    upper[np.argsort(-order, kind="stable")[:count]] = True
+    """(n,) True for the `count` largest of an order (n,), of equal ones for those that come first."""
+    count = min(count, len(order))
+    least = np.partition(order, len(order) - count)[len(order) - count]
+    upper = order > least
+    upper[np.flatnonzero(order == least)[: count - upper.sum()]] = True
     return upper
 
 
@@ -362,9 +365,10 @@ def _two_gaussians(position: Array) -> tuple[Array, Array, Array, Array]:
         shares = np.stack([1 - second, second])
         size = shares.sum(1) + 1e-9
         mean = shares @ position / size
-        var = (shares * (position - mean[:, None]) ** 2).sum(1) / size + 1e-4
+        square = (position - mean[:, None]) ** 2
+        var = (shares * square).sum(1) / size + 1e-4
         weight = size / size.sum()
-        log = np.log(weight / np.sqrt(2 * np.pi * var))[:, None] - (position - mean[:, None]) ** 2 / (2 * var[:, None])
+        log = np.log(weight / np.sqrt(2 * np.pi * var))[:, None] - square / (2 * var[:, None])
         total = np.logaddexp(log[0], log[1])
         second = np.exp(log[1] - total)
         likelihood = float(total.mean())

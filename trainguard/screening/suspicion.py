@@ -114,6 +114,8 @@ class Classes:
         sizes: (K,) readable samples of each class.
         around: the fine detail of samples of all classes; None where images are too small or too few for that.
         looked: of each class that has been looked at, for each look the parts that it sets apart.
+        kept: of all samples, where they are few, the probe's features and what each look gives, one after the other.
+        slots: (N,) where in these each sample lies.
     """
 
     run: Run
@@ -126,6 +128,8 @@ class Classes:
     sizes: np.ndarray
     around: Surroundings | None = None
     looked: dict[int, list[list[Finding]]] = field(default_factory=dict)
+    kept: Sequence[np.ndarray] = ()
+    slots: np.ndarray | None = None
 
     @classmethod
     def of(cls, run: Run, probe: Probe | Trained, answers: np.ndarray, images: Images) -> Classes:
@@ -133,12 +137,17 @@ class Classes:
         store = run.store
         fitted = np.random.default_rng(run.seed).permutation(store.readable)[:FITTED]
         looks = looks_for(store.shape, len(fitted))
-        features, *seen = _seen(run, probe, looks, fitted)
+        everything = features, *seen = _seen(run, probe, looks, fitted)
         whitening = Whitening.fit(features, store.labels[fitted])
         views = [PixelView.fit(numbers, store.labels[fitted]) for numbers in seen]
         sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
         fine = Surroundings.of(looks[-1], views[-1], seen[-1], store.labels[fitted]) if len(looks) > 1 else None
-        return cls(run, probe, answers, images, whitening, looks, views, sizes, fine)
+        classes = cls(run, probe, answers, images, whitening, looks, views, sizes, fine)
+        if len(fitted) < len(store.readable):
+            return classes
+        slots = np.zeros(len(store), dtype=np.int64)
+        slots[fitted] = np.arange(len(fitted))
+        return dataclasses.replace(classes, kept=everything, slots=slots)
 
     def split(self, label: int, common: np.ndarray | None = None) -> list[Finding]:
         """The splits of a class that get a closer look, the part of more kinds as the upper one.
@@ -193,17 +202,24 @@ class Classes:
 
     def read(self, members: np.ndarray, looking: bool = True) -> list[np.ndarray]:
         """The whitened features (n, D) of the samples of a class, and for each look (n, k) where they vary most."""
-        looks, views = (self.looks, self.views) if looking else ((), ())
+        views = self.views if looking else ()
         seed, order = self.run.seed, np.arange(len(members))
         if len(members) > AT_ONCE:  # the directions are learned from the first ones: any, not those of one place
             order = np.random.default_rng(seed).permutation(order)
         parts, lines = [], None
         for start in range(0, len(order), AT_ONCE):
-            features, *seen = _seen(self.run, self.probe, looks, members[order[start : start + AT_ONCE]])
+            features, *seen = self.seen(members[order[start : start + AT_ONCE]], looking)
             lines = lines or [view.widest(numbers, seed) for view, numbers in zip(views, seen, strict=True)]
             places = [view(numbers, line) for view, numbers, line in zip(views, seen, lines, strict=True)]
             parts.append([self.whitening(features), *places])
         return [np.concatenate(part)[np.argsort(order)] for part in zip(*parts, strict=True)]
+
+    def seen(self, members: np.ndarray, looking: bool = True) -> Sequence[np.ndarray]:
+        """The probe's features (n, D) of some samples, and what each look gives (n, P)."""
+        if self.slots is not None:
+            rows = self.slots[members]
+            return [numbers[rows] for numbers in (self.kept if looking else self.kept[:1])]
+        return _seen(self.run, self.probe, self.looks if looking else (), members)
 
     def views_of(self, members: np.ndarray) -> list[np.ndarray]:
         """Samples of one class, whitened: the probe's features (n, D), and all that each look gives (n, P).
@@ -212,7 +228,7 @@ class Classes:
         """
         if len(members) > AT_ONCE:
             return self.read(members)
-        features, *seen = _seen(self.run, self.probe, self.looks, members)
+        features, *seen = self.seen(members)
         looked = [view.whitened(numbers) for view, numbers in zip(self.views, seen, strict=True)]
         return [self.whitening(features), *looked]
 
