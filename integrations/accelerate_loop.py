@@ -46,7 +46,8 @@ def _warn_if_split_twice(inner: DataLoader) -> None:
     sampler: Any = inner.batch_sampler
     split = hasattr(sampler, "num_processes") and sampler.num_processes > 1
     while hasattr(sampler, "batch_sampler") or hasattr(sampler, "sampler"):
-        sampler = getattr(sampler, "batch_sampler", None) or sampler.sampler
+        inner_batches = getattr(sampler, "batch_sampler", None)
+        sampler = sampler.sampler if inner_batches is None else inner_batches
     if split and isinstance(sampler, DistributedSampler):
         warnings.warn(
             "the loader is split among processes twice, by its DistributedSampler and by accelerate: leave the sampler "

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from trainguard.progress import is_first_rank
 from trainguard.results import ScreenResult
 
 
@@ -33,7 +32,7 @@ class TensorBoard:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise ImportError("TensorBoard is not installed: pip install tensorboard") from error
-            where = SummaryWriter(str(where)) if _is_main() else _Silent()  # type: ignore[no-untyped-call]
+            where = SummaryWriter(str(where)) if is_first_rank() else _Silent()  # type: ignore[no-untyped-call]
         self.writer: Any = where
         self._epochs: dict[str, int] = {}
 
@@ -65,9 +64,3 @@ class _Silent:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
-
-
-def _is_main() -> bool:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank() == 0
-    return int(os.environ.get("RANK", 0)) == 0  # set by launchers, before the group is

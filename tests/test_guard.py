@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -24,6 +25,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 from torchvision import transforms as T
+from torchvision.transforms import v2
 
 import trainguard
 from trainguard import Guard
@@ -445,7 +447,9 @@ def test_screen_gives_the_result_and_moves_nothing(arguments, screening, images,
     result = trainguard.screen(TensorDataset(images, labels), progress=False, seed=3, **arguments)
     assert same(streams(), before)
     assert result.keep.tolist() == KEPT and screening.calls[0].seed == 3
-    assert (screening.calls[0].model is None) == (not arguments)
+    assert screening.calls[0].model is None  # it was checked: what learns is a probe of our own
+    trainguard.screen(TensorDataset(images, labels), progress=False, preset="paper", **arguments)
+    assert (screening.calls[1].model is None) == (not arguments)
 
 
 def test_memory_for_decoded_images_is_switchable(screening, images, labels):
@@ -1063,6 +1067,63 @@ def test_a_given_normalisation_is_not_taken_for_one_of_plain_pixels_that_are_dar
     guard.relabel(model)
     low, high = ((value / 255 - 0.5) / 0.25 for value in levels)
     assert low <= seen[0][0] < seen[0][1] <= high
+
+
+@pytest.mark.parametrize("said", ["by arithmetic", "by an object"])
+def test_dark_images_that_a_batch_normalises_are_relabelled_as_they_are_fed(said, screening, labels):
+    pixels = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.55  # on no level of eight bits
+    normalize = v2.Normalize([0.2] * 3, [0.25] * 3) if said == "by an object" else lambda x: (x - 0.2) / 0.25
+    seen = []
+
+    class Watching(nn.Sequential):
+        def forward(self, x):
+            seen.append(x)
+            return super().forward(x)
+
+    def collate(batch, normalize=normalize):
+        images, given = torch.utils.data.default_collate(batch)
+        return normalize(images), given
+
+    guard, model = Guard(progress=False), Watching(*network())
+    guard.protect(DataLoader(TensorDataset(pixels, labels), 10, collate_fn=collate), model)
+    seen.clear()
+    guard.relabel(model)
+    flagged = np.flatnonzero(guard.result.suspect)
+    assert torch.allclose(seen[0], (pixels[flagged] - 0.2) / 0.25, atol=0.02)
+
+
+def test_a_set_of_many_parts_keeps_no_file_open_and_moves_no_generator(screening, images, labels):
+    class Part(Dataset):
+        def __init__(self, k):
+            self.k, self.opened, self.random = k, None, np.random.default_rng(k)
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, _):
+            self.opened = self.opened or object()
+            self.random.random()
+            return images[self.k % 60], int(labels[self.k % 60])
+
+    parts = [Part(k) for k in range(90)]
+    before = [part.random.bit_generator.state for part in parts]
+    trainguard.screen(ConcatDataset(parts), progress=False)
+    assert all(part.opened is None for part in parts)
+    assert before == [part.random.bit_generator.state for part in parts]
+
+
+def test_a_trained_model_whose_hooks_change_what_it_says_is_refused(screening, images, labels):
+    model = network()
+    model.register_forward_hook(lambda _, __, found: found.flip(1))
+    with pytest.raises(ModelError, match="gives something else without its forward hooks"):
+        trainguard.screen(TensorDataset(images, labels), model, trained=True, progress=False)
+
+
+def test_a_data_set_may_keep_what_it_knows_under_any_name(screening, images, labels):
+    data = Augmented(images, labels)
+    data._labels, data._count = labels.tolist(), "mine"
+    view = Guard(progress=False).protect(DataLoader(data, 10)).dataset
+    assert view._labels == labels[KEPT].tolist() and view._count == "mine"
 
 
 def test_images_that_are_normalised_by_halves_are_no_plain_pixels(screening, labels):

@@ -106,6 +106,40 @@ def test_a_convolution_on_a_single_image_is_looked_at_as_well():
     assert layer(torch.rand(3, 2, 2)).shape == shape
 
 
+def test_a_compiled_part_of_a_model_is_copied_without_its_compiler(store):
+    class Wrapping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.compile(network(), backend="eager")
+            self.more = nn.Sequential(torch.compile(nn.Linear(3, 3), backend="eager"))
+
+        def forward(self, x):
+            return self.more(self.net(x))
+
+    model = Wrapping().eval()
+    copied, x = working_copy(model, store), store.batch([0, 1])
+    assert torch.equal(copied(x), model(x))
+    mine = {parameter.data_ptr() for parameter in model.parameters()}
+    assert not mine & {parameter.data_ptr() for parameter in copied.parameters()}
+    assert isinstance(copied.net, nn.Sequential) and isinstance(copied.more[0], nn.Linear)
+
+
+def test_a_model_that_needs_its_hooks_asks_for_a_function(store):
+    class Tapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.seen = nn.Flatten(), nn.Linear(192, 3), None
+            self.body.register_forward_hook(lambda _, __, found: setattr(self, "seen", found))
+
+        def forward(self, x):
+            self.body(x)
+            return self.head(self.seen.float())
+
+    with pytest.raises(ModelError, match="a copy has no forward hooks: pass a function that builds the model"):
+        working_copy(Tapped(), store)
+    assert working_copy(Tapped, store)(store.batch([0])).shape == (1, 3)
+
+
 def test_working_copy_drops_hooks_but_not_those_that_make_weights(store):
     model = nn.Sequential(nn.Flatten(), spectral_norm(nn.Linear(192, 3)))
     calls = []
@@ -227,6 +261,20 @@ def test_relabel_is_the_argmax_and_its_softmax_whatever_the_batch_size(store, im
 def test_a_model_with_fewer_outputs_than_labels_cannot_relabel(store):
     with pytest.raises(ModelError, match="2 outputs, the data set's labels go up to 2: what changes labels after"):
         relabel(network(2), store, np.array([0]), given=store.labels[:1])
+
+
+def test_a_model_with_a_single_output_cannot_relabel(store):
+    for model in (
+        nn.Sequential(nn.Flatten(), nn.Linear(192, 1)),
+        nn.Sequential(nn.Flatten(), nn.Linear(192, 1), Flat()),
+    ):
+        with pytest.raises(ModelError, match="relabelling needs one for each class"):
+            relabel(model, store, np.arange(3), given=np.zeros(3, np.int64))
+
+
+class Flat(nn.Module):
+    def forward(self, x):
+        return x.flatten()
 
 
 def test_a_part_of_the_classes_asks_for_as_many_outputs_as_its_labels_need(images, labels):

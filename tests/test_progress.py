@@ -68,8 +68,10 @@ def test_progress_disabled_writes_nothing():
     assert stream.getvalue() == ""
 
 
-def test_progress_off_rank_zero_writes_nothing(monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK"])  # torchrun sets both, Lightning's launcher the second
+def test_progress_off_rank_zero_writes_nothing(variable, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv(variable, "1")
     stream = io.StringIO()
     with Progress(stream=stream).stage("probe", total=2) as stage:
         stage.advance(2)

@@ -181,8 +181,9 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
 def write_weights(path: str | Path, model: nn.Module, about: Mapping[str, Any]) -> Path:
     """Write a model's weights as safetensors, and `about` as JSON beside them.
 
-    Each of the two files is written whole or not at all, the weights first. The JSON also gets the weights' file name
-    and their `sha256`.
+    Each of the two files is written whole or not at all, and both are written before either is put in its place, the
+    JSON first: what is killed in between can be saved again. The JSON also gets the weights' file name and their
+    `sha256`.
 
     Args:
         path: of the weights; `.safetensors` is added where it is missing.
@@ -198,10 +199,9 @@ def write_weights(path: str | Path, model: nn.Module, about: Mapping[str, Any]) 
     content = safetensors.torch.save(weights, metadata={"format": "pt"})
     record = {"weights": path.name, "sha256": hashlib.sha256(content).hexdigest(), **about}
     text = json.dumps(plain(record), indent=1, allow_nan=False) + "\n"  # before anything is written
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(content)
-    with write_atomically(path.with_suffix(".json")) as temporary:
-        temporary.write_text(text)
+    with write_atomically(path) as weights_file, write_atomically(path.with_suffix(".json")) as record_file:
+        weights_file.write_bytes(content)
+        record_file.write_text(text)
     return path
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainguard.data.loaders import Follower, HostLoader, fed_shape, open_loader, population_of
+from trainguard.data.loaders import Follower, HostLoader, learn_what_is_fed, open_loader, population_of
 from trainguard.data.pixels import ASSUMED, PixelRange, given_range
 from trainguard.data.samples import Key, class_in, find_label, find_twins
 from trainguard.data.sources import spread
@@ -171,7 +171,7 @@ class Guard:
             raise DataError(
                 f"{error}; the loader's worker_init_fn has not run: what it opens, let the data set open as it reads"
             ) from error
-        images.fed_shape = fed_shape(host.inner, images)
+        learn_what_is_fed(host.inner, images)
         view = _follow(host, images, label_column)
         result, asked = self._result, (images.fingerprint, preset)
         if result is None or (self._images is not None and self._asked != asked):

@@ -44,7 +44,7 @@ def check_fingerprint(saved: str, present: str) -> None:
     if saved != present:
         raise StateError(
             f"the saved state is about the data set {saved}, the loader has {present}: images, labels or their "
-            "order changed; load the right data, or screen again without the state"
+            "order changed, or their size did; load the right data, or screen again without the state"
         )
 
 

@@ -43,7 +43,12 @@ def working_copy(model: Model, images: ImageStore) -> nn.Module:
     """
     copied = build(model, images) if isinstance(model, str) else copy_of(model)
     copied.eval()
-    check_model(copied, images)
+    try:
+        check_model(copied, images)
+    except ModelError as error:
+        if isinstance(model, nn.Module) and own_hooks(model):
+            raise ModelError(f"{error}; a copy has no forward hooks: pass a function that builds the model") from error
+        raise
     return copied if dtype_of(copied) == torch.float32 else copied.float()
 
 
@@ -258,6 +263,8 @@ def copy_of(model: nn.Module | Callable[[], nn.Module], *, hooks: bool = False) 
                 + (f" that gives {type(made).__name__}" if callable(model) else "")
             )
         _refuse_empty(made)
+        if own_hooks(bare(made)) and bare(model()) is not bare(made):  # type: ignore[operator]
+            return bare(made)  # a copy's hooks would write down what they see in the model that it was made of
         try:
             return _copied(made)  # a function may give the same model every time
         except Exception as error:  # the reason to give a function
@@ -289,6 +296,10 @@ def _copied(model: nn.Module) -> nn.Module:
         ModelError: some `forward` was replaced by a function that holds on to modules: a copy would call the original.
     """
     copied = copy.deepcopy(bare(model))
+    for module in list(copied.modules()):
+        for name, child in list(module.named_children()):
+            if bare(child) is not child:  # a compiled part calls the original's forward
+                setattr(module, name, bare(child))
     own = vars(copied)
     if "_original_forward" in own:  # accelerate's: the function in its place is bound to the user's own weights
         own["forward"] = own.pop("_original_forward")

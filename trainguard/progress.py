@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as LiveBars
@@ -83,16 +84,23 @@ class Lines(Console):
         self.quiet = True
 
 
+def is_first_rank() -> bool:
+    """Whether this is the process that speaks for all: by its group, before there is one by what launchers set."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
 class Progress:
     """Shows the stages of one long call.
 
     Args:
-        enabled: False shows nothing. Ranks other than 0 (by the launcher's RANK variable) show nothing either way.
+        enabled: False shows nothing. Ranks other than 0 show nothing either way.
         stream: where to write; standard error unless told, so that a command's own output can be piped.
     """
 
     def __init__(self, enabled: bool = True, stream: TextIO | None = None) -> None:
-        enabled = enabled and os.environ.get("RANK", "0") == "0"
+        enabled = enabled and is_first_rank()
         self._console = Lines(file=stream or sys.stderr) if enabled else None
         self._bars: LiveBars | None = None
 

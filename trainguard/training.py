@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from trainguard.data.store import ImageStore
 from trainguard.distributed import Processes
-from trainguard.models import UnitPixels, device_of, full_precision, short_strides
+from trainguard.errors import ModelError
+from trainguard.models import UnitPixels, copy_of, device_of, full_precision, own_hooks, short_strides
 from trainguard.progress import Stage
 
 AT_ONCE = 512  # images that are looked at together
@@ -98,6 +100,34 @@ def settle(network: UnitPixels, images: Tensor) -> Tensor:
             if not network.mixed:
                 raise
     raise AssertionError  # the last way returns or raises
+
+
+def check_hooks(model: Any, network: UnitPixels, images: Tensor) -> None:
+    """Refuse a model whose own forward hooks change what it gives: a copy does not have them.
+
+    Args:
+        model: the user's, or a function that builds it.
+        network: the copy, in eval mode.
+        images: (B, C, H, W) in [0, 1], on the network's device.
+
+    Raises:
+        ModelError: so it is.
+    """
+    if not isinstance(model, nn.Module) or not own_hooks(model):
+        return
+    whole = UnitPixels(copy_of(model, hooks=True).to(images.device).float(), network.pixel_range).eval()
+    try:
+        expected: Any = settle(whole, images)
+    except Exception:  # with its hooks it runs no better
+        return
+    try:
+        given: Any = settle(network, images).detach().float()
+        expected = expected.detach().float()
+        same = torch.allclose(given, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+    except Exception:  # whatever the user's forward may raise
+        same = False
+    if not same:
+        raise ModelError("the model gives something else without its forward hooks: pass a function that builds it")
 
 
 def at_once(shape: tuple[int, int, int], most: int = AT_ONCE) -> int:

@@ -399,6 +399,50 @@ def test_a_sampler_that_has_drawn_its_order_meanwhile_is_followed_through_a_refr
     assert sorted(numbers(follower.loader)) == list(range(20))
 
 
+class OfTheFirst(Sampler):
+    """Trains on the first samples: so many as it worked out, or what share of them."""
+
+    def __init__(self, data, count=None, share=None):
+        self.data, self.count, self.share = data, count, share
+
+    def __iter__(self):
+        return iter(torch.randperm(self.count or int(self.share * len(self.data))).tolist())
+
+    def __len__(self):
+        return self.count or int(self.share * len(self.data))
+
+
+class AnyOf(Sampler):
+    """Draws with replacement, as often as it was told to."""
+
+    def __init__(self, data, draws):
+        self.data, self.draws = data, draws
+
+    def __iter__(self):
+        for _ in range(self.draws):
+            yield int(torch.randint(len(self.data), ()))
+
+
+@pytest.mark.parametrize("part", [{"count": 1000}, {"share": 0.8}, {"count": 1999}])
+def test_a_sampler_that_keeps_to_a_part_of_the_data_is_refused(part):
+    data = TensorDataset(torch.arange(2000), torch.zeros(2000))
+    state = torch.get_rng_state()
+    with pytest.raises(DataError, match=r"OfTheFirst .* draws from a part of the data set, or by numbers"):
+        Follower(DataLoader(data, 10, sampler=OfTheFirst(data, **part)), LiveView(data, 1))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("draws", [500, 5000])
+def test_a_sampler_that_draws_anywhere_is_followed(draws):
+    data = TensorDataset(torch.arange(2000), torch.zeros(2000))
+    view = LiveView(data, 1)
+    follower = Follower(DataLoader(data, 10, sampler=AnyOf(data, draws)), view)
+    view.keep(np.arange(0, 2000, 2))
+    follower.refresh()
+    drawn = torch.cat([numbers for numbers, _ in follower.loader])
+    assert len(drawn) == draws and not (drawn % 2).any() and drawn.max() > 1900
+
+
 def test_a_refresh_leaves_what_was_set_on_our_samplers():
     view, follower = followed(DataLoader(DATA, batch_sampler=Paired(Backwards(DATA), 3, gap=0.5)))
     follower.loader.batch_sampler.gap = 0.25

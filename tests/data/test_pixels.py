@@ -189,12 +189,19 @@ def test_most_trusted_takes_the_first_and_warns_about_a_contradiction():
     assert most_trusted([None, None], 3) is None
 
 
+class Part:
+    def __init__(self, k):
+        self.k = k
+
+
 def test_walk_ends_on_circles_and_leaves_long_lists_out():
     inner = v1.Normalize(MEAN, STD)
     circle = [inner]
     circle.append(circle)
     assert sum(found is inner for found in walk(circle)) == 1
-    assert not any(found is inner for found in walk([inner] * 65))
+    assert not any(type(found) is str for found in walk(["a"] * 65, {"b": "c"}))
+    parts = [Part(k) for k in range(70)]  # of a data set: they come after all that is nearer
+    assert [found for found in walk([parts, [inner]]) if found is inner or found in parts] == [inner, *parts]
 
 
 def test_a_model_in_the_pipeline_is_no_normalisation():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from flagged import SCREENING, result_for
@@ -86,6 +87,23 @@ def test_epochs_of_two_processes_have_every_kept_sample(configuration, when, see
 def test_gathering_for_metrics_gives_every_kept_sample_once(configuration, when, seen):
     for rank in (0, 1):
         assert sorted(seen[f"{rank} of 2"][f"{configuration}, {when}"]["gathered"]) == KEPT
+
+
+def test_a_sampler_of_no_length_is_followed_under_several_processes(monkeypatch):
+    monkeypatch.setattr(SCREENING, lambda images, *_, **__: result_for(images, FLAGGED))
+
+    class Endless(torch.utils.data.Sampler):
+        def __init__(self, data):
+            self.data = data
+
+        def __iter__(self):
+            return iter(torch.randperm(len(self.data)).tolist())
+
+    data = Numbered()
+    loader = DataLoader(data, 4, sampler=Endless(data))
+    prepared = prepare_data_loader(loader, num_processes=2, process_index=0, put_on_device=False)
+    protected = Guard(progress=False).protect(prepared)
+    assert {int(index) for _, _, indices in protected for index in indices} <= set(KEPT)
 
 
 def test_a_rank_that_fails_takes_the_others_down_with_its_message(tmp_path):

@@ -19,7 +19,8 @@ from trainguard.purification import AuditResult, audit, judging
 from trainguard.purification.audit import balanced, movement_of
 from trainguard.purification.bending import MOST
 from trainguard.purification.judging import one_way, pull_of, transition_counts
-from trainguard.purification.network import check_hooks, coloured_for
+from trainguard.purification.network import coloured_for
+from trainguard.training import check_hooks
 
 audits = importlib.import_module("trainguard.purification.audit")  # the package gives that name to the function
 SAFE = np.eye(10, dtype=int) * 20  # a patch that changes nothing

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import re
 import sys
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -28,7 +26,8 @@ from torch.utils.data import (
 )
 from torch.utils.data.dataloader import _BaseDataLoaderIter, default_collate
 
-from trainguard.data.pixels import PixelRange, loader_range, transform_range
+from trainguard.data.pixels import ESTIMATED, PixelRange, fitted_range, loader_range, transform_range
+from trainguard.data.samplers import Told, follows, is_setting, scaled, tell, weights_for
 from trainguard.data.sources import rewrapped, unwrap
 from trainguard.data.store import ImageStore
 from trainguard.data.traces import left_as_is
@@ -38,7 +37,6 @@ from trainguard.errors import DataError
 from trainguard.rng import isolated_rng
 
 HOSTS = {"timm": "trainguard.integrations.timm_train", "accelerate": "trainguard.integrations.accelerate_loop"}
-PLACE = re.compile(r"_?(start|stop|begin|end|first|last|offset|low|high|lower|upper|lo|hi)(_?(index|idx|row|sample))?")
 DISTRIBUTED = ("num_replicas", "rank", "epoch", "drop_last", "shuffle", "seed")  # settings of a `DistributedSampler`
 WRITTEN_DOWN = "__pl_"  # attributes in which Lightning writes down how a loader in a hook was built
 BUILT_WITH = tuple(f"{WRITTEN_DOWN}saved_{name}" for name in ("args", "kwargs", "default_kwargs"))
@@ -78,7 +76,8 @@ def open_loader(loader: Any) -> HostLoader:
         found = HostLoader(loader, lambda inner: inner, pixel_range=loader_range(loader))
     else:
         raise DataError(
-            f"expected a torch DataLoader, got {type(loader).__name__}: pass the loader that training iterates"
+            f"expected a torch DataLoader, got {type(loader).__name__}: pass the loader that training iterates, before "
+            "a host wraps it"
         )
     if isinstance(found.inner.dataset, LiveView):
         found = _unprotected(found)
@@ -144,11 +143,27 @@ def population_of(loader: DataLoader) -> np.ndarray | None:
     return next((np.asarray(found.indices, dtype=np.int64) for found in subsets.values()), None)
 
 
-def fed_shape(loader: DataLoader, images: ImageStore) -> tuple[int, int, int] | None:
-    """(C, H, W) of what a loader's own `collate_fn` makes of the images, where that can be told from two of them.
+def learn_what_is_fed(loader: DataLoader, images: ImageStore) -> None:
+    """Tell a store what a loader's own `collate_fn` makes of its images, where that can be told from two of them.
 
-    Another number of channels than the images have is told where grey ones are made colour images.
+    Their shape, where another number of channels than the images have is believed if grey ones are made colour images.
+    And their pixel range, where nothing else has said one: a function of the user's may normalise them.
     """
+    fed = _fed(loader, images)
+    if fed is None:
+        return
+    (_, channels, height, width), own = fed.shape, images.shape[0]
+    if channels != own and (own, channels) != (1, 3):
+        return
+    images.fed_shape = (channels, height, width)
+    if images.pixel_range.source in ("assumed", ESTIMATED) and images.fed_shape == images.shape:
+        found = fitted_range(images.batch(images.readable[:2]), fed.cpu())
+        if found is not None and not found.agrees_with(images.pixel_range):
+            images.pixel_range = found
+
+
+def _fed(loader: DataLoader, images: ImageStore) -> torch.Tensor | None:
+    """The images (B, C, H, W) in a batch of two of them."""
     collate, dataset = loader.collate_fn, loader.dataset
     if collate is default_collate or loader.batch_sampler is None:
         return None
@@ -159,10 +174,7 @@ def fed_shape(loader: DataLoader, images: ImageStore) -> tuple[int, int, int] | 
             return None
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else [batch]
     fed = [part for part in parts if isinstance(part, torch.Tensor) and part.ndim == 4 and part.is_floating_point()]
-    if len(fed) != 1:
-        return None
-    (_, channels, height, width), own = fed[0].shape, images.shape[0]
-    return (channels, height, width) if channels == own or (own, channels) == (1, 3) else None
+    return fed[0] if len(fed) == 1 else None
 
 
 def _samplers_in(sampler: Any) -> list[Any]:
@@ -203,7 +215,7 @@ class Follower:
         """Bring the samplers in line with a view that has changed."""
         self._follow_all()
         for sampler, live in self._live.values():
-            _tell(sampler, live)
+            tell(sampler, live)
 
     def _follow_all(self) -> dict[str, Any]:
         return {name: self._follow(getattr(self._original, name)) for name in ("sampler", "batch_sampler")}
@@ -260,7 +272,7 @@ class Follower:
                 f"the data set: {WAY_OUT}"
             )
         live: Any = copy.copy(sampler)
-        if isinstance(vars(live).get("set_epoch"), _Told):
+        if isinstance(vars(live).get("set_epoch"), Told):
             del live.set_epoch
         vars(live).update(changed)
         self._live[id(sampler)] = sampler, live
@@ -299,71 +311,21 @@ class Follower:
         held, size = {}, len(self._original.dataset)  # type: ignore[arg-type]
         plain = DISTRIBUTED if isinstance(sampler, DistributedSampler) else ()
         for name, value in vars(sampler).items():
-            if name in known or name in plain or name.startswith(WRITTEN_DOWN) or isinstance(value, _Told):
+            if name in known or name in plain or name.startswith(WRITTEN_DOWN) or isinstance(value, Told):
                 continue
             if value is self._original.dataset:
                 held[name] = self._view
-            elif not _is_setting(value) or (value == size and name != "batch_size") or _is_place(name, value):
+            elif not is_setting(name, value, size):
                 raise DataError(
                     f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, because of its "
                     f"attribute {name!r}: {WAY_OUT}"
                 )
+        if held and not plain and not follows(sampler, held, self._original.dataset):
+            raise DataError(
+                f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, it draws from a "
+                f"part of the data set, or by numbers that it once worked out: {WAY_OUT}"
+            )
         return held
-
-
-class _Told:
-    """In the place of a user's `sampler.set_epoch`: the sampler that took its place is told as well, while it lives."""
-
-    def __init__(self, own: Callable[[int], None], live: Any = None) -> None:
-        self.own = own
-        self.live = (lambda: None) if live is None else weakref.ref(live)
-
-    def __call__(self, epoch: int) -> None:
-        self.own(epoch)
-        if (live := self.live()) is not None:
-            live.set_epoch(epoch)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Told, (self.own,)
-
-
-def _tell(sampler: Any, live: Any) -> None:
-    """Let a sampler's handle, which scripts keep, tell the one that took its place of every new epoch."""
-    own = link = getattr(sampler, "set_epoch", None)
-    while isinstance(link, _Told):
-        if link.live() is live:
-            return
-        link = link.own
-    while isinstance(own, _Told) and own.live() is None:
-        own = own.own
-    if callable(own):
-        vars(sampler)["set_epoch"] = _Told(own, live)
-
-
-def weights_for(view: LiveView, weights: torch.Tensor) -> torch.Tensor:
-    """Sampling weights by position, from weights by sample: a sample that comes n times shares its weight among them.
-
-    Args:
-        view: with len(view) positions.
-        weights: (N,) float64, one per sample.
-
-    Returns:
-        (len(view),) float64.
-
-    Raises:
-        DataError: no kept sample has a weight above 0.
-    """
-    positions = torch.from_numpy(view.positions)
-    times = torch.bincount(positions, minlength=len(weights))
-    shared = weights.cpu()[positions] / times[positions]
-    if not bool((shared > 0).any()):
-        raise DataError("every kept sample has the sampling weight 0: there is nothing left to train on")
-    return shared
-
-
-def scaled(count: int, view: LiveView) -> int:
-    """A number of samples per epoch, shortened as the view is; at least 1."""
-    return max(1, round(count * view.share))
 
 
 def _exchanged(written: Any, ours: dict[int, Any]) -> Any:
@@ -387,12 +349,3 @@ def _holds(found: Any, size: int, parts: list[Any]) -> bool:
     """Whether an array is one of a data set's own, or has a place for each of its samples."""
     shape = getattr(found, "shape", None)
     return any(found is part for part in parts) or (len(found) == size if shape is None else list(shape[:1]) == [size])
-
-
-def _is_place(name: str, value: Any) -> bool:
-    """Does a sampler's setting say where in the data set it begins or ends? A view numbers its samples anew."""
-    return type(value) is int and value != 0 and PLACE.fullmatch(name) is not None
-
-
-def _is_setting(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str, torch.Generator))

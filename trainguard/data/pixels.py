@@ -243,6 +243,22 @@ def usual_range(low: Sequence[float], high: Sequence[float]) -> PixelRange | Non
     return None
 
 
+def fitted_range(unit: Tensor, fed: Tensor) -> PixelRange | None:
+    """The range by which images (B, C, H, W) in [0, 1] became what is fed to a model, of the same shape.
+
+    None where that is no line, one for each channel, or the images hardly vary.
+    """
+    x, y = (images.double().transpose(0, 1).flatten(1) for images in (unit, fed))
+    varied = x - x.mean(1, keepdim=True)
+    spread = varied.square().mean(1)
+    slope = (varied * y).mean(1) / spread
+    low = y.mean(1) - slope * x.mean(1)
+    off = (low[:, None] + slope[:, None] * x - y).abs().amax(1)
+    if bool((spread < AGREE**2).any()) or not bool((off < AGREE * slope.abs()).all()):
+        return None
+    return PixelRange(tuple(low.tolist()), tuple((low + slope).tolist()), "loader")
+
+
 def most_trusted(ranges: Iterable[PixelRange | None], channels: int) -> PixelRange | None:
     """The first range that says something, with a warning where a later one contradicts it.
 

@@ -31,6 +31,7 @@ from trainguard.rng import Generator, seed_streams
 FIRST_ROWS = 32  # rows looked at to learn size and channels
 BOUND_ROWS = 10_000  # rows whose smallest and largest values stand for all, where the range must be estimated
 TRUSTED_SIZES = 8  # differing sizes for which the transform is asked whether it evens them out
+NEAR_BLACK = 0.05  # up to which the darkest of plain pixels are taken for black
 LEVEL = 0.01  # how far a value may lie from one of 256 levels, by rounding
 CHUNK = 64  # rows that a reading process hands over at once
 
@@ -187,8 +188,10 @@ def learn_rows(
     if said is None and probed is None and not source.raw:  # the data set may hold numbers that others normalise by
         said = transform_range(transform or source.transform)
     if said is not None and _is_float(seen):
-        usual = usual_range(*_bounds(source.size, seen_by_row, shape[0], FIRST_ROWS))
-        if usual is None and _are_levels(source.size, seen_by_row):
+        low, high = _bounds(source.size, seen_by_row, shape[0], FIRST_ROWS)
+        usual = usual_range(low, high)
+        never_black = 0 <= min(low) < NEAR_BLACK and max(high) <= 1 and max(said.low) < 0  # some would be darker
+        if usual is None and (never_black or _are_levels(source.size, seen_by_row)):
             usual = PixelRange((0.0,) * shape[0], (1.0,) * shape[0], ESTIMATED)  # though all are dark, or bright
         if usual is not None and usual.low[0] == 0 and not said.for_channels(shape[0]).agrees_with(usual):
             # plain pixels, which something after the data set normalises

@@ -263,6 +263,7 @@ def _read_all(
             if stage:
                 stage.advance(1)
     if colour:
+        del cache, labels, slots  # as much is needed again
         return _read_all(rows.coloured(), on_error, cache_bytes, workers, context, progress, comparable)
     if (labels < 0).all():
         first, problem = next(iter(problems.items()))

@@ -42,55 +42,60 @@ class LiveView(Dataset):
         follower: the loader over the view, and its samplers, see `loaders.Follower`: it lives as long as the view does.
     """
 
-    _OWN = frozenset(("_dataset", "_label_key", "_population", "_positions", "_count", "_labels", "_aligned", "_twins"))
-    _OWN |= {"follower"}
+    # None that a data set might have itself: torchvision's keep what they know in `_labels`.
+    _NAMES = ("dataset", "label_key", "population", "positions", "count", "labels", "aligned", "twins")
+    _OWN = frozenset({"follower"}.union("_view_" + name for name in _NAMES))
 
     def __init__(
         self, dataset: Any, label_key: Key, population: np.ndarray | None = None, twins: Sequence[Key] = ()
     ) -> None:
         size = len(dataset)
-        self._dataset = dataset
-        self._label_key = label_key
-        self._twins = tuple(twins)
-        self._population = np.arange(size) if population is None else np.asarray(population, dtype=np.int64)
+        self._view_dataset = dataset
+        self._view_label_key = label_key
+        self._view_twins = tuple(twins)
+        own = np.arange(size) if population is None else np.asarray(population, dtype=np.int64)
+        self._view_population = own
         with torch.inference_mode(False):  # a user may be in it, and relabel later; or have another default device
-            self._positions = torch.from_numpy(self._population.copy()).share_memory_()  # (P,) sample at each position
-            self._count = torch.tensor([len(self._population)], device="cpu").share_memory_()  # positions in use
-            self._labels = torch.full((size,), -1, device="cpu").share_memory_()  # (N,) label put in place, -1 for none
-        self._aligned: dict[str, Any] = {}
+            self._view_positions = torch.from_numpy(own.copy()).share_memory_()  # (P,) sample at each position
+            self._view_count = torch.tensor([len(own)], device="cpu").share_memory_()  # positions in use
+            labels = torch.full((size,), -1, device="cpu")  # (N,) label put in place, -1 for none
+            self._view_labels = labels.share_memory_()
+        self._view_aligned: dict[str, Any] = {}
         self.follower: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "follower": None}  # workers that are spawned read, and lead nobody
 
     def __len__(self) -> int:
-        return int(self._count)
+        return int(self._view_count)
 
     def __getitem__(self, position: Any) -> Any:
         """A sample; several at once, or a column, where the data set itself gives them so."""
         if isinstance(position, str):
-            return self._in_view_order(self._dataset[position], position in (self._label_key, *self._twins))
+            return self._in_view_order(
+                self._view_dataset[position], position in (self._view_label_key, *self._view_twins)
+            )
         if isinstance(position, (slice, list, range)) or getattr(position, "ndim", 0) == 1:
             return self._several(position)
         sample = self._sample(position)
-        return self._with_label(self._dataset[sample], sample)
+        return self._with_label(self._view_dataset[sample], sample)
 
     def __getitems__(self, positions: list[int]) -> list[Any]:
         """Several samples at once, fetched as the data set itself would fetch them."""
         samples = [self._sample(position) for position in positions]
-        fetch = getattr(self._dataset, "__getitems__", None)
-        fetched = fetch(samples) if callable(fetch) else [self._dataset[sample] for sample in samples]
+        fetch = getattr(self._view_dataset, "__getitems__", None)
+        fetched = fetch(samples) if callable(fetch) else [self._view_dataset[sample] for sample in samples]
         return [self._with_label(content, sample) for content, sample in zip(fetched, samples, strict=True)]
 
     @property
     def positions(self) -> np.ndarray:
         """(len,) int64: the sample at each position."""
-        return self._positions[: len(self)].numpy().copy()
+        return self._view_positions[: len(self)].numpy().copy()
 
     @property
     def share(self) -> float:
         """Length of the view over the length of the population, in (0, 1]."""
-        return len(self) / len(self._population)
+        return len(self) / len(self._view_population)
 
     def keep(self, kept: np.ndarray, again: Relabelled | None = None) -> None:
         """Show the kept samples, and after them those that come again.
@@ -103,7 +108,7 @@ class LiveView(Dataset):
             DataError: nothing of the population is kept.
         """
         here = self._is_kept(kept)
-        self._show(self._population[here], again)
+        self._show(self._view_population[here], again)
 
     def refill(self, kept: np.ndarray, seed: int, again: Relabelled | None = None) -> None:
         """Keep the length: where a sample is left out and does not come again, a kept one comes once more.
@@ -119,70 +124,70 @@ class LiveView(Dataset):
             DataError: nothing of the population is kept.
         """
         here = self._is_kept(kept)
-        positions = self._population.copy()
-        positions[~here] = evenly(self._population[here], int((~here).sum()), np.random.default_rng(seed))
+        positions = self._view_population.copy()
+        positions[~here] = evenly(self._view_population[here], int((~here).sum()), np.random.default_rng(seed))
         self._show(positions, again)
 
     def __getattr__(self, name: str) -> Any:
         if name in LiveView._OWN or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)
-        value = getattr(self._dataset, name)
-        if hasattr(self._dataset, "add_column"):  # a Hugging Face data set
+        value = getattr(self._view_dataset, name)
+        if hasattr(self._view_dataset, "add_column"):  # a Hugging Face data set
             if name == "num_rows":
                 return len(self)
             if callable(value) and name not in HARMLESS and not name.startswith("_"):
                 return _refuses(name)
         if not self._is_listed(value):
             return value
-        if name not in self._aligned:
-            self._aligned[name] = self._in_view_order(value, name in LABEL_NAMES)
-        return self._aligned[name]
+        if name not in self._view_aligned:
+            self._view_aligned[name] = self._in_view_order(value, name in LABEL_NAMES)
+        return self._view_aligned[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in LiveView._OWN:
             super().__setattr__(name, value)
         else:
-            self._aligned.pop(name, None)
-            setattr(self._dataset, name, self._in_own_order(name, value))
+            self._view_aligned.pop(name, None)
+            setattr(self._view_dataset, name, self._in_own_order(name, value))
 
     def _is_listed(self, value: Any) -> bool:
         """Whether an attribute of the data set holds a value per sample."""
-        return _is_list(value) and len(value) == len(self._labels)
+        return _is_list(value) and len(value) == len(self._view_labels)
 
     def _in_own_order(self, name: str, value: Any) -> Any:
         """What is set in the view's order as the data set lists it, with its own values for the samples left out."""
-        before: Any = getattr(self._dataset, name, None)
+        before: Any = getattr(self._view_dataset, name, None)
         if not _is_list(value) or len(value) != len(self) or not self._is_listed(before):
             return value
         old = np.asarray(before) if isinstance(value, (np.ndarray, Tensor)) else before
         own = torch.as_tensor(old).clone() if isinstance(value, Tensor) else copy.copy(old)
         own = own if isinstance(own, (np.ndarray, Tensor)) else list(own)
         for place, sample in enumerate(self.positions):
-            if self._labels[sample] < 0:  # of those that came back, the new label is the view's
+            if self._view_labels[sample] < 0:  # of those that came back, the new label is the view's
                 own[sample] = value[place]
         return tuple(own) if isinstance(value, tuple) else own
 
     def _is_kept(self, kept: np.ndarray) -> np.ndarray:
-        here = np.isin(self._population, kept)
+        here = np.isin(self._view_population, kept)
         if not here.any():
             raise DataError(f"none of the loader's {len(here)} samples is kept: there is nothing left to train on")
         return here
 
     def _show(self, positions: np.ndarray, again: Relabelled | None) -> None:
-        labels = torch.full_like(self._labels, -1)
+        labels = torch.full_like(self._view_labels, -1)
         if again is not None:
             samples, new = again
             labels[torch.from_numpy(samples)] = torch.from_numpy(new)
-            back = np.isin(self._population, samples)
-            if len(positions) == len(self._population):
-                positions = np.where(back, self._population, positions)
+            back = np.isin(self._view_population, samples)
+            if len(positions) == len(self._view_population):
+                positions = np.where(back, self._view_population, positions)
             else:
-                positions = np.concatenate([positions, self._population[back]])
+                positions = np.concatenate([positions, self._view_population[back]])
         # Workers read meanwhile: what does not change is written as it was, and the number of positions comes last.
-        self._labels.copy_(labels)
-        self._positions[: len(positions)] = torch.from_numpy(positions)
-        self._count.fill_(len(positions))
-        self._aligned.clear()
+        self._view_labels.copy_(labels)
+        self._view_positions[: len(positions)] = torch.from_numpy(positions)
+        self._view_count.fill_(len(positions))
+        self._view_aligned.clear()
 
     def _sample(self, position: int) -> int:
         if not -len(self) <= position < len(self):
@@ -190,16 +195,16 @@ class LiveView(Dataset):
                 f"position {position} is outside the {len(self)} samples of the protected data set: a sampler with "
                 f"a count of its own cannot leave samples out, {WAY_OUT}"
             )
-        return int(self._positions[position % len(self)])
+        return int(self._view_positions[position % len(self)])
 
     def _several(self, positions: Any) -> Any:
         """What the data set gives for a list, a slice or an array of positions, its labels as they are now."""
         samples = self.positions[positions if isinstance(positions, slice) else np.asarray(positions)]
-        content = self._dataset[samples.tolist()]
-        new = self._labels[torch.from_numpy(samples)]
+        content = self._view_dataset[samples.tolist()]
+        new = self._view_labels[torch.from_numpy(samples)]
         if bool((new < 0).all()):
             return content
-        for key in (*self._twins, self._label_key):
+        for key in (*self._view_twins, self._view_label_key):
             column = content[key]
             changed: Any = copy.deepcopy(column) if isinstance(column, (Tensor, np.ndarray)) else list(column)
             for place in torch.nonzero(new >= 0).flatten().tolist():
@@ -208,8 +213,8 @@ class LiveView(Dataset):
         return content
 
     def _with_label(self, content: Any, sample: int) -> Any:
-        label = int(self._labels[sample])
-        return content if label < 0 else relabelled(content, self._label_key, label, self._twins)
+        label = int(self._view_labels[sample])
+        return content if label < 0 else relabelled(content, self._view_label_key, label, self._view_twins)
 
     def _in_view_order(self, value: Any, is_label: bool) -> Any:
         positions = self.positions
@@ -217,7 +222,7 @@ class LiveView(Dataset):
         # A Hugging Face column is no list, and read as it goes.
         ordered: Any = value[positions] if arrays else [value[int(position)] for position in positions]
         if is_label:
-            new = self._labels.numpy()[positions]
+            new = self._view_labels.numpy()[positions]
             for place in np.flatnonzero(new >= 0).tolist():
                 ordered[place] = label_like(ordered[place], int(new[place]))
         return tuple(ordered) if isinstance(value, tuple) else ordered

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import random
 import types
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from trainguard.rng import GENERATOR_TYPES, Generator
 
-LONGEST = 64  # a longer list is a list of samples, not of transforms
-MOST = 2000  # objects looked at; pipelines have tens
+LONGEST = 64  # a longer list is one of samples, or of a data set's parts
+MOST = 5000  # objects looked at; pipelines have tens
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "PIL", "datasets", "transformers", "albumentations", "builtins")
+MACHINERY = ("logging", "threading", "asyncio", "concurrent")  # of the process, no part of any pipeline
 LEAVES = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, np.ndarray, torch.Tensor)
 
 
@@ -23,20 +26,21 @@ def walk(*roots: Any, networks: bool = True) -> Iterator[Any]:
     """Everything that can be reached from `roots`, nearest first, each object once.
 
     Goes through lists, tuples, dicts, attributes, `functools.partial`, bound methods, closures, and the globals that a
-    function outside the known libraries names. Does not call anything. Arrays and lists longer than 64 are left out.
+    function outside the known libraries names. Does not call anything. Arrays are left out, and lists longer than 64 of
+    plain values; of objects, such as the parts of a data set, these come last.
 
     Args:
         *roots: where to start; they are given back too.
         networks: False leaves out modules with parameters, and what is in them.
     """
-    queue, seen = list(roots), set()
-    for _ in range(MOST):
-        if not queue:
-            return
-        found = queue.pop(0)
-        if id(found) in seen or isinstance(found, LEAVES):
+    queue, last, seen = deque(roots), deque[Any](), set[int]()
+    while (queue or last) and len(seen) < MOST:
+        found = (queue or last).popleft()
+        if id(found) in seen or isinstance(found, LEAVES) or type(found).__module__.split(".")[0] in MACHINERY:
             continue
         seen.add(id(found))
+        if _is_long(found):
+            last.extend(found.values() if isinstance(found, dict) else found)
         if not networks and isinstance(found, torch.nn.Module) and next(found.parameters(), None) is not None:
             continue
         yield found
@@ -59,6 +63,14 @@ def find_generators(dataset: Any) -> list[Generator]:
     """The random generators that a data set, or the transforms in it, keep for themselves."""
     kept = [found for found in walk(dataset) if isinstance(found, GENERATOR_TYPES)]
     return [found for found in kept if not isinstance(found, random.SystemRandom)]  # which has no state
+
+
+def _is_long(found: Any) -> bool:
+    """Whether this is a long list of objects that may hold a pipeline each."""
+    if not isinstance(found, (list, tuple, dict)) or len(found) <= LONGEST:
+        return False
+    first = next(iter(found.values() if isinstance(found, dict) else found))
+    return hasattr(first, "__dict__") and not isinstance(first, (*LEAVES, Image))
 
 
 def _parts(found: Any) -> list[Any]:

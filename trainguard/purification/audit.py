@@ -24,7 +24,6 @@ from trainguard.purification.bending import bends
 from trainguard.purification.finetuning import RADIUS, FineTuning, accuracy, fitting_radius
 from trainguard.purification.judging import judge, pull_of, transition_counts
 from trainguard.purification.network import (
-    check_hooks,
     check_outputs,
     coloured_for,
     for_training,
@@ -36,7 +35,7 @@ from trainguard.purification.results import AuditResult
 from trainguard.purification.state import Indices, open_store
 from trainguard.purification.universal import Patch, best_patch
 from trainguard.rng import isolated_rng, undisturbed
-from trainguard.training import autocast
+from trainguard.training import autocast, check_hooks
 
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange

@@ -30,7 +30,7 @@ from trainguard.purification.finetuning import (
     mirrors_alike,
     usual_rate,
 )
-from trainguard.purification.network import check_hooks, check_outputs, coloured_for, for_training, guessing, renew_head
+from trainguard.purification.network import check_outputs, coloured_for, for_training, guessing, renew_head
 from trainguard.purification.overlay import Overlay, leading_overlays
 from trainguard.purification.poison import screened
 from trainguard.purification.results import PurifyResult
@@ -40,6 +40,7 @@ from trainguard.purification.universal import Patch, breaking_patches
 from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng, undisturbed
 from trainguard.screening.settings import check_callbacks
+from trainguard.training import check_hooks
 
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange

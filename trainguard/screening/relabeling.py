@@ -69,8 +69,14 @@ def relabel(
 def _answers(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """(B, K) probabilities for images (B, C, H, W)."""
     try:
-        return logits_of(model(x)).float().softmax(dim=1)
+        logits = logits_of(model(x)).float()
     except Exception as error:  # whatever a user's forward may raise
         raise ModelError(
             f"the model cannot run on images of shape {tuple(x.shape)} here, to relabel them: {shown(error)}"
         ) from error
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ModelError(
+            f"the model gives outputs of shape {tuple(logits.shape)} for {len(x)} images, and relabelling needs one "
+            "for each class: relabel with a model that has them, or train on without the flagged samples"
+        )
+    return logits.softmax(dim=1)

@@ -16,12 +16,13 @@ from trainguard.data.samples import Key
 from trainguard.data.store import CACHE_BYTES, ImageStore, OnError, open_images
 from trainguard.distributed import Processes
 from trainguard.files import plain
-from trainguard.models import Model, working_copy
+from trainguard.models import CHECKED, Model, UnitPixels, device_of, working_copy
 from trainguard.progress import Progress
 from trainguard.results import ScreenResult
 from trainguard.rng import undisturbed
 from trainguard.screening.pipeline import screen_images
 from trainguard.screening.settings import PRESETS, check_length, check_preset
+from trainguard.training import check_hooks
 
 
 def screen(
@@ -129,9 +130,15 @@ def run_screening(
     if processes.world < ranks.world and options.get("state_dir") is not None:  # each screens data of its own
         options["state_dir"] = Path(options["state_dir"]) / f"rank {ranks.rank}"
     with undisturbed(seed):
+        network = None if model is None else working_copy(model, images)
+        if network is not None and options.get("trained"):
+            few = images.batch(images.readable[:CHECKED], device_of(network))
+            check_hooks(model, UnitPixels(network, images.pixel_range), few)
+        elif PRESETS[preset].variant != "paper":
+            network = None  # it was checked: a probe of our own is what learns
         return screen_images(
             images,
-            None if model is None else working_copy(model, images),
+            network,
             settings=PRESETS[preset],
             epochs=epochs,
             budget=budget,
