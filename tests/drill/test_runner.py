@@ -517,8 +517,8 @@ def test_a_share_that_is_not_all_does_not_pass_for_it(share, text):
 
 
 def test_a_seed_that_is_given_twice_counts_once(screened, tmp_path):
-    done = drill(tmp_path, attacks=["clean"], defenses=["none"], seeds=(0, 0))
-    assert len(done.cells) == 1
+    done = drill(tmp_path, attacks=["clean"], defenses=["none"], seeds=np.zeros(2, np.int64), target=np.int64(2))
+    assert len(done.cells) == 1 and done.settings["target"] == 2
     with pytest.raises(ValueError, match="expected seeds from 0, got -1"):
         drill(tmp_path, seeds=(0, -1))
 

@@ -28,7 +28,7 @@ from trainguard.drill.repairs import NEEDED, REPAIRS, repair
 from trainguard.drill.scene import Scene, Victim
 from trainguard.drill.train import Recipe
 from trainguard.errors import ModelError, StateError
-from trainguard.files import read_record, results_in, writable_folder, write_atomically
+from trainguard.files import plain, read_record, results_in, writable_folder, write_atomically
 from trainguard.progress import Progress
 from trainguard.purification.finetuning import has_batch_norm
 from trainguard.rng import isolated_rng
@@ -131,6 +131,7 @@ def run_drill(
         if isinstance(listed, str):
             raise ValueError(f"expected {name}= as a list of names, got {listed!r}: write {name}=[{listed!r}]")
     check_length(epochs, budget, 0)
+    epochs, budget, rate, target, source = plain([epochs, budget, rate, target, source])  # numpy's are none to JSON
     asked = {"test": test, "rows": rows, "test_rows": test_rows, "size": size, "flip": flip}
     asked |= {"image_column": image_column, "label_column": label_column}
     if isinstance(data, Images) and (said := [name for name, value in asked.items() if value is not None]):
@@ -141,7 +142,7 @@ def run_drill(
     setting = Setting(images.num_classes, rate, target, source, cover_rate, picture, images.flip)
     recipe = Recipe.for_model(model, epochs, flip=images.flip, batch_norm=_try(images, model))
     victim = Victim(model, recipe, place, budget)
-    seeds = tuple(dict.fromkeys(seeds))
+    seeds = tuple(dict.fromkeys(plain(list(seeds))))
     if any(seed < 0 for seed in seeds):
         raise ValueError(f"expected seeds from 0, got {min(seeds)}")
     chosen = _attacks(attacks, setting)
