@@ -275,6 +275,9 @@ def test_a_part_is_odd_where_nothing_else_is_like_it_though_its_pictures_are(mor
         (finding(agreement=0.5, company=0.9), False),  # the parts know each other
         (finding(agreement=0.02, reference=0.08, company=1.4), True),  # the trusted part is no class at all
         (finding(**NOWHERE_ELSE | {"agreement": 0.05, "company": 0.9, "members": 100}), True),
+        (finding(told=0.96, elsewhere=0.0, agreement=0.9, reference=0.4, company=3.0, likeness=0.05), True),
+        (finding(told=0.96, elsewhere=0.0, agreement=0.9, reference=0.8, company=3.0, likeness=0.05), False),
+        (finding(told=0.9, elsewhere=0.0, agreement=0.9, reference=0.4, company=3.0, likeness=0.05), False),
         (finding(firmness=2.0, finished=True), False),  # the other part is not what a finished model has learned
     ],
 )

@@ -53,6 +53,7 @@ HALF_DISOWNED = 0.65  # relative agreement up to which such a part may be poison
 MUCH_RESTORED = 0.18  # what such a part must have, and be of all kinds; those cats had 0.35, odd cats 0.12 at most
 MANY_KINDS, MORE_KINDS = 0.6, 1.5  # diversity and variety of another such part; fog had 0.65, 1.9, horses 0.57, 1.8
 SHALLOW = 0.9  # valley up to which it gets a closer look; fog had 0.85
+BETTER_KNOWN = 1.5  # relative agreement and company of an odd part; beside poison one had 2.1, natural ones 1.2
 UTTERLY_FAR = 8.0  # gap from which all kinds for the purified probe will do; natural parts so far had 0.6 of scatter
 
 

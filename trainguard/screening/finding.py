@@ -302,12 +302,14 @@ class Finding:
     def may_be_turned(self, settings: Settings) -> bool:
         """True where the other part may be the poison: the two lie far apart, and neither knows the other.
 
-        Or where a probe that learned the class from the other part knows nothing of it: what is of all kinds of images
-        cannot be learned. Not where it is the suspected one that is like nothing else.
+        Or where a probe that learned the class from the other part knows nothing of it, or far less than of this one:
+        what is of all kinds of images cannot be learned. Not where it is the suspected one that is like nothing else.
         """
         if self.is_alone(settings) or self.undoing:
             return False
         strange = self.is_foreign(settings) or (self.is_apart(settings) and self.reference < bars.KNOWN)
+        known = min(self.relative_agreement, self.company) >= bars.BETTER_KNOWN  # than what that probe learned from
+        strange |= known and self.is_odd and self.is_far_apart  # fine detail alone may have told the sides
         other = self.turned()
         left = int((~other.doubtful).sum()) >= max(bars.LEAST_TRUSTED, self.left * len(self.members))
         return self.is_quite_apart and strange and left and other.is_candidate(settings)
