@@ -1,4 +1,4 @@
-"""What a user's own sampler is asked before a copy of it may draw from a view in its place."""
+"""A user's samplers: whether a copy may draw from a view in their place, and what of theirs follows the view."""
 
 from __future__ import annotations
 

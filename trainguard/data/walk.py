@@ -7,6 +7,7 @@ import types
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def walk(*roots: Any, networks: bool = True) -> Iterator[Any]:
             continue
         seen.add(id(found))
         if _is_long(found):
-            last.extend(found.values() if isinstance(found, dict) else found)
+            last.extend(islice(found.values() if isinstance(found, dict) else found, MOST))
         if not networks and isinstance(found, torch.nn.Module) and next(found.parameters(), None) is not None:
             continue
         yield found
