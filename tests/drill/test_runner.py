@@ -321,6 +321,12 @@ def test_cifar_forms_end_in_four_by_four(name):
     assert max(sides) == 32 and min(sides) == 4
 
 
+@pytest.mark.parametrize(("side", "patches"), [(32, 8), (28, 7), (12, 6), (20, 10)])
+def test_the_patches_of_a_transformer_leave_no_border_unseen(side, patches):
+    embedding = build("vit", 3, 1, side).patch_embed
+    assert embedding.grid_size == (patches, patches) and embedding.patch_size[0] * patches == side
+
+
 def test_an_unknown_model_is_named():
     with pytest.raises(ValueError, match="model 'resnet10000' is neither one of cnn, mobilenetv2"):
         build("resnet10000", 10)

@@ -613,6 +613,20 @@ def test_an_attack_that_did_not_implant_for_either_reason_is_explained(tmp_path,
     assert "or hardly more often than without the trigger" in read(build(tmp_path, tmp_path / "report.html")).text
 
 
+def test_words_in_a_drawing_are_left_as_they_are_whatever_stands_in_for_a_colour():
+    svg = charts.trade([(f"{charts.KEPT} {charts.INK}", 0.1, 0.9)], xlabel="x", ylabel="y", title="t")
+    assert f"{charts.KEPT} {charts.INK}" in svg and "currentColor" in svg
+    assert not re.search(f'style="[^"]*({charts.INK}|{charts.LINE})', svg)
+
+
+def test_a_mark_that_turns_the_reading_direction_is_shown_as_its_code(tmp_path, read):
+    record = drill()
+    record["settings"]["classes"] = ["cat", "\u202edog"]
+    (tmp_path / "drill.json").write_text(json.dumps(record))
+    page = read(build(tmp_path, tmp_path / "report.html"))
+    assert "\u202e" not in page.source and "\\u202edog" in page.text
+
+
 def test_every_defence_has_a_look_of_its_own():
     names = (*DEFENSES, *REPAIRS)
     looks = {

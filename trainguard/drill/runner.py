@@ -12,6 +12,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+import numpy as np
 import torch
 
 from trainguard.data.reading import shown
@@ -131,7 +132,9 @@ def run_drill(
         if isinstance(listed, str):
             raise ValueError(f"expected {name}= as a list of names, got {listed!r}: write {name}=[{listed!r}]")
     check_length(epochs, budget, 0)
-    epochs, budget, rate, target, source = plain([epochs, budget, rate, target, source])  # numpy's are none to JSON
+    given = (epochs, budget, rate, target, source)
+    plainly: Any = (n.item() if isinstance(n, np.generic) else n for n in given)  # numpy's numbers are none to JSON
+    epochs, budget, rate, target, source = plainly
     asked = {"test": test, "rows": rows, "test_rows": test_rows, "size": size, "flip": flip}
     asked |= {"image_column": image_column, "label_column": label_column}
     if isinstance(data, Images) and (said := [name for name, value in asked.items() if value is not None]):
