@@ -195,6 +195,12 @@ def test_a_file_without_weights_says_what_it_holds(tmp_path):
         read_checkpoint(tmp_path / "w.pt")
 
 
+def test_what_is_no_weight_among_many_is_named_first(tmp_path):
+    torch.save({f"w{i}": torch.ones(1) for i in range(9)} | {"epoch": 3}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"found epoch \(int\), w0 \(Tensor\)"):
+        read_checkpoint(tmp_path / "w.pt")
+
+
 def test_names_that_are_no_text_are_shown(tmp_path):
     torch.save({0: torch.ones(2), 1: torch.ones(2)}, tmp_path / "w.pt")
     with pytest.raises(ModelError, match=r"holds no state dict: .* found 0 \(Tensor\), 1 \(Tensor\)"):

@@ -268,7 +268,7 @@ def test_a_model_with_a_single_output_cannot_relabel(store):
         nn.Sequential(nn.Flatten(), nn.Linear(192, 1)),
         nn.Sequential(nn.Flatten(), nn.Linear(192, 1), Flat()),
     ):
-        with pytest.raises(ModelError, match="relabelling needs one for each class"):
+        with pytest.raises(ModelError, match="relabelling needs one output for each class"):
             relabel(model, store, np.arange(3), given=np.zeros(3, np.int64))
 
 

@@ -303,7 +303,8 @@ def _find_weights(content: Any, path: Path, averaged: bool) -> tuple[State, str]
             return _statistics(content, weights) | weights, f"{key}.{where}".rstrip(".")
     content = {k: v for k, v in content.items() if isinstance(v, Tensor) or not str(k).endswith("_extra_state")}
     if not content or not all(isinstance(k, str) and isinstance(value, Tensor) for k, value in content.items()):
-        found = ", ".join(f"{name} ({type(value).__name__})" for name, value in list(content.items())[:6]) or "nothing"
+        first = sorted(content.items(), key=lambda item: isinstance(item[0], str) and isinstance(item[1], Tensor))
+        found = ", ".join(f"{name} ({type(value).__name__})" for name, value in first[:6]) or "nothing"
         raise ModelError(f"{path} holds no state dict: expected names and tensors, found {found}")
     return dict(content), ""
 

@@ -40,7 +40,16 @@ class Processes:
 
     @classmethod
     def of(cls, accelerator: Any | None) -> Processes:
-        """The processes of an `accelerate.Accelerator`; a single one for None."""
+        """The processes of an `accelerate.Accelerator`; a single one for None.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if accelerator is not None and not hasattr(accelerator, "num_processes"):
+            raise ValueError(
+                f"expected accelerator= as an accelerate.Accelerator, got {type(accelerator).__name__}: pass what else "
+                "there is by its name, such as epochs=30"
+            )
         if accelerator is None or accelerator.num_processes == 1:
             return cls()
         return cls(accelerator.process_index, accelerator.num_processes)

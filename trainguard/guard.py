@@ -14,14 +14,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainguard.data.loaders import Follower, HostLoader, learn_what_is_fed, open_loader, population_of
+from trainguard.data.following import check_order, follow
+from trainguard.data.loaders import learn_what_is_fed, open_loader
 from trainguard.data.pixels import ASSUMED, PixelRange, given_range
-from trainguard.data.samples import Key, class_in, find_label, find_twins
-from trainguard.data.sources import spread
+from trainguard.data.samples import Key
 from trainguard.data.store import CACHE_BYTES, ImageStore, OnError, open_images
-from trainguard.data.traces import left_as_is
 from trainguard.data.views import LiveView
-from trainguard.data.walk import find_generators
 from trainguard.distributed import Group, Processes
 from trainguard.errors import DataError, ModelError, StateError
 from trainguard.guard_state import check_fingerprint, check_made_by, pack_result, unpack_result
@@ -29,14 +27,12 @@ from trainguard.models import Model, bare
 from trainguard.progress import Progress
 from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng
-from trainguard.screening.relabeling import relabel
+from trainguard.screening.relabeling import feed_of, relabel
 from trainguard.screening.screen import run_screening
 from trainguard.screening.settings import check_length, check_preset
 
 Steps = Literal["natural", "keep"]
 AT_ONCE = 256  # images that relabelling asks the model about, where its loader has no smaller batches
-LOOKED_AT = 64  # rows that say whether a sample holds its label twice, and whether it is the one that is screened
-OTHERS = 0.1  # share of them that may have another label each time they are read
 STATE_FORMAT = 1
 
 
@@ -172,7 +168,7 @@ class Guard:
                 f"{error}; the loader's worker_init_fn has not run: what it opens, let the data set open as it reads"
             ) from error
         learn_what_is_fed(host.inner, images)
-        view = _follow(host, images, label_column)
+        view = follow(host, images, label_column)
         result, asked = self._result, (images.fingerprint, preset)
         if result is None or (self._images is not None and self._asked != asked):
             result = run_screening(images, model, preset, **self._screening)
@@ -231,9 +227,13 @@ class Guard:
             return
         if self._images.pixel_range.source == "assumed":
             warnings.warn(f"{ASSUMED} to guard.protect, if training makes something else of them", stacklevel=2)
-        given = self._result.labels[flagged]
+        given, views = self._result.labels[flagged], list(self._views)
+        for view in views:
+            check_order(view, self._images)
         with isolated_rng(self._seed):
-            labels, _ = relabel(bare(model), self._images, flagged, given=given, batch_size=self._at_once)
+            loaders = [view.follower.original for view in views]
+            feed = feed_of(bare(model), self._images, loaders, self._result.keep, batch_size=self._at_once)
+            labels, _ = relabel(bare(model), self._images, flagged, given=given, batch_size=self._at_once, feed=feed)
         self._new_labels = flagged, processes.broadcast(labels)
         changed = int((self._new_labels[1] != given).sum())
         self._log({"trainguard/relabelled": len(flagged), "trainguard/labels_changed": changed})
@@ -328,33 +328,6 @@ class Guard:
                 f"each process has samples of its own, of which {min(are)} to {max(are)} batches are kept, but "
                 "processes that train together take equally many: pass steps='keep'"
             )
-
-
-def _follow(host: HostLoader, images: ImageStore, label_column: Key | None) -> LiveView:
-    """A view of the loader's data set that still shows everything, with the loader over it."""
-    dataset: Any = host.inner.dataset
-    population = population_of(host.inner)
-    with isolated_rng(0, find_generators(dataset)), left_as_is(dataset):
-        rows = spread(images.readable, LOOKED_AT)
-        some = [dataset[row] for row in rows]
-        label_key = find_label(some[0], images.label_key if label_column is None else label_column)
-        twins = find_twins(some if len(some[0]) > 2 else [], label_key)
-    _check_labels(images, rows, [class_in(sample[label_key]) for sample in some])
-    view = LiveView(dataset, label_key, population, twins)
-    view.follower = Follower(host.inner, view)
-    return view
-
-
-def _check_labels(images: ImageStore, rows: Sequence[int], seen: Sequence[int | None]) -> None:
-    """Training must see the labels that are screened; where they are drawn at random a few may differ."""
-    other = [(row, label) for row, label in zip(rows, seen, strict=True) if label not in (None, images.labels[row])]
-    if len(other) > OTHERS * len(rows):
-        row, label = other[0]
-        raise DataError(
-            f"training sees other labels than the data set holds: {images.name(row)} has {images.labels[row]}, and "
-            f"training gets {label}; say which is meant by label_column=, or give the data set itself the labels that "
-            "training needs (of a Hugging Face data set by map() in place of with_transform())"
-        )
 
 
 def batches_of(loader: Any) -> int | None:

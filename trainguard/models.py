@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from trainguard.data.pixels import PixelRange
 from trainguard.data.store import ImageStore
@@ -315,6 +316,9 @@ def _copied(model: nn.Module) -> nn.Module:
                 f"the forward of {name or type(module).__name__} was replaced by a function that calls the model "
                 "itself, which a copy would call as well: pass a function that builds the model"
             )
+    for value in (*copied.parameters(), *copied.buffers()):
+        if any(step == 0 and side > 1 for step, side in zip(value.stride(), value.shape, strict=True)):
+            value.data = value.data.clone(memory_format=torch.contiguous_format)  # an expanded one takes no new values
     return copied
 
 
@@ -347,6 +351,9 @@ def own_hooks(model: nn.Module, kinds: Sequence[str] = FORWARD_HOOKS) -> list[tu
 
 
 def _refuse_empty(model: nn.Module) -> None:
+    lazy = UninitializedBuffer, UninitializedParameter
+    if any(isinstance(each, lazy) for each in (*model.parameters(), *model.buffers())):
+        raise ModelError("the model has no weights yet (it has lazy layers): run an image through it first")
     if any(parameter.is_meta and type(parameter.data) is Tensor for parameter in model.parameters()):
         raise ModelError("the model has no weights yet (it lies on the meta device): give it some first")
 

@@ -257,6 +257,11 @@ class ScreenResult:
         return as_html("ScreenResult", self.rows())
 
 
+def judged_on(settings: Mapping[str, Any]) -> str:
+    """Which images a purification's accuracy was measured on, by its settings: `held-out` or `validation` ones."""
+    return "held-out" if settings.get("judged on", {}).get("held out", True) else "validation"
+
+
 def as_text(title: str, rows: Iterable[tuple[str, str]]) -> str:
     """A two-column table for a terminal."""
     rows = list(rows)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -44,18 +44,28 @@ def seed_devices(seed: int) -> None:
 
 @contextmanager
 def undisturbed(seed: int) -> Iterator[None]:
-    """Work of our own in the midst of a user's: on other random numbers, with gradients, in float32, and all put back.
+    """Work of our own in the midst of a user's, all put back: on other random numbers, with gradients, in float32.
+
+    Where work of ours is in half precision it says so itself, and the user's own autocast has no say.
 
     Args:
         seed: see `isolated_rng`.
     """
     precision = torch.get_default_dtype()
-    with isolated_rng(seed), torch.inference_mode(False), torch.enable_grad():
+    with isolated_rng(seed), torch.inference_mode(False), torch.enable_grad(), ExitStack() as off:
+        for kind in {"cpu", torch.get_default_device().type, *_accelerators()}:
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                off.enter_context(torch.autocast(kind, enabled=False))
         torch.set_default_dtype(torch.float32)
         try:
             yield
         finally:
             torch.set_default_dtype(precision)
+
+
+def _accelerators() -> list[str]:
+    found = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None
+    return [found.type] if found is not None else ["cuda"]
 
 
 @contextmanager

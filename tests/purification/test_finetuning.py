@@ -249,6 +249,14 @@ def test_a_model_that_squeezes_is_named_before_the_work(victim):
     with pytest.raises(ModelError, match=r"shape \(10,\) for a single image, expected \(1, 10\): let it flatten"):
         check_outputs(squeezing, victim.store.batch(np.arange(4)), victim.store)
 
+    class Stuck(Squeezing):
+        def forward(self, x):
+            return super().forward(x).log_softmax(1)
+
+    stuck = UnitPixels(Stuck(nn.Flatten(), nn.Linear(64, 10)), RANGE).eval()
+    with pytest.raises(ModelError, match=r"fails on a single image, where it takes 4: .*; let it flatten\(1\)"):
+        check_outputs(stuck, victim.store.batch(np.arange(4)), victim.store)
+
 
 @pytest.mark.parametrize(("images", "size", "sizes"), [(7, 2, {2, 3}), (6, 1, {2}), (1, 4, {2}), (128, 128, {128})])
 def test_no_batch_is_of_a_single_image(images, size, sizes):

@@ -19,7 +19,7 @@ from trainguard.errors import DataError, ModelError, StateError
 from trainguard.models import UnitPixels
 from trainguard.purification import PurifyResult, audit, purify
 from trainguard.purification.network import renew_head
-from trainguard.purification.state import least_suspicious, round_shares, split
+from trainguard.purification.state import least_suspicious, open_store, round_shares, split
 from trainguard.results import ScreenResult
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -330,6 +330,9 @@ def test_trusted_images_judge_where_they_are_given(victim):
         result = purify(victim.model, victim.store, validation=judge, **TINY | {"max_accuracy_loss": 1.0})
     assert result.accuracy_before == pytest.approx(victim.accuracy(victim.model), abs=0.01)
     assert result.accuracy_after == pytest.approx(victim.accuracy(result.model), abs=0.02)
+    judged = {"held out": False, "images": len(judge), "fingerprint": open_store(judge, RANGE).fingerprint}
+    assert result.settings["judged on"] == judged
+    assert result.rows()[3][0] == "validation accuracy"
 
 
 def test_trusted_images_that_do_not_fit_are_refused(victim):
@@ -374,6 +377,14 @@ def test_a_result_survives_saving(outcome, tmp_path):
     assert same(loaded.model, result.model) and loaded.history == result.history
     assert np.array_equal(loaded.keep, result.keep) and loaded.settings == result.settings
     assert "purified" in repr(loaded) and "<table>" in loaded._repr_html_()
+    record = json.loads((tmp_path / "purified.json").read_text())
+    (tmp_path / "purified.json").write_text(json.dumps({k: v for k, v in record.items() if k != "history"}))
+    fresh, before = small_net(), small_net()
+    before.load_state_dict(fresh.state_dict())
+    with pytest.raises(ValueError, match="no whole record"):
+        PurifyResult.load(path, fresh)
+    assert same(fresh, before)
+    (tmp_path / "purified.json").write_text(json.dumps(record))
     wrapped = PurifyResult.load(tmp_path / "purified", nn.DataParallel(small_net()))
     assert same(wrapped.model.module, result.model)
     with pytest.raises(ModelError, match="does not fit"):
@@ -447,6 +458,45 @@ def test_odd_models_in_odd_surroundings_are_purified_and_audited(precision, vict
     assert result.model.waves.is_complex() and bool(result.model.waves.isfinite().all())
     loaded = PurifyResult.load(result.save(tmp_path / "odd"), Odd())
     assert same(loaded.model, result.model)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_the_users_autocast_has_no_say(half, victim, short):
+    options = QUICK | {"clean": True, "patches": 1, "plain_batches": (2,)}
+    plain, found = purify(victim.model, victim.store, **options), []
+    with torch.autocast("cpu", dtype=half):
+        within = purify(victim.model, victim.store, **options)
+        found.append(audit(victim.model, victim.store, images=60, screening=False, progress=False))
+        assert torch.is_autocast_enabled("cpu")
+    found.append(audit(victim.model, victim.store, images=60, screening=False, progress=False))
+    assert same(plain.model, within.model) and np.array_equal(found[0].bend, found[1].bend)
+
+
+def test_a_value_that_is_held_once_for_many_is_purified(victim):
+    class Expanded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = small_net()
+            self.register_buffer("mean", torch.zeros(1).expand(1, 1, 8, 8))
+
+        def forward(self, x):
+            return self.net(x - self.mean)
+
+    model = Expanded()
+    model.net.load_state_dict(victim.model.state_dict())
+    assert purify(model.eval(), victim.store, **TINY | {"rounds": 1, "max_accuracy_loss": 1.0}).changed
+    assert 0 in model.mean.stride()  # the argument is as it was
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (16, 1)])
+@pytest.mark.filterwarnings("ignore:the model gets")
+def test_images_one_pixel_wide_are_purified_and_audited(shape, short):
+    generator = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.rand(60, 1, *shape, generator=generator), torch.arange(60) % 3)
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3)).eval()
+    options = {"bounds": (0, 1), "progress": False}
+    assert purify(model, data, clean=True, patches=1, plain_batches=(2,), max_accuracy_loss=1.0, **options).changed
+    assert audit(model, data, images=60, screening=False, **options).images > 0
 
 
 def test_few_images_need_not_be_comparable_where_nothing_is_screened(victim):
@@ -582,6 +632,17 @@ def test_what_training_asks_of_memory_is_kept(victim):
     assert purify(ViewingInTraining(), victim.store, **TINY | {"rounds": 1, "max_accuracy_loss": 1.0}).changed
 
 
+class TwoInTraining(nn.Module):
+    """Gives its logits twice while it is trained, as one with an auxiliary head does."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x):
+        return (self.net(x), self.net(x)) if self.training else self.net(x)
+
+
 class Silent(Viewing):
     """Has no gradient."""
 
@@ -596,10 +657,12 @@ class Silent(Viewing):
         (Silent, "has no gradient to its images"),
         (lambda: torch.jit.trace(Viewing(), torch.zeros(2, 1, 8, 8)), "a TorchScript program cannot be fine-tuned"),
         (lambda: Viewing().to("meta"), "has no weights yet"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), r"has no weights yet \(it has lazy layers\)"),
+        (TwoInTraining, r"expected logits .* from the model in training mode, got tuple"),
     ],
 )
 def test_models_that_cannot_be_fine_tuned_are_named(model, message, victim):
-    for call in (purify, audit):
+    for call in (purify, audit) if model is not TwoInTraining else (purify,):
         with pytest.raises(ModelError, match=message):
             call(model(), victim.store, progress=False, screening=False)
 

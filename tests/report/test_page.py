@@ -517,6 +517,16 @@ def test_a_page_does_not_take_the_place_of_something_else(tmp_path, screened):
             build(tmp_path / "result", place)
     assert (tmp_path / "result" / "result.json").read_bytes() == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["result"]
+    (tmp_path / "weights").write_bytes(b"weights")
+    (tmp_path / "keep.csv").write_text("file,keep\na.png,1\n")
+    with pytest.raises(ValueError, match=r"weights is there already and is no page"):
+        build(tmp_path / "result", tmp_path / "weights")
+    with pytest.raises(ValueError, match=r"keep\.csv is there already and is not of a screening"):
+        build(tmp_path / "result", tmp_path / "report.html")
+    assert (tmp_path / "weights").read_bytes() == b"weights" and not (tmp_path / "report.html").exists()
+    for _ in range(2):  # its own it may write again
+        build(tmp_path / "result", tmp_path / "other")
+    assert (tmp_path / "other.keep.csv").is_file()
 
 
 def test_pictures_of_other_images_under_the_same_labels_are_said_to_be_so(tmp_path, screened):

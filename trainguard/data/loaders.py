@@ -28,6 +28,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, default_collate
 
 from trainguard.data.pixels import ESTIMATED, PixelRange, fitted_range, loader_range, transform_range
 from trainguard.data.samplers import Told, follows, is_setting, scaled, tell, weights_for
+from trainguard.data.samples import LABEL_NAMES, Key, class_in
 from trainguard.data.sources import rewrapped, unwrap
 from trainguard.data.store import ImageStore
 from trainguard.data.traces import left_as_is
@@ -149,7 +150,9 @@ def learn_what_is_fed(loader: DataLoader, images: ImageStore) -> None:
     Their shape, where another number of channels than the images have is believed if grey ones are made colour images.
     And their pixel range, where nothing else has said one: a function of the user's may normalise them.
     """
-    fed = _fed(loader, images)
+    if loader.collate_fn is default_collate or loader.batch_sampler is None:
+        return
+    fed = fed_by(loader, images.readable[:2])
     if fed is None:
         return
     (_, channels, height, width), own = fed.shape, images.shape[0]
@@ -162,19 +165,48 @@ def learn_what_is_fed(loader: DataLoader, images: ImageStore) -> None:
             images.pixel_range = found
 
 
-def _fed(loader: DataLoader, images: ImageStore) -> torch.Tensor | None:
-    """The images (B, C, H, W) in a batch of two of them."""
-    collate, dataset = loader.collate_fn, loader.dataset
-    if collate is default_collate or loader.batch_sampler is None:
-        return None
-    with isolated_rng(0, [*find_generators(dataset), *find_generators(collate)]), left_as_is(dataset, collate):
-        try:
-            batch = collate([dataset[int(index)] for index in images.readable[:2]])
-        except Exception:  # a user's function may want a whole batch
-            return None
+def fed_by(loader: DataLoader, index: np.ndarray) -> torch.Tensor | None:
+    """The images (B, C, H, W) in the batch that a loader makes of the samples `index` (B,).
+
+    As training is fed with them, augmented and collated. None where that cannot be told: there is no one part of the
+    batch that is floating-point images, or the user's function does not take these samples.
+    """
+    _, batch = _batch_of(loader, index)
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else [batch]
     fed = [part for part in parts if isinstance(part, torch.Tensor) and part.ndim == 4 and part.is_floating_point()]
-    return fed[0] if len(fed) == 1 else None
+    return fed[0] if len(fed) == 1 and len(fed[0]) == len(index) else None
+
+
+def labels_by(loader: DataLoader, index: np.ndarray, key: Key) -> list[tuple[int | None, int]]:
+    """The labels of the samples `index` (B,), and those in the batch that a loader makes of them.
+
+    Empty where the batch has no such column of whole numbers: labels may have been mixed, or have become vectors.
+
+    Args:
+        loader: of a torch data set.
+        index: some samples.
+        key: where the label is in a sample.
+    """
+    samples, batch = _batch_of(loader, index)
+    if isinstance(batch, Mapping):
+        names = [name for name in (key, *LABEL_NAMES) if name in batch]
+        found = batch[names[0]] if names else None
+    else:
+        found = batch[key] if isinstance(batch, (list, tuple)) and isinstance(key, int) and key < len(batch) else None
+    if not isinstance(found, torch.Tensor) or found.ndim != 1 or found.is_floating_point() or len(found) != len(index):
+        return []
+    return list(zip([class_in(sample[key]) for sample in samples], found.tolist(), strict=True))
+
+
+def _batch_of(loader: DataLoader, index: np.ndarray) -> tuple[list[Any], Any]:
+    """Some samples, and what `collate_fn` makes of them; None where it does not take them."""
+    collate, dataset = loader.collate_fn, loader.dataset
+    with isolated_rng(0, [*find_generators(dataset), *find_generators(collate)]), left_as_is(dataset, collate):
+        samples = [dataset[int(row)] for row in index]
+        try:
+            return samples, collate(list(samples))
+        except Exception:  # a user's function may want a whole batch
+            return samples, None
 
 
 def _samplers_in(sampler: Any) -> list[Any]:
@@ -192,13 +224,14 @@ class Follower:
 
     Attributes:
         loader: the new loader, of the same class.
+        original: the user's.
 
     Raises:
         DataError: the loader has a sampler that cannot be rebuilt.
     """
 
     def __init__(self, loader: DataLoader, view: LiveView) -> None:
-        self._original = loader
+        self.original = loader
         self._view = view
         self._live: dict[int, tuple[Any, Any]] = {}  # id of the user's sampler -> that and ours
         self.loader: DataLoader = copy.copy(loader)
@@ -218,16 +251,16 @@ class Follower:
             tell(sampler, live)
 
     def _follow_all(self) -> dict[str, Any]:
-        return {name: self._follow(getattr(self._original, name)) for name in ("sampler", "batch_sampler")}
+        return {name: self._follow(getattr(self.original, name)) for name in ("sampler", "batch_sampler")}
 
     def _take_along(self) -> None:
         """Lightning writes down what a loader in a hook was built with, and builds it anew: of these parts of ours."""
         ours: dict[int, Any] = {id(sampler): live for sampler, live in self._live.values()}
-        ours[id(self._original.dataset)] = self._view
+        ours[id(self.original.dataset)] = self._view
         for built in (self.loader, *(live for _, live in self._live.values())):
             written = {name: vars(built)[name] for name in BUILT_WITH if name in vars(built)}
             parts = [part.values() if isinstance(part, dict) else part for part in written.values()]
-            if built is self.loader and not any(value is self._original.dataset for part in parts for value in part):
+            if built is self.loader and not any(value is self.original.dataset for part in parts for value in part):
                 for name in [name for name in vars(built) if name.startswith(WRITTEN_DOWN)]:
                     del vars(built)[name]  # a class that makes its own data set: Lightning goes by the attributes
             else:
@@ -235,7 +268,7 @@ class Follower:
 
     def _held_by_loader(self) -> dict[str, Any]:
         """Where a user's own class of loader holds the data set; one that reads past the data set is refused."""
-        loader, dataset, held = self._original, self._original.dataset, {}
+        loader, dataset, held = self.original, self.original.dataset, {}
         parts = [part for value in getattr(dataset, "__dict__", {}).values() for part in _arrays_in(value)]
         passes_by, size = type(loader).__iter__ is not DataLoader.__iter__, len(dataset)  # type: ignore[arg-type]
         for name, value in vars(loader).items():
@@ -284,7 +317,7 @@ class Follower:
 
     def _counts(self, sampler: Any) -> dict[str, Any]:
         """What a sampler computes from the data set once, as it is for the view."""
-        view, size, kind = self._view, len(self._original.dataset), type(sampler)  # type: ignore[arg-type]
+        view, size, kind = self._view, len(self.original.dataset), type(sampler)  # type: ignore[arg-type]
         if kind is SubsetRandomSampler:
             return {"indices": range(len(view))}
         if isinstance(sampler, RandomSampler) and len(vars(sampler).get("data_source", ())) == size:
@@ -308,19 +341,19 @@ class Follower:
         """Where a user's own sampler holds the data set, if the rest of what it holds are plain settings."""
         if type(sampler) is BatchSampler:
             return {}
-        held, size = {}, len(self._original.dataset)  # type: ignore[arg-type]
+        held, size = {}, len(self.original.dataset)  # type: ignore[arg-type]
         plain = DISTRIBUTED if isinstance(sampler, DistributedSampler) else ()
         for name, value in vars(sampler).items():
             if name in known or name in plain or name.startswith(WRITTEN_DOWN) or isinstance(value, Told):
                 continue
-            if value is self._original.dataset:
+            if value is self.original.dataset:
                 held[name] = self._view
             elif not is_setting(name, value, size):
                 raise DataError(
                     f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, because of its "
                     f"attribute {name!r}: {WAY_OUT}"
                 )
-        if held and not plain and not follows(sampler, held, self._original.dataset):
+        if held and not plain and not follows(sampler, held, self.original.dataset):
             raise DataError(
                 f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, it draws from a "
                 f"part of the data set, or by numbers that it once worked out: {WAY_OUT}"

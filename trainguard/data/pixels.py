@@ -21,6 +21,7 @@ ASSUMED = (
     "bounds="
 )
 ESTIMATED = "estimated from the data"
+LEAST_OF_255 = 10.0  # standard deviation of pixels from 0 to 255; that of pixels from 0 to 1 is at most 1
 AGREE = 0.02  # ranges closer than this share of their width are the same
 
 
@@ -160,18 +161,24 @@ def transform_range(*roots: Any) -> PixelRange | None:
 
     Knows torchvision's v1 and v2 `Normalize`, albumentations' and timm's, and Hugging Face image processors by their
     attributes alone. What says in its name that it normalises comes first. Noise, which has a mean and a standard
-    deviation too, does not count, nor do the layers of a model that the pipeline happens to hold. `F.normalize` inside
-    a function of the user's is not seen; the black and white probe sees it.
+    deviation too, does not count, nor do the layers of a model that the pipeline happens to hold, nor what undoes a
+    normalisation so that images can be shown. `F.normalize` inside a function of the user's is not seen; the black and
+    white probe sees it.
     """
     holders = [found for found in walk(*roots, networks=False) if "noise" not in type(found).__name__.lower()]
     for found in sorted(holders, key=lambda found: "normali" not in type(found).__name__.lower()):
         for mean_name, std_name in (("mean", "std"), ("image_mean", "image_std")):
             mean, std = _numbers_at(found, mean_name), _numbers_at(found, std_name)
-            if mean is None or std is None or len(mean) != len(std) or min(std) <= 0:
+            if mean is None or std is None or len(mean) != len(std) or min(std) <= 0 or _undoes(mean, std):
                 continue
             if getattr(found, "do_normalize", True):
                 return PixelRange.from_mean_std(*_in_unit(mean, std), "transform")
     return None
+
+
+def _undoes(mean: list[float], std: list[float]) -> bool:
+    """Whether this makes pixels of normalised values: no pixels have such a mean, or such a deviation."""
+    return min(mean) < 0 or (max(mean) <= 1 and 1 < max(std) < LEAST_OF_255)
 
 
 def _in_unit(mean: list[float], std: list[float]) -> tuple[list[float], list[float]]:

@@ -24,6 +24,7 @@ HARD_LABELS = (
 CHANNELS = (1, 3, 4)
 OVERSHOT = 0.02  # of the range, 5 grey levels: what an interpolation overshoots
 OUTSIDE = 0.1  # share of an image's values beyond that which contradicts a range that the user gave
+SMOOTHED = 1e-3  # what rounding may make of the values of a smoothed label
 NOISE = 0.5  # of the range: random erasing with normal noise goes so far beyond it
 
 
@@ -74,6 +75,8 @@ def find_label(sample: Any, label_column: Key | None = None) -> Key:
     """
     if isinstance(sample, Mapping):
         return _named(sample, label_column if label_column in sample else None, "label")
+    if label_column in getattr(sample, "_fields", ()):
+        return _position(sample, label_column, 1)
     return label_column if isinstance(label_column, int) else 1
 
 
@@ -187,7 +190,7 @@ def as_bytes(image: Any, shape: tuple[int, int, int], pixel_range: PixelRange) -
 
 
 def find_twins(samples: Iterable[Any], key: Key) -> tuple[Key, ...]:
-    """Where else samples hold the same label, as a number or as a vector with a 1 at its place.
+    """Where else samples hold the same label, as a number or as a vector, see `class_in`.
 
     Args:
         samples: as training sees them, of several classes: two columns may agree on a few.
@@ -210,7 +213,7 @@ def find_twins(samples: Iterable[Any], key: Key) -> tuple[Key, ...]:
 
 
 def relabelled(sample: Any, key: Key, label: int, twins: Sequence[Key] = ()) -> Any:
-    """A copy of a sample with another label, of the type the old one had; of a vector, all at the new class.
+    """A copy of a sample with another label, of the type the old one had.
 
     Args:
         sample: tuple, list, named tuple or dict; not changed.
@@ -224,14 +227,24 @@ def relabelled(sample: Any, key: Key, label: int, twins: Sequence[Key] = ()) -> 
 
 
 def label_like(old: Any, label: int) -> Any:
-    """A class number in the form of another label: a number, an array of one, or a vector with a place per class."""
+    """A class number in the form of another label: a number, an array of one, or a vector with a place per class.
+
+    In a vector the new class changes places with the old one, so that one that is smoothed stays so.
+    """
     if isinstance(old, (Tensor, np.ndarray)):
-        vector = old.ndim == 1 and len(old) > 1
-        new: Any = torch.zeros_like(old) if isinstance(old, Tensor) else np.zeros_like(old)
-        new[label if vector else ...] = 1 if vector else label
+        new: Any = old.clone() if isinstance(old, Tensor) else old.copy()
+        if old.ndim == 1 and len(old) > 1:
+            before = int(old.argmax())
+            new[before], new[label] = old[label], old[before]
+        else:
+            new[...] = label
         return new
     if isinstance(old, (list, tuple)) and len(old) > 1:
-        return type(old)(type(old[0])(place == label) for place in range(len(old)))
+        moved, before = list(old), max(range(len(old)), key=old.__getitem__)
+        moved[before], moved[label] = old[label], old[before]
+        return type(old)(moved)
+    if isinstance(old, bool):
+        return bool(label)
     return old.dtype.type(label) if isinstance(old, np.generic) else label
 
 
@@ -271,6 +284,8 @@ def _named(sample: Mapping[Key, Any], column: Key | None, what: str) -> Key:
 def _position(sample: tuple | list, column: Key | None, usual: int) -> int:
     if column is None:
         return usual
+    if column in getattr(sample, "_fields", ()):
+        return sample._fields.index(column)  # type: ignore[union-attr]
     if not isinstance(column, int) or not -len(sample) <= column < len(sample):
         raise DataError(f"a sample is a {type(sample).__name__} of {len(sample)}, it has no part {column!r}")
     return column
@@ -285,7 +300,10 @@ def _number_in(value: Any) -> int | None:
 
 
 def class_in(value: Any) -> int | None:
-    """The class that a number names, or a vector with a 1 at its place and 0 elsewhere; None for anything else."""
+    """The class that a number names, or a vector with a 1 at its place and 0 elsewhere; None for anything else.
+
+    Or a smoothed one, with one larger value and all others alike, 1 in all.
+    """
     if not isinstance(value, (Tensor, np.ndarray, list, tuple)):
         return _number_in(value)
     try:
@@ -294,8 +312,11 @@ def class_in(value: Any) -> int | None:
         return None
     if places.ndim != 1 or len(places) < 2 or places.dtype.kind not in "iufb":
         return _number_in(value)
-    filled = np.flatnonzero(places)
-    return int(filled[0]) if len(filled) == 1 and places[filled[0]] == 1 else None
+    largest = int(places.argmax())
+    others = np.delete(places, largest)
+    whole = places[largest] == 1 if not others.any() else abs(float(places.sum()) - 1) < SMOOTHED
+    alike = others.min() >= 0 and others.max() - others.min() <= SMOOTHED and places[largest] > others.max() + SMOOTHED
+    return largest if whole and alike else None
 
 
 def _is_number(value: Any) -> bool:
@@ -305,12 +326,19 @@ def _is_number(value: Any) -> bool:
 
 
 def _channels_first(image: Tensor | np.ndarray) -> Tensor:
-    """(C, H, W); where both ends could be channels, an array has them last and a tensor first, by custom."""
-    if isinstance(image, np.ndarray) and min(image.strides) < 0:
-        image = image.copy()  # turned by a view, which torch does not take
+    """(C, H, W); where both ends could be channels, an array has them last and a tensor first, by custom.
+
+    Where neither is a usual number of channels (several spectral bands), an array has them at the end that its other
+    sides, if they are equal, leave, or else at the shorter end.
+    """
+    if isinstance(image, np.ndarray) and (min(image.strides) < 0 or not image.flags.writeable):
+        image = image.copy()  # turned by a view, or a file that is read as it goes: torch takes neither
     if image.ndim == 2:
         return torch.as_tensor(image)[None]
     first, last = image.shape[0] in CHANNELS, image.shape[-1] in CHANNELS
+    if isinstance(image, np.ndarray) and not first and not last:
+        high, wide, deep = image.shape
+        last = high == wide if (high == wide) != (wide == deep) else deep < high
     if last and (isinstance(image, np.ndarray) or not first):
         return torch.as_tensor(image).permute(2, 0, 1)
     return torch.as_tensor(image)

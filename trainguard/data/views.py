@@ -137,6 +137,8 @@ class LiveView(Dataset):
                 return len(self)
             if callable(value) and name not in HARMLESS and not name.startswith("_"):
                 return _refuses(name)
+        if isinstance(value, tuple) and value and all(self._is_listed(part) for part in value):  # of a TensorDataset
+            return tuple(self._in_view_order(part, key == self._view_label_key) for key, part in enumerate(value))
         if not self._is_listed(value):
             return value
         if name not in self._view_aligned:

@@ -19,11 +19,12 @@ from trainguard.rng import GENERATOR_TYPES, Generator
 LONGEST = 64  # a longer list is one of samples, or of a data set's parts
 MOST = 5000  # objects looked at; pipelines have tens
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "PIL", "datasets", "transformers", "albumentations", "builtins")
+RANDOM = (*LIBRARIES, "random")  # whose modules and classes hold no generator of a user's
 MACHINERY = ("logging", "threading", "asyncio", "concurrent")  # of the process, no part of any pipeline
 LEAVES = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, np.ndarray, torch.Tensor)
 
 
-def walk(*roots: Any, networks: bool = True) -> Iterator[Any]:
+def walk(*roots: Any, networks: bool = True, methods: bool = False) -> Iterator[Any]:
     """Everything that can be reached from `roots`, nearest first, each object once.
 
     Goes through lists, tuples, dicts, attributes, `functools.partial`, bound methods, closures, and the globals that a
@@ -33,11 +34,13 @@ def walk(*roots: Any, networks: bool = True) -> Iterator[Any]:
     Args:
         *roots: where to start; they are given back too.
         networks: False leaves out modules with parameters, and what is in them.
+        methods: True goes through all methods of classes outside the known libraries, not those alone that read a
+            sample, and through what such a class holds itself.
     """
     queue, last, seen = deque(roots), deque[Any](), set[int]()
     while (queue or last) and len(seen) < MOST:
         found = (queue or last).popleft()
-        if id(found) in seen or isinstance(found, LEAVES) or type(found).__module__.split(".")[0] in MACHINERY:
+        if id(found) in seen or isinstance(found, LEAVES) or _top(type(found).__module__) in MACHINERY:
             continue
         seen.add(id(found))
         if _is_long(found):
@@ -46,6 +49,8 @@ def walk(*roots: Any, networks: bool = True) -> Iterator[Any]:
             continue
         yield found
         queue.extend(_parts(found))
+        if methods:
+            queue.extend(_held_by_class(found))
 
 
 def attributes_of(found: Any) -> dict[str, Any]:
@@ -62,7 +67,7 @@ def attributes_of(found: Any) -> dict[str, Any]:
 
 def find_generators(dataset: Any) -> list[Generator]:
     """The random generators that a data set, or the transforms in it, keep for themselves."""
-    kept = [found for found in walk(dataset) if isinstance(found, GENERATOR_TYPES)]
+    kept = [found for found in walk(dataset, methods=True) if isinstance(found, GENERATOR_TYPES)]
     return [found for found in kept if not isinstance(found, random.SystemRandom)]  # which has no state
 
 
@@ -95,12 +100,26 @@ def _parts(found: Any) -> list[Any]:
     return parts
 
 
+def _held_by_class(found: Any) -> list[Any]:
+    """The methods of an object's classes, those of the known libraries left out, and the generators in them."""
+    kinds = [kind for kind in type(found).__mro__ if _top(kind.__module__) not in RANDOM]
+    return [
+        held
+        for kind in kinds
+        for held in vars(kind).values()
+        if isinstance(held, (types.FunctionType, *GENERATOR_TYPES))
+    ]
+
+
 def _parts_of_function(function: types.FunctionType) -> list[Any]:
     if _from_library(function):
         return []
     parts = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
     parts += function.__defaults__ or ()
-    return parts + [function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__]
+    names = _names(function.__code__)
+    used = [function.__globals__[name] for name in names if name in function.__globals__]
+    modules = [one for one in used if isinstance(one, types.ModuleType) and _top(one.__name__) not in RANDOM]
+    return [*parts, *used, *(vars(module)[name] for module in modules for name in names if name in vars(module))]
 
 
 def _names(code: types.CodeType) -> list[str]:
@@ -110,7 +129,11 @@ def _names(code: types.CodeType) -> list[str]:
 
 
 def _from_library(function: types.FunctionType) -> bool:
-    return (function.__module__ or "").split(".")[0] in LIBRARIES
+    return _top(function.__module__ or "") in LIBRARIES
+
+
+def _top(module: str) -> str:
+    return module.split(".")[0]
 
 
 def _filled(cell: types.CellType) -> bool:

@@ -130,7 +130,8 @@ class Warp:
 
     def climb(self, x: Tensor, slope: Tensor) -> None:
         """See `Family`."""
-        changes = torch.gradient(x, dim=(3, 2))  # to the right, then down: the order of a displacement
+        sides = (3, 2)  # to the right, then down: the order of a displacement
+        changes = [torch.gradient(x, dim=d)[0] if x.shape[d] > 1 else torch.zeros_like(x) for d in sides]
         force = torch.stack([(slope * change).sum(1) for change in changes], dim=-1)
         pull = torch.einsum("hi,bhwd,wj->bijd", self.down, force, self.along)
         self.knots = (self.knots + CLIMB * self.most * pull.sign()).clamp(-self.most, self.most)

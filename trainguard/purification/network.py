@@ -9,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainguard.data.reading import shown
 from trainguard.data.store import ImageStore
 from trainguard.errors import ModelError
 from trainguard.features import classifier_layer
 from trainguard.models import UnitPixels, device_of, dtype_of
 from trainguard.perturbation import frozen
-from trainguard.training import settle
+from trainguard.training import autocast, settle
 
 GUESSING = 3.0  # standard errors above the share that guessing gets right, up to which a model has learned nothing
 
@@ -77,9 +78,10 @@ def check_outputs(network: UnitPixels, images: Tensor, store: ImageStore) -> int
         raise ModelError(f"the model fails on images of shape {tuple(images.shape)}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        when = " in training mode" if network.training else ""
         raise ModelError(
-            f"expected logits of shape ({len(images)}, classes) from the model, got {got}: let its forward give the "
-            "logits, or an output with `logits`"
+            f"expected logits of shape ({len(images)}, classes) from the model{when}, got {got}: let its forward give "
+            "the logits, or an output with `logits`"
         )
     if logits.shape[1] < (needed := max(2, int(store.labels.max()) + 1)):
         raise ModelError(
@@ -93,8 +95,14 @@ def check_outputs(network: UnitPixels, images: Tensor, store: ImageStore) -> int
             "the model has no gradient to its images: pass the one that was trained, not quantized or under no_grad"
         )
     if not network.training:  # in which BatchNorm may want more than one image
-        with torch.no_grad():
-            alone: Any = network(images[:1])
+        try:
+            with torch.no_grad(), autocast(images.device):
+                alone: Any = network(images[:1])
+        except Exception as error:  # whatever the user's forward may raise
+            raise ModelError(
+                f"the model fails on a single image, where it takes {len(images)}: {shown(error)}; let it flatten(1) "
+                "in the place of squeeze()"
+            ) from error
         if alone.shape != (1, logits.shape[1]):
             raise ModelError(
                 f"the model gives shape {tuple(alone.shape)} for a single image, expected (1, {logits.shape[1]}): let "

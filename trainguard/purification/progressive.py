@@ -237,6 +237,7 @@ def purify(
         if validation is not None:  # before hours have gone by
             trusted = coloured_for(infected, open_store(validation, pixels, comparable=False, **reading))
             check_alike(trusted, store, classes)
+        apart = time.perf_counter()
         if screening:
             initial = screened(
                 for_training(copy_of(model), device),
@@ -247,6 +248,7 @@ def purify(
                 progress=progress,
                 state_dir=state_dir,
             )
+        timing = {"screening": time.perf_counter() - apart} if screening else {}
     flagged = isinstance(initial, ScreenResult) and bool(initial.suspect.any())
     sound = isinstance(initial, ScreenResult) and initial.verdict == "clean" and not flagged
     case = {"clean": clean, "flagged": flagged, "sound": sound}
@@ -268,6 +270,7 @@ def purify(
             flip=mirrors_alike(infected_network, store, sample) if flip is None else flip,
         )
         how = processes.broadcast(how)
+        apart = time.perf_counter()
         look = {"starts": 0 if flagged else patches, "seed": seed}
         sharing = clean and shared != 0 and has_batch_norm(infected)
         broken: list[Patch] = []
@@ -276,6 +279,7 @@ def purify(
             leading = leading_overlays(infected_network, store, first, how.eps, how.norm, faint=sharing, **look)
             if not (sharing and leading):
                 broken = breaking_patches(infected_network, store, first, **look)
+            timing["search"] = time.perf_counter() - apart
         broken, leading = processes.broadcast((broken, leading))
     pictures = [picture for overlays in leading.values() for picture in overlays]
     usual = defaults_for(**case, shown=bool(pictures), sharing=sharing)
@@ -349,6 +353,7 @@ def purify(
             "adversarial_batches": list(plan.adversarial_batches),
             "plain_batches": list(plan.plain_batches),
             "clean": clean,
+            "judged on": {"held out": trusted is None, "images": len(judge[1]), "fingerprint": judge[0].fingerprint},
             "patches found": len(broken),
             "overlays lead to": sorted(leading),
             "screening": {"verdict": initial.verdict, "flagged": int(initial.suspect.sum()), "reason": initial.reason}
@@ -358,5 +363,5 @@ def purify(
             "torch": str(torch.__version__),
             "python": platform.python_version(),
         },
-        timing={"total": run.seconds, **run.timing},
+        timing={"total": run.seconds, **timing, **run.timing},
     )

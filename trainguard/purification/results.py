@@ -15,7 +15,7 @@ from torch import nn
 from trainguard.checkpoints import load_weights, read_checkpoint, weights_path, write_weights
 from trainguard.files import plain, read_record, visible, write_atomically
 from trainguard.purification.bending import MOST
-from trainguard.results import NAMED, as_html, as_text
+from trainguard.results import NAMED, as_html, as_text, judged_on
 
 Verdict = Literal["clean", "backdoored", "undecided"]
 
@@ -103,13 +103,14 @@ class PurifyResult:
         found = read_checkpoint(path)
         if found.sha256 != record.get("sha256"):
             raise ValueError(f"{path} is not the file that the JSON beside it speaks of: purify or save again")
-        load_weights(model, found)
         names = cls.__dataclass_fields__.keys() & record.keys()
         try:
             values = {name: record[name] for name in names} | {"keep": np.asarray(record["keep"], dtype=np.int64)}
-            return cls(model=model, **values)
+            result = cls(model=model, **values)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the JSON beside {path} is no whole record of this version ({error})") from None
+        load_weights(model, found)
+        return result
 
     def report(self, path: str | Path) -> Path:
         """Write one self-contained HTML page."""
@@ -124,7 +125,10 @@ class PurifyResult:
             ("model", "purified" if self.changed else "as it came"),
             ("because", self.stopped),
             ("rounds", str(rounds)),
-            ("held-out accuracy", f"{self.accuracy_before:.4f} before, {self.accuracy_after:.4f} after"),
+            (
+                f"{judged_on(self.settings)} accuracy",
+                f"{self.accuracy_before:.4f} before, {self.accuracy_after:.4f} after",
+            ),
             ("last extra set", f"{len(self.keep)} images"),
             ("seconds", f"{self.timing.get('total', float('nan')):.1f}"),
         ]

@@ -299,7 +299,7 @@ class Keeper:
             return None
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-            saved = json.loads(state["identity"])
+            saved = dict(json.loads(state["identity"]))
         except Exception as error:  # torch raises many kinds for a damaged file
             raise StateError(f"cannot read {self.path} ({type(error).__name__}): delete it to start again") from error
         if other := _differing(saved, json.loads(self.identity)):

@@ -45,6 +45,8 @@ def build(result: Any, path: str | Path, dataset: Any = None) -> Path:
     path = Path(path)
     if path.suffix.lower() not in ("", ".html", ".htm") or path.is_dir():
         raise ValueError(f"{path} cannot become a page: name an .html file to write")
+    if not path.suffix and path.is_file() and not path.read_bytes()[:20].lower().startswith(b"<!doctype html"):
+        raise ValueError(f"{path} is there already and is no page: name an .html file to write")
     if isinstance(result, str | Path):
         kind, content = _of(Path(result), dataset)
     else:

@@ -13,6 +13,7 @@ from trainguard.files import visible
 
 IMPLANTED = 0.5  # an attack that succeeds less often without a defence says nothing about one
 ABOVE = 0.25  # of its samples, that the trigger must take beyond those that get its label without it
+LEAST_REST = 0.01  # of the time, that gets a row where no stage has it
 NOT_IMPLANTED = "did not implant"
 
 
@@ -111,6 +112,8 @@ def costs(timing: Mapping[str, Any], name: str = "seconds") -> Table:
     """Wall seconds by stage, with each stage's share of the whole."""
     seconds = {stage: value for stage, value in timing.items() if isinstance(value, int | float)}
     total = seconds.pop("total", sum(seconds.values()))
+    if (rest := total - sum(seconds.values())) > LEAST_REST * total:
+        seconds["everything else"] = rest
     rows = [(stage, value, Share(value / total if total else 0.0)) for stage, value in seconds.items()]
     return Table(name, "Wall time by stage", ("stage", "seconds", "share"), [*rows, ("total", total, Share(1.0))])
 

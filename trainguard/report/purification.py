@@ -8,6 +8,7 @@ from typing import Any
 from trainguard.files import visible
 from trainguard.report import charts
 from trainguard.report.parts import Table, costs, flattened, number
+from trainguard.results import judged_on
 
 DOES = {
     "adversarial": "fine-tunes on adversarial examples of the extra set",
@@ -29,7 +30,7 @@ def context(record: Mapping[str, Any]) -> dict[str, Any]:
         "title": "Purification report",
         "verdict": "done" if record["changed"] else "undecided",
         "headline": "The model was purified" if record["changed"] else "The model came back as it was",
-        "sentence": f"Accuracy on held-out images: {before:.1%} before, {after:.1%} after.",
+        "sentence": f"Accuracy on {judged_on(record['settings'])} images: {before:.1%} before, {after:.1%} after.",
         "stopped": record["stopped"],
         "steps": _steps(history, rounds),
         "screening": _screening(record["settings"].get("screening")),
@@ -40,6 +41,7 @@ def context(record: Mapping[str, Any]) -> dict[str, Any]:
             ("Last extra set", f"{len(record['keep']):,} images"),
         ],
         "progress": _progress(history, before),
+        "judged": judged_on(record["settings"]),
         "history": _table(history),
         "cost": costs(record["timing"]),
         "settings": list(flattened(record["settings"])),
