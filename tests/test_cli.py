@@ -333,6 +333,13 @@ def test_open_data_reads_a_folder_as_torchvision_does(names, tmp_path):
     assert [image.getpixel((0, 0)) for image in dataset["image"]] == [x.getpixel((0, 0)) for x, _ in expected]
 
 
+@pytest.mark.parametrize("name", ["photos.csv", "photos.parquet", "a/b.zip"])
+def test_a_file_that_is_not_there_is_not_asked_of_the_hub(name, monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(DataError, match="does not exist: pass an image folder"):
+        open_data(name)
+
+
 def test_open_data_follows_links_and_names_what_it_leaves_out(tmp_path):
     fill(tmp_path / "elsewhere", ["0.png", "1.png"])
     folder = fill(tmp_path / "set", ["cat/0.png"])

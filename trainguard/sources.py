@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "test", "val", "valid", "validation")
 IMAGES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 PALETTES = {"1": "L", "P": "RGB", "PA": "RGBA"}  # of these Pillow takes the nearest pixel, whatever it is asked for
+FILES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".zip", ".tar", ".gz")  # that no data set's name ends with
 IMAGES += (".gif", ".jfif", ".avif", ".jp2")
 
 
@@ -98,12 +100,19 @@ def _open(name: str, path: Path, split: str) -> Dataset:
         return _loaded(path, "parquet", data_files=escape(str(path)))
     if path.is_dir():
         return _open_folder(path, split)
-    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+    if path.is_absolute() or name.startswith(".") or name.count("/") > 1 or path.suffix.lower() in FILES:
         raise DataError(f"{path} does not exist: pass an image folder, a parquet file or a data set's name")
+    loud = [logging.getLogger(library) for library in ("datasets", "huggingface_hub", "httpx")]
+    levels = [logger.level for logger in loud]
+    for logger in loud:
+        logger.setLevel(logging.ERROR)  # of a name that is not there, its client would tell of each retry
     try:
         return datasets.load_dataset(name, split=split)
     except Exception as error:  # the hub's client raises many kinds; each means that the name did not open
         raise DataError(f"{name} is neither on this disk nor could it be opened by name: {error}") from error
+    finally:
+        for logger, level in zip(loud, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _open_folder(folder: Path, split: str) -> Dataset:
