@@ -26,8 +26,8 @@ audits = importlib.import_module("trainguard.purification.audit")  # the package
 SAFE = np.eye(10, dtype=int) * 20  # a patch that changes nothing
 
 
-def judge(counts, patched, reached=None, bent=None):
-    return judging.judge(counts, patched, reached or {}, bent or {})
+def judge(counts, patched, reached=None, bent=None, each=None):
+    return judging.judge(counts, patched, reached or {}, bent or {}, each)
 
 
 def uniform(classes: int = 10, moved: int = 90) -> np.ndarray:
@@ -112,6 +112,19 @@ def test_judge_believes_a_patch_that_breaks_the_model():
     assert verdict == "backdoored" and targets == tuple(range(10)) and "all-to-all" in reason
     assert judge(np.array([[0, 90], [90, 0]]), np.array([[20, 0], [20, 0]]))[0] == "undecided"
     assert judge(np.array([[0, 90], [90, 0]]), np.array([[0, 20], [20, 0]]))[0] == "backdoored"
+
+
+@pytest.mark.parametrize(("moved", "verdict"), [(40, "backdoored"), (36, "undecided"), (24, "clean")])
+def test_judge_believes_a_patch_that_moves_one_class_alone(moved, verdict):
+    each = np.eye(10, dtype=int) * 36 + np.roll(np.eye(10, dtype=int), 2, axis=1) * 4  # a tenth of every class moves
+    each[6] = np.eye(10, dtype=int)[6] * (40 - moved) + np.eye(10, dtype=int)[1] * moved
+    found = judge(uniform(), SAFE, each=each)
+    assert found[0] == verdict and found[3] == ((1,) if verdict == "backdoored" else ())
+    assert verdict == "clean" or "of the images of class 6 into class 1" in found[2]
+    everywhere = np.eye(10, dtype=int) * 8 + np.roll(np.eye(10, dtype=int), 2, axis=1) * 32
+    everywhere[6] = each[6]
+    assert judge(uniform(), SAFE, each=everywhere)[0] == "clean"  # a patch of that size breaks every class
+    assert judge(uniform(), SAFE, each=each // 4)[0] != "backdoored"  # too few images to say so
 
 
 @pytest.mark.parametrize(("near", "verdict"), [(0.5, "backdoored"), (0.61, "undecided"), (0.8, "clean")])

@@ -16,6 +16,7 @@ from trainguard.purification.universal import (
     best_patch,
     breaking_patches,
     changed_by,
+    own_patches,
     patch_area,
     universal_patch,
 )
@@ -43,6 +44,25 @@ def images():
     x = 0.6 * torch.rand(80, 1, 8, 8, generator=generator) + 0.4 * bright.view(-1, 1, 1, 1)
     x[:, 0, :2, 7] = 0.5
     return x, bright
+
+
+class WithOneSource(WithTrigger):
+    """The trigger works on dark images alone."""
+
+    def forward(self, x):
+        found = super().forward(x)
+        dark = torch.sigmoid(40 * (0.5 - x[:, 0, 2:].mean((1, 2))))
+        return found - 12 * torch.stack([0 * dark, 0 * dark, 1 - dark], dim=1) * self.weight
+
+
+def test_a_trigger_for_one_class_is_found_by_a_patch_of_its_own(images):
+    x, y = images
+    network = UnitPixels(WithOneSource(), UNIT)
+    with frozen(network):
+        for patch in own_patches(network, x, y, y, generator=torch.Generator().manual_seed(0)):
+            assert patch.mask.shape == (2, 8, 8) and patch.mask.sum((1, 2)).tolist() == [4, 4]
+            said = network(patch.of(y).on(x)).argmax(1)
+            assert (said[y == 0] == 2).float().mean() > 0.9 and (said[y == 1] == 2).float().mean() < 0.1
 
 
 def test_a_patch_changes_its_own_pixels_only():

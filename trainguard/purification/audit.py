@@ -22,7 +22,7 @@ from trainguard.progress import Progress
 from trainguard.purification.arguments import check_arguments
 from trainguard.purification.bending import bends
 from trainguard.purification.finetuning import RADIUS, FineTuning, accuracy, fitting_radius
-from trainguard.purification.judging import judge, pull_of, transition_counts
+from trainguard.purification.judging import judge, largest_move, pull_of, transition_counts
 from trainguard.purification.network import (
     check_outputs,
     coloured_for,
@@ -33,7 +33,7 @@ from trainguard.purification.overlay import reaches
 from trainguard.purification.poison import screened
 from trainguard.purification.results import AuditResult
 from trainguard.purification.state import Indices, open_store
-from trainguard.purification.universal import Patch, best_patch
+from trainguard.purification.universal import Patch, best_patch, own_patches
 from trainguard.rng import isolated_rng, undisturbed
 from trainguard.training import autocast, check_hooks
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from trainguard.data.store import ImageStore, OnError
     from trainguard.progress import Stage
 
+LEAST_EACH = 16  # images of a class, in either half, for it to be tried with a patch of its own
+SURE = 0.9  # probability of the class that a patch of its own moves an image to; benign ones are often unsure there
 LEARNED = 0.5  # share of the flagged samples that get their label from a model that has learned the poison
 
 
@@ -75,7 +77,8 @@ def audit(
 
     A trigger lies far outside that ball. It is looked for as one small patch that changes most predictions, and as
     one faint picture for all images that leads to one class far sooner than others do to theirs; and images are bent
-    until they are of a class, of which a warp's target needs far less than any other.
+    until they are of a class, of which a warp's target needs far less than any other. Where none of these shows one, as
+    a small patch for the images of each class alone.
 
     Other triggers that differ from image to image show in none of these. Where `data` are what the model was trained
     on, the poison is among them: they are screened (AdvrBD) with the model as the first probe, and what is found counts
@@ -156,6 +159,11 @@ def audit(
     pull = pull_of(counts)
     nothing = guessing(float(right.mean()), labels)
     said = ("undecided", 0.0, nothing, ()) if nothing else judge(counts, patched, reached, bent)
+    each = np.zeros_like(counts)
+    if said[0] != "backdoored" and not nothing:  # it takes as long as the search for one patch
+        with isolated_rng(seed), frozen(network):
+            each = _break_each_class(network, store, index[right], classes, batch_size, seed)
+        said = judge(counts, patched, reached, bent, each)
     # Ranks may differ in a last bit.
     (verdict, confidence, reason, targets), nothing = Processes.of(accelerator).broadcast((said, nothing))
     poison = None
@@ -183,6 +191,7 @@ def audit(
         patch=pixels_of(patch),
         reach=np.array([reached.get(k, 0.0) for k in range(classes)], dtype=np.float32),
         bend=np.array([bent.get(k, 0.0) for k in range(classes)], dtype=np.float32),
+        own_patch=(largest_move(each) / np.maximum(each.sum(1), 1)).astype(np.float32)[: classes * bool(each.any())],
         images=int(right.sum()),
         class_names=tuple(store.class_names)[:classes],
         fingerprint=store.fingerprint,
@@ -250,6 +259,38 @@ def _break_by_patch(
             logits = network(patch.on(store.batch(tried[start : start + batch_size], device)))
         predicted.append(logits.argmax(1).cpu().numpy())
     return patch, transition_counts(store.labels[tried], np.concatenate(predicted), classes)
+
+
+def _break_each_class(
+    network: UnitPixels, store: ImageStore, index: Indices, classes: int, batch_size: int, seed: int
+) -> NDArray[np.int64]:
+    """(K, K) the sure transitions under a patch for each class's images alone, sought on one half, seen on the other.
+
+    An image whose new class gets less than `SURE` stays where it was. Of several searches the one that moves the most
+    images of a class into one other counts. Classes of too few images to tell are not tried: their rows are zero.
+    """
+    device = device_of(network)
+    halves = np.array_split(index, 2)
+    enough = np.min([np.bincount(store.labels[half], minlength=classes) for half in halves], axis=0) >= LEAST_EACH
+    found, tried = (half[enough[store.labels[half]]] for half in halves)
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    if not enough.any() or classes < 3:  # with two classes, a patch moves images into the other one
+        return counts
+    groups = np.cumsum(enough) - 1
+    labels, order = torch.from_numpy(store.labels[found]), torch.Generator().manual_seed(seed)
+    own = torch.from_numpy(groups[store.labels[found]])
+    images = store.batch(found, device)
+    for patch in own_patches(network, images, labels.to(device), own.to(device), generator=order):
+        predicted = []
+        for part in np.array_split(tried, -(-len(tried) // batch_size)):
+            worn = patch.of(torch.from_numpy(groups[store.labels[part]]).to(device))
+            with torch.no_grad(), autocast(device):
+                sure, said = network(worn.on(store.batch(part, device))).float().softmax(1).max(1)
+            predicted.append(np.where(sure.cpu() >= SURE, said.cpu(), store.labels[part]))
+        now = transition_counts(store.labels[tried], np.concatenate(predicted), classes)
+        better = largest_move(now) > largest_move(counts)
+        counts[better | ~counts.any(1)] = now[better | ~counts.any(1)]
+    return counts
 
 
 def balanced(store: ImageStore, images: int, seed: int) -> Indices:

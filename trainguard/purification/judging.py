@@ -26,6 +26,9 @@ PATCH, PATCH_BAND = 0.68, 0.2  # benign 0.54 at most; BadNets 0.76 to 0.94 on mo
 INTO, INTO_BAND = 0.5, 0.2  # benign 0.35 at most; BadNets 0.73 to 1.00 on most, CIFAR-10's Blend 0.76
 LEAD, LEAD_BAND = 0.34, 0.16  # the least bend that leads to a class over the next class's, see `bending.lead_of`
 NEAR_BAND = 0.08  # of `overlay.NEAR`: one faint picture, its radius for the nearest class over the median class's
+# The lower end of Wilson's interval of the share of one class's images that a patch of their own moves, surely, into
+# one other, less the median class's share:
+OWN, OWN_BAND = 0.63, 0.14  # benign 0.37 at most on CIFAR-10, 0.53 on GTSRB; TaCT 0.74 and 0.81
 TARGET = 0.4  # share that makes a class a suspected target; the paper's figure
 LEAST_IMAGES, LEAST_CLASSES = 50, 10  # to try a model on; or half of its classes, where it has fewer than 20
 LEAST_MOVED = 50  # adversarial examples; the standard error of a share is then at most 0.07
@@ -60,6 +63,18 @@ def into_of(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return moved.sum(axis=0) / np.maximum(images.sum() - images, 1)
 
 
+def largest_move(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(K,) how many images of each class moved to the one other class that got the most of them."""
+    return (counts - np.diag(np.diag(counts))).max(axis=1)
+
+
+def at_least(count: NDArray[np.int64], of: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The lower end of Wilson's interval of a share, two standard errors wide; 0 of none."""
+    n, z = np.maximum(of, 1), 2.0
+    share = count / n
+    return (share + z**2 / (2 * n) - z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)) / (1 + z**2 / n)
+
+
 def one_way(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     r"""(K,) how one-sided each class's most frequent move is: :math:`\max_j (P_{ij} - P_{ji})`.
 
@@ -71,7 +86,11 @@ def one_way(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def judge(
-    counts: NDArray[np.int64], patched: NDArray[np.int64], reached: Mapping[int, float], bent: Mapping[int, float]
+    counts: NDArray[np.int64],
+    patched: NDArray[np.int64],
+    reached: Mapping[int, float],
+    bent: Mapping[int, float],
+    each: NDArray[np.int64] | None = None,
 ) -> tuple[Verdict, float, str, tuple[int, ...]]:
     """The verdict that two matrices of transitions, the reach of faint overlays and that of warps support.
 
@@ -80,6 +99,7 @@ def judge(
         patched: (K, K) likewise, under one small patch for all images.
         reached: by class, see `overlay.reaches`; classes that were not tried are missing.
         bent: likewise, see `bending.bends`.
+        each: (K, K) transitions that are sure, under one small patch for each class's images alone; None without.
 
     Returns:
         Verdict, confidence in [0, 1], the reason in one sentence, and the suspected target classes.
@@ -100,6 +120,12 @@ def judge(
     near = np.array([reached.get(k, usual) / usual for k in range(classes)])
     lead = lead_of(bent)
     sooner = np.array([bent.get(k, np.inf) for k in range(classes)])
+    each = np.zeros_like(counts) if each is None else each
+    own = at_least(largest_move(each), each.sum(1))
+    if (tried := each.any(1)).any():  # where most classes break under so large a patch, that one does says nothing
+        own = own - np.median(largest_move(each)[tried] / each.sum(1)[tried])
+    source = int(own.argmax())
+    led = int((each[source] * (np.arange(classes) != source)).argmax())
     if classes < 3 or moved < LEAST_MOVED:  # with two classes, every adversarial example falls to the other one
         to_one = to_all = 0.0
     findings = [
@@ -118,6 +144,12 @@ def judge(
             (LEAD - lead) / LEAD_BAND,
             f"bending images leads to class {sooner.argmin()} at {lead:.0%} of what any other class needs",
             (sooner == sooner.min()) * (1 - lead),
+        ),
+        (
+            (own.max() - OWN) / OWN_BAND,
+            f"one small patch moves {each[source, led] / max(1, each[source].sum()):.0%} of the images of class "
+            f"{source} into class {led}",
+            (np.arange(classes) == led) * own.max(),
         ),
         ((to_one - TO_ONE) / TO_ONE_BAND, f"{pull[target]:.0%} of adversarial examples fall to class {target}", pull),
         ((to_all - TO_ALL) / TO_ALL_BAND, f"adversarial examples move one way between classes ({to_all:.0%})", None),

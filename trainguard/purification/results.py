@@ -20,7 +20,7 @@ from trainguard.results import NAMED, as_html, as_text, judged_on
 Verdict = Literal["clean", "backdoored", "undecided"]
 
 _FORMAT = 1
-_AUDIT_ARRAYS = ("transitions", "pull", "movement", "patch", "reach", "bend")
+_AUDIT_ARRAYS = ("transitions", "pull", "movement", "patch", "reach", "bend", "own_patch")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -161,6 +161,9 @@ class AuditResult:
             other images to each class; 0 for classes that were not tried. Empty in older results.
         bend: (K,) float32, how far the pixels of other images must be moved, as a share of the side, until half of them
             are of each class, `bending.MOST` where they never are; likewise.
+        own_patch: (K,) float32, the share of each class's held-out images that a small patch for these alone moves into
+            one other class, with a probability of 0.9 or more; 0 for classes that were not tried. Empty where none was,
+            and in older results.
         class_names: K names.
         fingerprint: of the data set.
         settings: everything that made this result, with seed and versions; plain JSON values.
@@ -179,6 +182,7 @@ class AuditResult:
     images: int
     reach: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     bend: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    own_patch: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -250,12 +254,17 @@ class AuditResult:
             k = int(tried[self.bend[tried].argmin()])
             least = f"{self.bend[k]:.1%} of the side"
             bent = f"leads to class {self.name_of(k)} first, by {least}" if self.bend[k] < MOST else "leads to no class"
+        own = "not looked for"
+        if len(self.own_patch):
+            k = int(self.own_patch.argmax())
+            own = f"moves {self.own_patch[k]:.0%} of class {self.name_of(k)} into one other"
         return [
             ("verdict", f"{self.verdict} (confidence {self.confidence:.2f})"),
             ("because", self.reason),
             ("target classes", _named([self.name_of(k) for k in self.target_classes])),
             ("strongest pull", f"{self.pull[strongest]:.3f}, class {self.name_of(strongest)}"),
             ("one small patch", f"changes {self.patch_success:.0%} of the predictions"),
+            ("a patch for one class", own),
             ("one faint picture", faint),
             ("bending images", bent),
             ("images", str(self.images)),

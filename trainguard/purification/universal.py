@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 AREA = 0.006  # of an image, for a patch. A trigger does its work in a few pixels, anything else needs more of them
 BREAKS = 0.35  # share of predictions changed from which a patch is worth unlearning; benign 0.3 at most at 32 pixels
 SEARCHED = 1000  # images that patches and overlays are looked for on, at most
+EACH = 12  # images of a class in a batch, where each class has a patch of its own
 STEPS = 150  # of a search; they leave nothing to gain on a 50,000 parameter network of 8 pixel digits
 PENALTY = 5.0  # weight of the area beyond what is allowed, against a loss of the order of one
 
@@ -40,12 +41,16 @@ class Worn(Protocol):
 
 @dataclass(frozen=True)
 class Patch:
-    """Some pixels and the values they are given.
+    """Some pixels and the values they are given; or those of G groups of images.
 
     Attributes:
-        mask: (H, W) float32 of 0 and 1.
-        pattern: (C, H, W) float32 in [0, 1]; what it says outside the mask has no meaning.
+        mask: (H, W) float32 of 0 and 1; or (G, H, W).
+        pattern: (C, H, W) float32 in [0, 1], or (G, C, H, W); what it says outside the mask has no meaning.
     """
+
+    def of(self, groups: Tensor) -> Patch:
+        """For each of B images that of its group, to be put on all of them at once."""
+        return Patch(self.mask[groups, None], self.pattern[groups])
 
     mask: Tensor
     pattern: Tensor
@@ -73,6 +78,7 @@ def universal_patch(
     batch_size: int = 64,
     lr: float = 0.2,
     generator: torch.Generator,
+    groups: Tensor | None = None,
 ) -> Patch:
     r"""Look for the few pixels which, given the same values on every image, change the most predictions.
 
@@ -93,31 +99,34 @@ def universal_patch(
         batch_size: images per step.
         lr: of Adam, on the logits of mask and pattern.
         generator: where the search starts and which images come when, on the CPU.
+        groups: (n,) from 0, to look for a patch of its own for each group of images, all at once; None for one patch.
 
     Returns:
-        The patch, with exactly `pixels` pixels: those whose mask ended highest.
+        The patch, with exactly `pixels` pixels: those whose mask ended highest; or those of all groups.
 
     Deviation from the paper: not in it. The search for mask and pattern is Neural Cleanse's (Wang et al. 2019),
     there once per class and for the smallest mask; here for a mask of given size and once.
     """
     height, width = x.shape[2:]
-    mask = (torch.randn(height, width, generator=generator) - 2).to(x.device).requires_grad_()
-    pattern = torch.randn(x.shape[1:], generator=generator).to(x.device).requires_grad_()
+    several = () if groups is None else (int(groups.max()) + 1,)
+    mask = (torch.randn(*several, height, width, generator=generator) - 2).to(x.device).requires_grad_()
+    pattern = torch.randn(*several, *x.shape[1:], generator=generator).to(x.device).requires_grad_()
     optimizer = torch.optim.Adam([mask, pattern], lr=lr, betas=(0.5, 0.9))
     for _ in range(steps):
         index = torch.randint(len(x), (min(batch_size, len(x)),), generator=generator).to(x.device)
         soft = Patch(mask.sigmoid(), pattern.sigmoid())
+        worn = soft if groups is None else soft.of(groups[index])
         with autocast(x.device):
-            logits = network(soft.on(x[index])).float()
+            logits = network(worn.on(x[index])).float()
         others = logits.scatter(1, y[index, None], -torch.inf)
         loss = (logits.logsumexp(dim=1) - others.logsumexp(dim=1)).mean()  # -log(1 - f_y), without underflow
-        loss = loss + PENALTY * F.relu(soft.mask.sum() / pixels - 1)
+        loss = loss + PENALTY * F.relu(soft.mask.sum((-2, -1)) / pixels - 1).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-    chosen = torch.zeros(height * width, device=x.device)
-    chosen[mask.detach().flatten().topk(min(pixels, height * width)).indices] = 1
-    return Patch(chosen.view(height, width), pattern.detach().sigmoid())
+    highest = mask.detach().flatten(-2).topk(min(pixels, height * width)).indices
+    chosen = torch.zeros(*several, height * width, device=x.device).scatter_(-1, highest, 1)
+    return Patch(chosen.view(mask.shape), pattern.detach().sigmoid())
 
 
 @torch.no_grad()
@@ -143,6 +152,27 @@ def best_patch(network: UnitPixels, x: Tensor, y: Tensor, *, starts: int = 4, ge
     """
     patches = _searched(network, x, y, starts, generator)
     return max(patches, key=lambda patch: changed_by(network, patch, x, y))
+
+
+def own_patches(
+    network: UnitPixels, x: Tensor, y: Tensor, groups: Tensor, *, starts: int = 2, generator: torch.Generator
+) -> list[Patch]:
+    """A patch of the audit's size for each group of images alone, of several searches all that were found.
+
+    A trigger that works on one class's images is missed where all images have to be changed (TaCT, Tang et al. 2021).
+
+    Args:
+        network: in unit pixels, held by `frozen`.
+        y: (n,) labels.
+        groups: (n,) from 0, the classes that are tried.
+        starts: how many searches.
+        generator: where they start and which images come when, on the CPU.
+    """
+    pixels, size = patch_area(*x.shape[2:]), EACH * (int(groups.max()) + 1)
+    return [
+        universal_patch(network, x, y, pixels=pixels, steps=STEPS, batch_size=size, generator=generator, groups=groups)
+        for _ in range(starts)
+    ]
 
 
 def breaking_patches(

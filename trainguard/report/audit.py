@@ -85,6 +85,11 @@ def _classes(result: AuditResult, names: list[str]) -> Table:
         if len(result.bend)
         else np.full(len(order), np.nan)
     )
+    own = (
+        np.where(result.own_patch > 0, result.own_patch, np.nan)
+        if len(result.own_patch)
+        else np.full(len(order), np.nan)
+    )
     rows = [
         (
             names[i],
@@ -92,6 +97,7 @@ def _classes(result: AuditResult, names: list[str]) -> Table:
             float(result.movement[i]),
             float(near[i]),
             float(bend[i]),
+            Share(float(own[i])) if np.isfinite(own[i]) else None,
             i in result.target_classes,
         )
         for i in order
@@ -102,6 +108,7 @@ def _classes(result: AuditResult, names: list[str]) -> Table:
         "movement of features",
         "faintest picture that leads there, over the usual",
         "bend that leads there, as a share of the side",
+        "share of its own images that a patch for these moves into one other",
         "suspected target",
     )
     return Table("classes", "Where adversarial examples end, by class", columns, rows)
