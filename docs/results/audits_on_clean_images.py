@@ -23,7 +23,7 @@ from trainguard.drill.scene import Scene, UnitImages, Victim
 from trainguard.drill.train import Recipe
 from trainguard.purification.bending import lead_of
 
-USUAL = {"model": "resnet9", "epochs": 30, "rate": 0.05, "rows": 10_000, "test_rows": 2000}
+USUAL = {"model": "resnet9", "epochs": 30, "rate": 0.05, "rows": 10_000, "test_rows": 10_000}
 IMAGES = 1000
 SMALL_TIER = (
     "badnets,blend,physicalba,adaptive_blend,adaptive_patch,label_consistent,low_frequency,two_backdoors,fragile,sig,"
@@ -32,10 +32,23 @@ SMALL_TIER = (
 DRILLS = {
     "mended": {"attacks": SMALL_TIER.split(",")},
     "mended10": {"rate": 0.1, "attacks": ["all_to_all", "wanet"]},
-    "audits/gtsrb": {"data": "gtsrb", "epochs": 15, "attacks": ["clean", "badnets"]},
+    "audits/gtsrb": {"data": "gtsrb", "epochs": 15, "test_rows": 4_890, "attacks": ["clean", "badnets"]},
     "audits/resnet10t": {"model": "resnet10t", "epochs": 20, "attacks": ["clean", "badnets"]},
 }
-COLUMNS = ("data", "model", "attack", "ACC", "ASR", "verdict", "targets", "because", "picture", "bend", "s")
+COLUMNS = (
+    "data",
+    "model",
+    "attack",
+    "ACC",
+    "ASR",
+    "verdict",
+    "targets",
+    "because",
+    "picture",
+    "bend",
+    "own patch",
+    "s",
+)
 
 
 def table(rows: list[dict]) -> str:
@@ -46,7 +59,8 @@ def table(rows: list[dict]) -> str:
         attack = row["attack"] + (f" {row['rate']:.0%}" if row["rate"] != USUAL["rate"] else "")
         targets = ", ".join(map(str, row["target_classes"]))
         cells = [row["data"], row["model"], attack, f"{100 * row['acc']:.1f}", asr, row["verdict"], targets]
-        cells += [row["reason"], f"{row['picture']:.2f}", f"{row['bend']:.2f}", f"{row['seconds']:.0f}"]
+        own = "" if row["own_patch"] is None else f"{100 * row['own_patch']:.0f}"
+        cells += [row["reason"], f"{row['picture']:.2f}", f"{row['bend']:.2f}", own, f"{row['seconds']:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -89,6 +103,7 @@ def _audited(scene: Scene, weights: Path) -> dict:
         "reason": found.reason,
         "picture": float(np.nanmin(found.nearness)),
         "bend": lead_of({k: float(bend) for k, bend in enumerate(found.bend) if bend}),
+        "own_patch": float(found.own_patch.max()) if len(found.own_patch) else None,
         "seconds": found.timing["total"],
         "patch_success": found.patch_success,
         "target_classes": list(found.target_classes),
