@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from trainguard.data.samples import find_label, find_twins, relabelled
+from trainguard.data.samples import class_in, find_label, find_twins, label_like, relabelled
 from trainguard.data.views import LiveView, evenly
 from trainguard.errors import DataError
 
@@ -291,3 +291,25 @@ def test_a_view_lies_on_the_cpu_wherever_new_tensors_go():
         assert len(view) == 4 and view[3] == (3, 0)
     finally:
         torch.set_default_device(None)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (np.array([False, True, False]), 1),
+        ([0.05, 0.05, 0.9], 2),
+        ([0.3, 0.7], None),  # of two classes, which may be mixed
+        (torch.tensor([0.3, 0.7, 0.0]), None),  # mixed
+        (torch.tensor([float("nan"), 1.0, 0.0]), None),
+        ([2, 0, 0], None),
+        ([1, 1, 0], None),
+    ],
+)
+def test_the_class_in_a_vector(value, found):
+    assert class_in(value) == found
+
+
+@pytest.mark.parametrize("form", [np.array, torch.tensor, list, tuple])
+def test_a_vector_takes_another_class_and_stays_as_smooth(form):
+    new = label_like(form([0.05, 0.05, 0.9]), 0)
+    assert type(new) is type(form([0.05])) and list(map(float, new)) == pytest.approx([0.9, 0.05, 0.05])

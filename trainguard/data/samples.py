@@ -312,9 +312,11 @@ def class_in(value: Any) -> int | None:
         return None
     if places.ndim != 1 or len(places) < 2 or places.dtype.kind not in "iufb":
         return _number_in(value)
+    places = places.astype(np.float64)
     largest = int(places.argmax())
     others = np.delete(places, largest)
-    whole = places[largest] == 1 if not others.any() else abs(float(places.sum()) - 1) < SMOOTHED
+    smooth = len(places) > 2 and abs(float(places.sum()) - 1) < SMOOTHED  # of two, one may be a mixture
+    whole = smooth if others.any() else places[largest] == 1
     alike = others.min() >= 0 and others.max() - others.min() <= SMOOTHED and places[largest] > others.max() + SMOOTHED
     return largest if whole and alike else None
 
