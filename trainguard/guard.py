@@ -208,12 +208,16 @@ class Guard:
         epochs become longer by them, which a schedule that counts steps must know; with `steps="keep"` they take the
         places of samples that came twice, at once. Where there are several processes, all of them call this.
 
+        The model is asked about the images as they were decoded; or as its loader feeds them, augmented and collated,
+        where it knows clearly more of the kept samples so. Where it knows no more of them than by chance it warns.
+
         Args:
             model: the user's model, trained on what `protect` kept; its mode and buffers stay as they are.
 
         Raises:
             RuntimeError: nothing has been protected yet.
             ModelError: this is no model.
+            DataError: the data set has brought its samples into another order since.
         """
         if not self.enabled:
             return
