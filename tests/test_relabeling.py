@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 from torchvision import transforms as T
 
 from trainguard import Guard
+from trainguard.data.store import open_images
 from trainguard.errors import DataError, ModelError
+from trainguard.screening.relabeling import relabel
 
 LABELS = torch.arange(60) % 3
 TRUTH = {row: (int(LABELS[row]) + 1) % 3 for row in FLAGGED}
@@ -239,3 +241,13 @@ def test_spectral_bands_are_found_at_either_end(form, shape, screening):  # noqa
     data = [(np.random.default_rng(i).random(form).astype(np.float32), i % 3) for i in range(60)]
     Guard(progress=False).protect(DataLoader(data, 10))
     assert screening.calls[0].images.shape == shape
+
+
+def test_what_a_loader_does_not_feed_is_asked_about_as_it_was_decoded(images):
+    store, index, given = open_images(TensorDataset(images, LABELS)), np.arange(7), LABELS[:7].numpy()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).eval()
+    plain = relabel(model, store, index, given=given, batch_size=3)
+    few = relabel(
+        model, store, index, given=given, batch_size=3, feed=lambda part: images[part] if len(part) > 1 else None
+    )
+    assert np.array_equal(plain[0], few[0]) and np.allclose(plain[1], few[1], atol=1e-6)

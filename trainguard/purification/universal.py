@@ -48,12 +48,12 @@ class Patch:
         pattern: (C, H, W) float32 in [0, 1], or (G, C, H, W); what it says outside the mask has no meaning.
     """
 
+    mask: Tensor
+    pattern: Tensor
+
     def of(self, groups: Tensor) -> Patch:
         """For each of B images that of its group, to be put on all of them at once."""
         return Patch(self.mask[groups, None], self.pattern[groups])
-
-    mask: Tensor
-    pattern: Tensor
 
     def on(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] with the patch put on."""
@@ -163,6 +163,7 @@ def own_patches(
 
     Args:
         network: in unit pixels, held by `frozen`.
+        x: (n, C, H, W) in [0, 1].
         y: (n,) labels.
         groups: (n,) from 0, the classes that are tried.
         starts: how many searches.

@@ -47,7 +47,7 @@ def relabel(
         index: (R,) int64, the flagged samples.
         given: (R,) int64, the labels they came with.
         batch_size: images at once.
-        feed: what the model is asked about, in the place of the decoded images as `images.as_fed` has them.
+        feed: what the model is asked about, where it gives that; else the decoded images as `images.as_fed` has them.
 
     Returns:
         (labels, confidence): (R,) int64 new labels, and (R,) float32 the softmax probability of each, in [0, 1].
@@ -56,7 +56,7 @@ def relabel(
         ModelError: the model cannot run on the images, or has fewer outputs than the labels need.
 
     Deviation from the paper:
-        A sample whose prediction is NaN, or that `feed` does not give, keeps its given label with confidence 0.
+        A sample whose prediction is NaN keeps its given label with confidence 0.
     """
     needed = int(images.labels[images.readable].max()) + 1
     labels, confidence = given.astype(np.int64), np.zeros(len(index), np.float32)
@@ -68,9 +68,9 @@ def relabel(
         with torch.no_grad():
             for start in range(0, len(index), batch_size):
                 part = slice(start, start + batch_size)
-                x = images.as_fed(index[part], device) if feed is None else feed(index[part])
+                x = None if feed is None else feed(index[part])
                 if x is None:
-                    continue
+                    x = images.as_fed(index[part], device)
                 outputs = _answers(model, x.to(device, dtype_of(model)))
                 if outputs.shape[1] < needed:
                     raise ModelError(
