@@ -28,7 +28,7 @@ from trainguard.report import build, charts
 from trainguard.report import purification as purification_page
 from trainguard.report.audit import _advice
 from trainguard.report.page import _load
-from trainguard.report.parts import percent
+from trainguard.report.parts import costs, percent
 from trainguard.report.screening import plane
 from trainguard.results import ScreenResult
 
@@ -255,6 +255,12 @@ def test_page_of_an_audit_names_the_target(tmp_path, read):
 def test_page_of_an_audit_with_many_classes_draws_the_matrix(tmp_path, read):
     page = read(build(audit_of(100), tmp_path / "report.html"))
     assert len(page.all("img")) == 2 and len(page.source) < 200_000
+
+
+def test_time_that_no_stage_has_gets_a_row_beside_those_that_have():
+    stages = lambda timing: [row[0] for row in costs(timing).rows]  # noqa: E731
+    assert stages({"plain": 3.0, "total": 10.0}) == ["plain", "everything else", "total"]
+    assert stages({"plain": 9.95, "total": 10.0}) == ["plain", "total"] and stages({"total": 10.0}) == ["total"]
 
 
 def test_page_of_a_purification_needs_no_weights(tmp_path, read):

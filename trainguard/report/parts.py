@@ -112,7 +112,7 @@ def costs(timing: Mapping[str, Any], name: str = "seconds") -> Table:
     """Wall seconds by stage, with each stage's share of the whole."""
     seconds = {stage: value for stage, value in timing.items() if isinstance(value, int | float)}
     total = seconds.pop("total", sum(seconds.values()))
-    if (rest := total - sum(seconds.values())) > LEAST_REST * total:
+    if seconds and (rest := total - sum(seconds.values())) > LEAST_REST * total:
         seconds["everything else"] = rest
     rows = [(stage, value, Share(value / total if total else 0.0)) for stage, value in seconds.items()]
     return Table(name, "Wall time by stage", ("stage", "seconds", "share"), [*rows, ("total", total, Share(1.0))])
