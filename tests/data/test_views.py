@@ -310,6 +310,12 @@ def test_the_class_in_a_vector(value, found):
 
 
 @pytest.mark.parametrize("form", [np.array, torch.tensor, list, tuple])
+def test_a_vector_of_truth_values_takes_another_class(form):
+    new = label_like(form([False, True, False]), 0)
+    assert type(new) is type(form([True])) and [bool(value) for value in new] == [True, False, False]
+
+
+@pytest.mark.parametrize("form", [np.array, torch.tensor, list, tuple])
 def test_a_vector_takes_another_class_and_stays_as_smooth(form):
     new = label_like(form([0.05, 0.05, 0.9]), 0)
     assert type(new) is type(form([0.05])) and list(map(float, new)) == pytest.approx([0.9, 0.05, 0.05])

@@ -234,7 +234,7 @@ def label_like(old: Any, label: int) -> Any:
     if isinstance(old, (Tensor, np.ndarray)):
         new: Any = old.clone() if isinstance(old, Tensor) else old.copy()
         if old.ndim == 1 and len(old) > 1:
-            before = int(old.argmax())
+            before = int(np.asarray(old.tolist()).argmax())  # torch has none of truth values
             new[before], new[label] = old[label], old[before]
         else:
             new[...] = label
