@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "test", "val", "valid", "validation")
 IMAGES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 PALETTES = {"1": "L", "P": "RGB", "PA": "RGBA"}  # of these Pillow takes the nearest pixel, whatever it is asked for
-FILES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".zip", ".tar", ".gz")  # that no data set's name ends with
 IMAGES += (".gif", ".jfif", ".avif", ".jp2")
+FILES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".zip", ".tar", ".gz")  # that no data set's name ends with
 
 
 def open_data(
