@@ -74,6 +74,14 @@ def test_a_model_is_asked_about_what_it_was_trained_on(transform, collate, scree
     assert came == [int(LABELS[row]) for row in KEPT] + [TRUTH[row] for row in FLAGGED]
 
 
+def test_a_model_that_knows_what_was_decoded_is_not_asked_otherwise(screening, monkeypatch):  # noqa: F811
+    guard = Guard(progress=False)
+    guard.protect(DataLoader(Pictures(PLAIN), 10))
+    monkeypatch.setattr("trainguard.screening.relabeling.fed_by", lambda *_: pytest.fail("asked"))
+    guard.relabel(Knows((Pictures(PLAIN), 60)))
+    assert dict(zip(*(part.tolist() for part in guard._new_labels), strict=True)) == TRUTH
+
+
 def test_mixed_batches_are_not_what_a_model_is_asked_about(screening):  # noqa: F811
     def mixed(samples):
         x, y = default_collate(samples)

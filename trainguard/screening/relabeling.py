@@ -115,7 +115,7 @@ def feed_of(
         return float((said == labels).mean())
 
     best, chosen = known(None), None
-    for feed in [partial(fed_by, loader) for loader in loaders]:
+    for feed in [partial(fed_by, loader) for loader in loaders if best < 1 - MISSED]:  # else none can be so much better
         try:
             share = known(feed)
         except ModelError:  # what is made of a batch later on is not seen here
