@@ -2,7 +2,7 @@
 
     python docs/results/audits_on_clean_images.py --data $TRAINGUARD_DATA --runs runs --out audits_on_clean_images.json
 
-    python docs/results/audits_on_clean_images.py --data $TRAINGUARD_DATA --runs runs --families --out audits_of_families.json
+    python docs/results/audits_on_clean_images.py --data $TRAINGUARD_DATA --families --out audits_of_families.json
 
 A thousand test images, without screening. Models that the drill has trained in the same folders, by the commands of
 results.md, are not trained again. With `--families` other networks: none of these had been audited, or anything like
