@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainguard.data.following import check_order, follow
+from trainguard.data.following import check_order, find_labels, follow
 from trainguard.data.loaders import learn_what_is_fed, open_loader
 from trainguard.data.pixels import ASSUMED, PixelRange, given_range
 from trainguard.data.samples import Key
@@ -149,6 +149,7 @@ class Guard:
         if self._accelerator is None and (group := Group.running()) is not None:
             self.adopt(group)
         host = open_loader(loader)
+        view = follow(host)  # before all is read: it may be refused
         try:
             images = open_images(
                 host.dataset,
@@ -168,7 +169,7 @@ class Guard:
                 f"{error}; the loader's worker_init_fn has not run: what it opens, let the data set open as it reads"
             ) from error
         learn_what_is_fed(host.inner, images)
-        view = follow(host, images, label_column)
+        find_labels(view, images, label_column)
         result, asked = self._result, (images.fingerprint, preset)
         if result is None or (self._images is not None and self._asked != asked):
             result = run_screening(images, model, preset, **self._screening)

@@ -22,7 +22,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from trainguard.data.loaders import HOSTS, Follower, HostLoader, open_loader, population_of
+from trainguard.data.following import Follower, population_of
+from trainguard.data.loaders import HOSTS, HostLoader, open_loader
 from trainguard.data.views import LiveView
 from trainguard.errors import DataError
 

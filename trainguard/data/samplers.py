@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import re
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import islice
+from operator import index
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import BatchSampler
 
 from trainguard.data.traces import left_as_is
 from trainguard.data.views import LiveView
@@ -20,6 +22,7 @@ from trainguard.rng import isolated_rng
 
 PLACE = re.compile(r"_?(start|stop|begin|end|first|last|offset|low|high|lower|upper|lo|hi)(_?(index|idx|row|sample))?")
 LIKELY = 20  # times the mean distance of what was drawn: a gap that chance leaves once in 10^9
+KNOWN = ("torch", "torchdata", "timm", "accelerate", "lightning", "pytorch_lightning", "transformers")  # libraries
 SHORT = 3  # times as few samples in the data set that a sampler is tried on
 
 
@@ -31,23 +34,33 @@ def is_setting(name: str, value: Any, size: int) -> bool:
     return not place and not (value == size and name != "batch_size")
 
 
-def follows(sampler: Any, names: Iterable[str], dataset: Any) -> bool:
+def draws_by_itself(sampler: Any) -> bool:
+    """Whether a sampler draws by code outside the known libraries."""
+    own = getattr(type(sampler).__iter__, "__module__", None) or ""
+    return own.split(".")[0] not in KNOWN
+
+
+def part_of_all(size: int) -> np.ndarray:
+    """The samples (M,) of a data set of `size` that a sampler is tried on: the first of them."""
+    return np.arange(max(1, size // SHORT))
+
+
+def follows(sampler: Any, over_few: Any, few: LiveView) -> bool:
     """Does a user's own sampler draw from all of its data set, and from no more than another one has?
 
     One that holds a number which it once worked out (half of the data set is trained on) passes for one with plain
     settings. So an epoch of a copy is drawn: no stretch of the data set may stay out of it by more than chance. And
-    an epoch of one over a third of the data set: all that it gives must lie in that.
+    an epoch of one over a part of the data set: all that it gives must lie in that.
 
     Args:
-        sampler: of torch's kind.
-        names: under which it holds the data set.
-        dataset: of N samples.
+        sampler: of torch's kind, over N samples.
+        over_few: the same over a part of them.
+        few: a view of that part.
     """
-    size = len(dataset)
-    few = LiveView(dataset, 1, np.arange(max(1, size // SHORT)))
+    size = len(few._view_labels)
     try:
-        drawn = _epoch(sampler, {}, size)
-        least = _epoch(sampler, dict.fromkeys(names, few), size)
+        drawn = _epoch(sampler, size)
+        least = _epoch(over_few, size)
     except Exception:  # whatever a user's sampler may raise
         return False
     if not len(drawn):
@@ -56,17 +69,21 @@ def follows(sampler: Any, names: Iterable[str], dataset: Any) -> bool:
     return bool(gaps.max() <= 1 + LIKELY * size / len(drawn)) and bool((least < len(few)).all())
 
 
-def _epoch(sampler: Any, changed: dict[str, Any], size: int) -> np.ndarray:
-    """The positions (n,) that a copy of a sampler gives in an epoch, without a trace of it."""
+def _epoch(sampler: Any, size: int) -> np.ndarray:
+    """The positions (n,) that a copy of a sampler gives in an epoch, without a trace of it.
+
+    Raises:
+        TypeError: it gives something else than positions, or lists of them.
+    """
     trial = copy.copy(sampler)
-    vars(trial).update(changed)
     if isinstance(vars(trial).get("set_epoch"), Told):
         del trial.set_epoch
     with isolated_rng(0, find_generators(sampler)), left_as_is(sampler):
         if callable(getattr(trial, "set_epoch", None)):  # some draw their order when they are told
             trial.set_epoch(0)
         found = list(islice(iter(trial), 2 * size))  # some never end
-    return np.array([place for each in found for place in (each if isinstance(each, (list, tuple)) else [each])], int)
+    several = (list, tuple) if isinstance(sampler, BatchSampler) else list
+    return np.array([index(place) for each in found for place in (each if isinstance(each, several) else [each])], int)
 
 
 class Told:

@@ -39,7 +39,7 @@ class LiveView(Dataset):
         twins: other keys under which a sample holds the same label.
 
     Attributes:
-        follower: the loader over the view, and its samplers, see `loaders.Follower`: it lives as long as the view does.
+        follower: the loader over the view, and its samplers, see `following.Follower`; lives as long as the view.
     """
 
     # None that a data set might have itself: torchvision's keep what they know in `_labels`.
