@@ -3,6 +3,8 @@ import hashlib
 import json
 import os
 import pickle
+import time
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -74,13 +76,52 @@ def test_known_layouts_are_read(tmp_path, layout, zipped):
     assert same(model, net(1))
 
 
-def test_average_can_be_left_aside_and_the_record_says_what_was_taken(tmp_path):
+def test_averaged_weights_are_taken_and_the_record_says_so(tmp_path):
     torch.save({"state_dict": net(1).state_dict(), "state_dict_ema": net(2).state_dict()}, tmp_path / "w.pt")
     model = net(0)
-    load_weights(model, checkpoint := read_checkpoint(tmp_path / "w.pt", averaged=False))
-    assert same(model, net(1)) and checkpoint.where == "state_dict"
-    assert read_checkpoint(tmp_path / "w.pt").where == "state_dict_ema"
+    load_weights(model, checkpoint := read_checkpoint(tmp_path / "w.pt"))
+    assert same(model, net(2)) and checkpoint.where == "state_dict_ema"
     assert checkpoint.sha256 == hashlib.sha256((tmp_path / "w.pt").read_bytes()).hexdigest()
+
+
+def test_settings_under_the_name_of_averaged_weights_are_none(tmp_path):
+    settings = {"decay": torch.tensor(0.99), "updates": torch.tensor(7)}
+    torch.save({"model": net(1).state_dict(), "ema": settings}, tmp_path / "w.pt")
+    assert read_checkpoint(tmp_path / "w.pt").where == "model"
+
+
+def test_a_file_that_holds_one_thing_under_every_name_is_refused_at_once(tmp_path):
+    content = {"lr": 0.1}
+    for _ in range(12):
+        content = dict.fromkeys(("model", "state_dict", "ema", "net", "module", "weights"), content)
+    torch.save(content, tmp_path / "w.pt")
+    start = time.perf_counter()
+    with pytest.raises(ModelError, match="holds no state dict"):
+        read_checkpoint(tmp_path / "w.pt")
+    assert time.perf_counter() - start < 5
+
+
+def test_a_packed_archive_is_refused_before_its_pickle_is_read(tmp_path):
+    torch.save(net(1).state_dict(), tmp_path / "w.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "w.pt") as plain,
+        zipfile.ZipFile(tmp_path / "p.pt", "w", zipfile.ZIP_DEFLATED) as one,
+    ):
+        for name in plain.namelist():
+            one.writestr(name, plain.read(name))
+    with pytest.raises(ModelError, match=r"is packed as torch\.save packs nothing"):
+        read_checkpoint(tmp_path / "p.pt")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64])
+def test_weights_of_another_kind_of_number_are_refused(tmp_path, kind):
+    state = net(1).state_dict()
+    name = next(iter(state))
+    torch.save(state | {name: state[name].to(kind)}, tmp_path / "w.pt")
+    model = net(0)
+    with pytest.raises(ModelError, match=f"{name} is {str(kind)[6:]}, the model has float32: .*not quantized"):
+        load_weights(model, read_checkpoint(tmp_path / "w.pt"))
+    assert same(model, net(0))
 
 
 class Scaled(nn.Linear):
@@ -261,7 +302,7 @@ def test_what_holds_itself_or_is_encrypted_is_called_so(tmp_path):
     endless = {"epoch": 3}
     endless["model"] = endless
     torch.save(endless, tmp_path / "w.pt")
-    with pytest.raises(ModelError, match="holds itself"):
+    with pytest.raises(ModelError, match="holds no state dict: expected names and tensors, found epoch"):
         read_checkpoint(tmp_path / "w.pt")
     torch.save(net(1).state_dict(), tmp_path / "w.pt")
     content = bytearray((tmp_path / "w.pt").read_bytes())

@@ -247,15 +247,14 @@ def test_outputs_with_logits_are_understood(made, store):
     assert isinstance(working_copy(HuggingFaceLike(192, 3), store), HuggingFaceLike)
 
 
-def test_relabel_is_the_argmax_and_its_softmax_whatever_the_batch_size(store, images):
+def test_relabel_is_the_argmax_whatever_the_batch_size(store, images):
     model = network().eval()
     index = torch.randperm(60)[:23].numpy()
     with torch.no_grad():
-        expected, best = model(images[index]).softmax(1).max(1).indices, model(images[index]).softmax(1).max(1).values
+        expected = model(images[index]).argmax(1)
     for batch_size in (1, 10, 256):
-        labels, confidence = relabel(model, store, index, given=store.labels[index], batch_size=batch_size)
+        labels = relabel(model, store, index, given=store.labels[index], batch_size=batch_size)
         assert labels.tolist() == expected.tolist() and labels.dtype == "int64"
-        torch.testing.assert_close(torch.from_numpy(confidence), best)
 
 
 def test_a_model_with_fewer_outputs_than_labels_cannot_relabel(store):
@@ -321,11 +320,10 @@ def test_a_stride_stays_where_a_layer_is_used_on_several_sizes():
 
 def test_relabel_keeps_the_given_label_where_the_model_gives_nan(store):
     model = Output(lambda x: torch.where(x[:, :1, 0, 0] > 0.5, float("nan"), torch.tensor([[0.0, 0.0, 9.0]])))
-    labels, confidence = relabel(model, store, store.readable, given=store.labels)
+    labels = relabel(model, store, store.readable, given=store.labels)
     nan = (store.batch(store.readable)[:, 0, 0, 0] > 0.5).numpy()
     assert 0 < nan.sum() < 60
-    assert (labels[nan] == store.labels[nan]).all() and (confidence[nan] == 0).all()
-    assert (labels[~nan] == 2).all() and (confidence[~nan] > 0.99).all()
+    assert (labels[nan] == store.labels[nan]).all() and (labels[~nan] == 2).all()
 
 
 @pytest.mark.parametrize(

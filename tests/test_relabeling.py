@@ -47,7 +47,9 @@ class Knows(nn.Module):
     def __init__(self, train):
         super().__init__()
         x, _ = next(iter(DataLoader(*train)))
-        self.means = torch.stack([x[[row for row in KEPT if LABELS[row] == k]].mean((0, 2, 3)) for k in range(3)])
+        self.means = torch.stack(
+            [x[[row for row in KEPT if LABELS[row] == k]].float().mean((0, 2, 3)) for k in range(3)]
+        )
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, x):
@@ -164,10 +166,73 @@ def test_labels_that_collating_changes_are_refused_and_mixed_ones_are_not(screen
         return x, torch.eye(3)[y]
 
     data = TensorDataset(images, LABELS)
-    with pytest.raises(DataError, match="collate_fn changes labels: row 0 has 0, and training gets 1"):
+    with pytest.raises(DataError, match="collate_fn changes labels: row 57 has 0, and training gets 1"):
         Guard(progress=False).protect(DataLoader(data, 10, collate_fn=shifted))
     Guard(progress=False).protect(DataLoader(data, 10, collate_fn=soft))
     Guard(progress=False).protect(DataLoader(data, 10, collate_fn=lambda samples: (samples[0][0], LABELS[:10])))
+
+
+class Named(TensorDataset):
+    """Samples by name, with the class's name, the row, and the label as a float."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return {"image": x, "label": int(y), "name": "abc"[y], "row": index, "wanted": y[None].float()}
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda sample: "abc".index(sample["name"]), "takes labels from another part of the samples than the label"),
+        (lambda sample: (1, 2, 0)[sample["label"]], "changes labels: row 57 has 0, and training gets 1"),
+        (lambda sample: sample.pop("label"), None),
+    ],
+)
+def test_what_a_batch_takes_for_the_label_is_the_sample_s(make, said, screening, images):  # noqa: F811
+    def collate(samples):
+        return torch.stack([s["image"] for s in samples]), *(torch.tensor([f(s) for s in samples]) for f in (row, make))
+
+    def row(sample):
+        return sample["row"]
+
+    loader = DataLoader(Named(images, LABELS), 10, collate_fn=collate)
+    if said:
+        with pytest.raises(DataError, match=said):
+            Guard(progress=False).protect(loader)
+        assert not screening.calls
+    else:
+        assert len(Guard(progress=False).protect(loader).dataset) == len(KEPT)
+
+
+def test_a_batch_may_be_in_another_order(screening, images):  # noqa: F811
+    loader = DataLoader(TensorDataset(images, LABELS), 10, collate_fn=lambda samples: default_collate(samples[::-1]))
+    assert len(Guard(progress=False).protect(loader).dataset) == len(KEPT)
+
+
+def test_a_label_that_is_held_as_a_float_as_well_is_relabelled_twice(screening, images):  # noqa: F811
+    guard = Guard(progress=False)
+    protected = guard.protect(DataLoader(Named(images, LABELS), 10))
+    guard.relabel(network())
+    assert all(sample["wanted"].tolist() == [sample["label"]] for sample in protected.dataset)
+
+
+def test_images_that_the_model_normalises_itself_are_asked_about_as_bytes(screening):  # noqa: F811
+    class Bytes(TensorDataset):
+        def __getitem__(self, index):
+            return self.tensors[0][index], int(LABELS[index])
+
+    class Normalises(Knows):
+        def forward(self, x):
+            return super().forward((x.float() - 128) / 64)
+
+    data = Bytes(torch.from_numpy(coloured()).permute(0, 3, 1, 2))
+    model = Normalises((data, 60))
+    model.means = (model.means - 128) / 64
+    guard = Guard(progress=False)
+    protected = guard.protect(DataLoader(data, 10))
+    with pytest.warns(UserWarning, match="pixels from 0"):
+        guard.relabel(model)
+    assert [protected.dataset[len(KEPT) + k][1] for k in range(len(FLAGGED))] == [TRUTH[row] for row in FLAGGED]
 
 
 def test_a_smoothed_label_beside_the_number_is_relabelled_and_stays_smoothed(screening, images):  # noqa: F811
@@ -258,4 +323,4 @@ def test_what_a_loader_does_not_feed_is_asked_about_as_it_was_decoded(images):
     few = relabel(
         model, store, index, given=given, batch_size=3, feed=lambda part: images[part] if len(part) > 1 else None
     )
-    assert np.array_equal(plain[0], few[0]) and np.allclose(plain[1], few[1], atol=1e-6)
+    assert np.array_equal(plain, few)

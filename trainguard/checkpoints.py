@@ -13,7 +13,7 @@ import json
 import pickletools
 import re
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +33,8 @@ _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first object of every file of torch.save before 1.6
 _LEGACY_PICKLES = 5  # magic number, protocol, system, the object, storage keys
 _LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+_LONGEST_PICKLE = 64 << 20  # bytes, of names and shapes without any weights: those of the largest models have some MB
+_DEEPEST = 4  # how far inside weights may lie
 
 _HARMLESS = frozenset(
     {
@@ -93,16 +95,15 @@ class Checkpoint:
     lightning: bool
 
 
-def read_checkpoint(path: str | Path, *, averaged: bool = True) -> Checkpoint:
+def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read the weights in a file.
 
     Known layouts: safetensors; a state dict; one under `state_dict`, `model`, `model_state_dict`, `module`, `net` or
     `weights`, as timm, Lightning and most training scripts save it; averaged (EMA) weights under `state_dict_ema`,
-    `model_ema`, `ema_state_dict` or `ema`.
+    `model_ema`, `ema_state_dict` or `ema`: where a file has both these are taken, as timm does, and get deployed.
 
     Args:
         path: of the file. What it is shows in its first bytes; the suffix does not count.
-        averaged: take the averaged weights where the file has both, as timm does: they are the ones that get deployed.
 
     Returns:
         The weights, with names as in the file (`load_weights` takes prefixes off).
@@ -118,10 +119,7 @@ def read_checkpoint(path: str | Path, *, averaged: bool = True) -> Checkpoint:
             content = _read(path, file, start)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from None
-    try:
-        weights, where = _find_weights(content, path, averaged)
-    except RecursionError:
-        raise ModelError(f"{path} holds itself: expected a state dict, from name to tensor") from None
+    weights, where = _find_weights(content, path, set())
     lightning = isinstance(content, Mapping) and "pytorch-lightning_version" in content
     return Checkpoint(weights, path, sha256(path), where, lightning)
 
@@ -137,7 +135,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
         checkpoint: from `read_checkpoint`.
 
     Raises:
-        ModelError: names that are missing or too many, a shape that differs, or weights that are not finite; all named.
+        ModelError: names that are missing or too many, shapes or kinds of numbers that differ, or weights that are not
+            finite; all named.
     """
     model = bare(model)
     tensors = tensors_of(model)
@@ -167,6 +166,16 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
             f"{path} does not fit {type(model).__name__}: {_some(wrong, '; ')}: "
             "give the architecture that it was saved from, and images with all of its classes and channels, at the "
             "size that it was trained at (--size)"
+        )
+    kinds = [
+        f"{name} is {_kind(weights[name])}, the model has {_kind(value)}"
+        for name, value in expected.items()
+        if (weights[name].is_complex() and not value.is_complex()) or (_is_real(value) and not _is_real(weights[name]))
+    ]
+    if kinds:
+        raise ModelError(
+            f"{path} does not fit {type(model).__name__}: {_some(kinds, '; ')}: give the weights as they were trained, "
+            "not quantized"
         )
     infinite = [  # where the model's own are too, they belong there: the mask of an attention
         name
@@ -253,6 +262,9 @@ def _check_archive(path: Path) -> None:
             pickles = [name for name in names if name.endswith(".pkl")]
             if len(pickles) != 1:
                 raise ModelError(f"{path} is a zip file, but not one of torch.save: expected one data.pkl in it")
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+            if packed or archive.getinfo(pickles[0]).file_size > _LONGEST_PICKLE:
+                raise ModelError(f"{path} is packed as torch.save packs nothing: save the weights anew, as safetensors")
             with archive.open(pickles[0]) as file:
                 _check_pickle(path, file)
     except (zipfile.BadZipFile, RuntimeError) as error:  # also encrypted, or packed unusually
@@ -283,22 +295,34 @@ def _check_pickle(path: Path, file: IO[bytes]) -> None:
             raise UnsafeCheckpoint(f"{path} would look up code by {opcode} when unpickled, so it was not. {_CONVERT}")
 
 
-def _opcodes(path: Path, file: IO[bytes]) -> list[tuple[str, Any, int | None]]:
+def _opcodes(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Any, int | None]]:
     try:
-        return [(opcode.name, value, position) for opcode, value, position in pickletools.genops(file)]
+        for opcode, value, position in pickletools.genops(file):
+            yield opcode.name, value, position
     except Exception as error:  # genops raises ValueError, EOFError, UnicodeDecodeError, ... for a damaged pickle
         raise ModelError(f"{path} is truncated or damaged (its pickle cannot be read: {error})") from None
 
 
-def _find_weights(content: Any, path: Path, averaged: bool) -> tuple[State, str]:
-    """The state dict in what a file holds, and the key it was under."""
+def _find_weights(content: Any, path: Path, tried: set[int], depth: int = 0) -> tuple[State, str]:
+    """The state dict in what a file holds, and the key it was under.
+
+    Args:
+        content: of the file, or of a part of it.
+        path: of the file.
+        tried: identities of parts that hold none: a hostile file has the same one under every key.
+        depth: of this part in the file.
+    """
     if not isinstance(content, Mapping):
         raise ModelError(f"{path} holds a {type(content).__name__}: expected a state dict, from name to tensor")
-    for key in (*_AVERAGED, *_PLAIN) if averaged else (*_PLAIN, *_AVERAGED):
-        if isinstance(nested := content.get(key), Mapping):
+    for key in (*_AVERAGED, *_PLAIN):
+        nested = content.get(key)
+        if isinstance(nested, Mapping) and depth < _DEEPEST and id(nested) not in tried:
             try:
-                weights, where = _find_weights(nested, path, averaged)
+                weights, where = _find_weights(nested, path, tried, depth + 1)
+                if all(value.ndim == 0 for value in weights.values()):
+                    raise ModelError(f"{path} holds no state dict under {key!r}")
             except ModelError:  # settings under a name that others use for weights
+                tried.add(id(nested))
                 continue
             return _statistics(content, weights) | weights, f"{key}.{where}".rstrip(".")
     content = {k: v for k, v in content.items() if isinstance(v, Tensor) or not str(k).endswith("_extra_state")}
@@ -341,6 +365,14 @@ def _without_prefix(checkpoint: Checkpoint, expected: Collection[str]) -> State:
     inside = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
     outside = {name: value for name, value in weights.items() if not name.startswith(prefix)}
     return inside if checkpoint.lightning else inside | outside
+
+
+def _is_real(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def _kind(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _is_finite(value: Tensor) -> bool:

@@ -238,7 +238,7 @@ class Guard:
         with isolated_rng(self._seed):
             loaders = [view.follower.original for view in views]
             feed = feed_of(bare(model), self._images, loaders, self._result.keep, batch_size=self._at_once)
-            labels, _ = relabel(bare(model), self._images, flagged, given=given, batch_size=self._at_once, feed=feed)
+            labels = relabel(bare(model), self._images, flagged, given=given, batch_size=self._at_once, feed=feed)
         self._new_labels = flagged, processes.broadcast(labels)
         changed = int((self._new_labels[1] != given).sum())
         self._log({"trainguard/relabelled": len(flagged), "trainguard/labels_changed": changed})

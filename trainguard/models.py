@@ -27,6 +27,8 @@ CHECKED = 4  # images that the check sends through the model
 FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 HOOKS = (*FORWARD_HOOKS, "_backward_hooks", "_backward_pre_hooks")
 
+_EVERY_MODULE = frozenset(vars(nn.Module()))  # what torch keeps in each
+
 
 def working_copy(model: Model, images: ImageStore) -> nn.Module:
     """A model of the user's kind that shares nothing with the user's own, checked on a few images.
@@ -294,7 +296,8 @@ def _copied(model: nn.Module) -> nn.Module:
     """The module inside a model, copied, and what it calls in the place of a `forward` as well.
 
     Raises:
-        ModelError: some `forward` was replaced by a function that holds on to modules: a copy would call the original.
+        ModelError: a `forward` was replaced by a function that holds on to modules, or a module keeps such a function:
+            a copy would call the original.
     """
     copied = copy.deepcopy(bare(model))
     for module in list(copied.modules()):
@@ -316,10 +319,22 @@ def _copied(model: nn.Module) -> nn.Module:
                 f"the forward of {name or type(module).__name__} was replaced by a function that calls the model "
                 "itself, which a copy would call as well: pass a function that builds the model"
             )
+        for attribute, value in vars(module).items():
+            if attribute not in _EVERY_MODULE and any(_holds_on(each) for each in _functions_in(value)):
+                raise ModelError(
+                    f"{name or type(module).__name__} keeps a function in its {attribute!r} that calls the model "
+                    "itself, and so would a copy's: make it a method, or pass a function that builds the model"
+                )
     for value in (*copied.parameters(), *copied.buffers()):
         if any(step == 0 and side > 1 for step, side in zip(value.stride(), value.shape, strict=True)):
             value.data = value.data.clone(memory_format=torch.contiguous_format)  # an expanded one takes no new values
     return copied
+
+
+def _functions_in(value: object) -> list[object]:
+    """A function, or those in a list, a tuple or a dict."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+    return [each for each in inside if isinstance(each, (FunctionType, functools.partial))]
 
 
 def _holds_on(function: object, seen: frozenset[int] = frozenset()) -> bool:

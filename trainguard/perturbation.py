@@ -111,8 +111,6 @@ def ascend(
     step_size: float | None = None,
     norm: Norm = "linf",
     mask: Tensor | None = None,
-    random_start: bool = False,
-    generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Raise a loss by bounded gradient steps on the image (PBE Eq. 4 to 6, AdvrBD Eq. 3).
 
@@ -126,14 +124,11 @@ def ascend(
             that image alone. It may run under autocast: the perturbation itself stays in the precision of `x`.
         x: (B, C, H, W) in [0, 1].
         eps: radius in unit pixel space, e.g. 6/255; per sample over all its values for "l2".
-        steps: how many gradient steps; zero returns the start.
+        steps: how many gradient steps, from zero.
         step_size: length of a step in the same norm. None: eps / 5, as PBE's authors' code has it; it then takes five
             steps to reach the border.
         norm: "linf" or "l2".
         mask: (B, 1, H, W) or (B, C, H, W) of 0 and 1: where the perturbation may live. None: everywhere.
-        random_start: start from a random point of the ball instead of zero. Needed where the loss has no slope at zero,
-            as the divergence between a prediction and itself.
-        generator: where the random start comes from.
 
     Returns:
         (B, C, H, W) the perturbation, without gradient; x + it is in [0, 1].
@@ -150,8 +145,7 @@ def ascend(
         raise ValueError(f'expected norm "linf" or "l2", got {norm!r}')
     step_size = eps / 5 if step_size is None else step_size
     x = x.detach()
-    delta = _random_point(x, eps, norm, generator) if random_start else torch.zeros_like(x)
-    delta = project(delta, x, eps, norm, mask)
+    delta = project(torch.zeros_like(x), x, eps, norm, mask)
     for _ in range(steps):
         with torch.enable_grad():
             delta.requires_grad_(True)
@@ -179,10 +173,7 @@ def untargeted(
     *,
     eps: float = 6 / 255,
     steps: int = 7,
-    step_size: float | None = None,
     norm: Norm = "linf",
-    random_start: bool = False,
-    generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Make untargeted adversarial examples: :math:`\max_r L(f(x + r), y)` within the ball (PBE Eq. 6).
 
@@ -192,10 +183,7 @@ def untargeted(
         y: (B,) int64, the labels to move away from.
         eps: radius in unit pixel space. 6/255, 7 steps of eps/5, no random start: the values of PBE's authors' code.
         steps: how many gradient steps.
-        step_size: length of a step; None: eps / 5.
         norm: "linf" or "l2". For "l2" give an `eps` that fits: 0.5 is of the order of 6/255 on CIFAR-10.
-        random_start: start from a random point of the ball.
-        generator: where the random start comes from.
 
     Returns:
         (B, C, H, W) in [0, 1], the adversarial images.
@@ -204,18 +192,4 @@ def untargeted(
     def loss(image: Tensor) -> Tensor:
         return F.cross_entropy(model(image).float(), y, reduction="none")
 
-    delta = ascend(
-        loss, x, eps=eps, steps=steps, step_size=step_size, norm=norm, random_start=random_start, generator=generator
-    )
-    return (x + delta).clamp(0.0, 1.0)
-
-
-def _random_point(x: Tensor, eps: float, norm: Norm, generator: torch.Generator | None) -> Tensor:
-    """One point per sample, uniform in the ball of radius `eps`, drawn on the generator's device."""
-    source = generator.device if generator is not None else x.device
-    if norm == "linf":
-        return ((2 * torch.rand(x.shape, generator=generator, device=source) - 1) * eps).to(x)
-    direction = torch.randn(x.shape, generator=generator, device=source)
-    direction = direction / direction.flatten(1).norm(dim=1).clamp_min(_TINY).view(-1, 1, 1, 1)
-    radius = torch.rand(len(x), generator=generator, device=source) ** (1 / direction[0].numel())
-    return (direction * (eps * radius).view(-1, 1, 1, 1)).to(x)
+    return (x + ascend(loss, x, eps=eps, steps=steps, norm=norm)).clamp(0.0, 1.0)

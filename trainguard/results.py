@@ -77,10 +77,11 @@ class ScreenResult:
             ValueError: `dataset` has another length than the one that was screened, or its labels in another order.
         """
         self._check_order(dataset)
-        if hasattr(dataset, "select"):
-            return dataset.select(self.keep)
         from trainguard.data.loaders import part_of
+        from trainguard.data.sources import is_hugging_face
 
+        if is_hugging_face(dataset):
+            return dataset.select(self.keep)
         return part_of(dataset, self.keep)
 
     def annotate(self, dataset: Any) -> Any:
@@ -128,6 +129,7 @@ class ScreenResult:
                 f"this result is about {len(self.score)} samples, the data set has {length}: "
                 "pass the data set that was screened"
             )
+        self._check_files(dataset)
         read = self.labels >= 0
         dataset, index = unwrap(dataset)
         every = _listed_labels(dataset) if index is None else (values[index] for values in _listed_labels(dataset))
@@ -145,6 +147,22 @@ class ScreenResult:
                 "the labels that were screened are others, or have another order here: pass the data set that was "
                 "screened, and shuffle or sort it later"
             )
+
+    def _check_files(self, dataset: Any) -> None:
+        """The samples that the evidence names by their files must be in these, where a data set lists any."""
+        from trainguard.data.sources import path_at, unwrap
+
+        if self.evidence is None:
+            return
+        base, index = unwrap(dataset)
+        for row, name in zip(self.evidence.named.tolist(), self.evidence.names.tolist(), strict=True):
+            path = path_at(base, row if index is None else int(index[row]))
+            before = name.removeprefix(f"row {row} (").replace("\\", "/")
+            if path and before != name and "/".join(Path(path).parts[-2:]) not in before:
+                raise ValueError(
+                    f"the data set has other files than when it was screened: row {row} was {before.split(')')[0]} "
+                    f"and is {path} here; screen it anew"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays of evidence, as plain JSON values (NaN becomes None)."""
@@ -245,7 +263,7 @@ class ScreenResult:
             ("flagged", f"{flagged} of {len(self.suspect)} ({100 * flagged / n:.2f}%)"),
             ("target classes", ", ".join(names) or "none"),
             ("unreadable", str(len(self.unreadable))),
-            ("spent", f"as much as {self.settings['spend']:g} epochs" if "spend" in self.settings else ""),
+            ("probe epochs", str(len(self.history) or "")),
             ("seconds", f"{self.timing.get('total', float('nan')):.1f}"),
         ]
         return [(what, visible(value)) for what, value in table if value and (what, value) != ("unreadable", "0")]

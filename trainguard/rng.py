@@ -46,6 +46,8 @@ def seed_devices(seed: int) -> None:
 def undisturbed(seed: int) -> Iterator[None]:
     """Work of our own in the midst of a user's, all put back: on other random numbers, with gradients, in float32.
 
+    What a script has made numpy raise of overflow and the like is for its own numbers, not for ours.
+
     Where work of ours is in half precision it says so itself, and the user's own autocast has no say.
 
     Args:
@@ -53,6 +55,7 @@ def undisturbed(seed: int) -> Iterator[None]:
     """
     precision = torch.get_default_dtype()
     with isolated_rng(seed), torch.inference_mode(False), torch.enable_grad(), ExitStack() as off:
+        off.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
         for kind in {"cpu", torch.get_default_device().type, *_accelerators()}:
             if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
                 off.enter_context(torch.autocast(kind, enabled=False))

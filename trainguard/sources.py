@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -55,7 +56,36 @@ def open_data(
     kinds = [kind for kind, column in (("Image", image_column), ("ClassLabel", label_column)) if column is not None]
     others = [c for c, feature in dataset.features.items() if c not in chosen and type(feature).__name__ in kinds]
     dataset = dataset.remove_columns(others)
-    return _scaled(dataset, size, image_column) if size else dataset
+    dataset = _scaled(dataset, size, image_column) if size else dataset
+    if Path(name).exists():
+        _refuse_foreign_files(dataset, Path(name))
+    return dataset
+
+
+def _refuse_foreign_files(dataset: Dataset, place: Path) -> None:
+    """Images may name a file, or an address, where their bytes should be: whoever made the data chose it, not we.
+
+    Raises:
+        DataError: one does that lies outside the data's own folder.
+    """
+    import pyarrow
+    import pyarrow.compute
+
+    folder = (place if place.is_dir() else place.parent).resolve()
+    for name, column in zip(dataset.data.column_names, dataset.data.columns, strict=True):
+        for chunk in column.chunks:
+            while pyarrow.types.is_list(chunk.type) or pyarrow.types.is_large_list(chunk.type):
+                chunk = chunk.flatten()
+            fields = {field.name for field in chunk.type} if pyarrow.types.is_struct(chunk.type) else set()
+            if not {"bytes", "path"} <= fields:
+                continue
+            paths = chunk.field("path").filter(chunk.field("bytes").is_null()).drop_null().unique().to_pylist()
+            for path in paths:
+                if "://" in path or "::" in path or not (folder / path).resolve().is_relative_to(folder):
+                    raise DataError(
+                        f"a row of {place} holds no image in its column {name!r}, but names one elsewhere, {path!r}, "
+                        "and data from others may name anything: get the images themselves, or an image folder"
+                    )
 
 
 def _scaled(dataset: Dataset, size: int, image_column: str | None) -> Dataset:
@@ -97,7 +127,7 @@ def _open(name: str, path: Path, split: str) -> Dataset:
     if path.is_file():
         if path.suffix.lower() != ".parquet":
             raise DataError(f"{path} is not a parquet file: pass a .parquet file or a folder")
-        return _loaded(path, "parquet", data_files=escape(str(path)))
+        return _tables(path, [path])
     if path.is_dir():
         return _open_folder(path, split)
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1 or path.suffix.lower() in FILES:
@@ -126,7 +156,7 @@ def _open_folder(folder: Path, split: str) -> Dataset:
         return _from_disk(folder)
     tables = sorted(folder.glob("[!.]*.parquet")) or sorted(folder.rglob(f"{split}*.parquet"))
     if tables:
-        return _loaded(folder, "parquet", data_files=[escape(str(table)) for table in _of_split(folder, tables, split)])
+        return _tables(folder, _of_split(folder, tables, split))
     parts = _splits_in(folder, split)
     if (parts or split != "train") and split not in parts:
         raise DataError(f"{folder} has no split {split!r}: it {_has(parts)}")
@@ -239,6 +269,17 @@ def _from_disk(folder: Path) -> Any:
         return datasets.load_from_disk(str(folder))
     except Exception as error:  # a damaged file of its own ends in whatever reading it raises
         raise DataError(f"{folder} cannot be read as a saved data set: {type(error).__name__}: {error}") from error
+
+
+def _tables(place: Path, tables: Sequence[Path]) -> Dataset:
+    """Parquet files, as one data set.
+
+    The library knows a file that it has read before by its path and its time, which one that is put in its place may
+    share. So its name for them also says what nobody can set.
+    """
+    known = [(found.st_size, found.st_ino, found.st_ctime_ns) for found in (table.stat() for table in tables)]
+    name = hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+    return _loaded(place, "parquet", name=name, data_files=[escape(str(table)) for table in tables])
 
 
 def _loaded(place: Path, kind: str, **where: Any) -> Dataset:

@@ -1,5 +1,6 @@
 import collections
 import functools
+from types import MappingProxyType
 
 import datasets
 import numpy as np
@@ -319,3 +320,28 @@ def test_a_vector_of_truth_values_takes_another_class(form):
 def test_a_vector_takes_another_class_and_stays_as_smooth(form):
     new = label_like(form([0.05, 0.05, 0.9]), 0)
     assert type(new) is type(form([0.05])) and list(map(float, new)) == pytest.approx([0.9, 0.05, 0.05])
+
+
+def test_a_data_set_that_grows_is_spoken_of_once():
+    data = Numbers(10)
+    view = LiveView(data, 1)
+    data.size = len(data) + 3
+    with pytest.warns(UserWarning, match="has 3 samples more than were screened"):
+        assert len(view) == data.size - 3
+    assert len(view) == data.size - 3
+
+
+def test_a_sample_that_cannot_be_written_to_comes_back_all_the_same():
+    sample = MappingProxyType({"image": 1, "label": 2})
+    assert relabelled(sample, "label", 0) == {"image": 1, "label": 0} and sample["label"] == 2
+
+
+def test_samples_of_a_list_of_positions_are_relabelled_one_by_one():
+    class Several(Numbers):
+        def __getitem__(self, index):
+            one = super().__getitem__
+            return [one(i) for i in index] if isinstance(index, list) else one(index)
+
+    view = LiveView(Several(10), 1)
+    view.keep(np.arange(1, 10), (np.array([0]), np.array([7])))
+    assert [label for _, label in view[[0, 9]]] == [view[0][1], 7]

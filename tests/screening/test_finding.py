@@ -118,6 +118,9 @@ from trainguard.screening.settings import Settings
         (finding(share=0.7, scatter=0.95), "clean"),  # thirty samples teach nobody a class
         (finding(resemblance=0.6), "poisoned"),  # far apart
         (finding(resemblance=0.8), "clean"),
+        (finding(resemblance=0.75, diversity=0.95, scatter=0.96), "poisoned"),  # and of all kinds for both probes
+        (finding(resemblance=0.75, diversity=0.95, scatter=0.96, distance=4.5), "clean"),
+        (finding(resemblance=0.75, diversity=0.95, scatter=0.96, skill=0.55), "clean"),
         (finding(resemblance=0.8, told=0.94, elsewhere=0.0), "clean"),
         (finding(distance=3.8, valley=0.37, scatter=0.4, share=0.2), "clean"),  # twenty vine tomatoes
         (finding(distance=3.8, valley=0.37, scatter=0.4, share=0.2, members=150), "poisoned"),

@@ -312,6 +312,26 @@ def test_a_callback_may_end_a_probe_early_and_a_resumed_one_stays_so(few, tmp_pa
         assert epochs == [1]
 
 
+def test_what_a_callback_cut_short_is_not_taken_up_without_one(few, tmp_path):
+    class Enough:
+        def on_probe_epoch_end(self, **row):
+            return True
+
+    screened_briefly(few, state_dir=tmp_path, callbacks=[Enough()])
+    with pytest.raises(StateError, match="was ended early by a callback, and this one has none"):
+        screened_briefly(few, state_dir=tmp_path)
+
+
+def test_a_callback_that_fails_when_all_is_done_loses_nothing(few, brief, kept):
+    class Away:
+        def on_result(self, result):
+            raise ConnectionError("no route")
+
+    with pytest.warns(UserWarning, match="Away.on_result failed, which changes nothing .*ConnectionError: no route"):
+        found = screened_briefly(few, callbacks=[Away()])
+    assert found.verdict == brief.verdict
+
+
 def test_within_an_autocast_of_the_user_s_a_probe_learns_the_same(few, brief):
     with torch.autocast("cpu", torch.bfloat16):
         within = screened_briefly(few)

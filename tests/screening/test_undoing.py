@@ -11,6 +11,7 @@ from torch import nn
 from trainguard.distributed import Processes
 from trainguard.screening.identification import decide
 from trainguard.screening.settings import Settings
+from trainguard.screening.suspicion import _judgeable
 from trainguard.screening.undoing import Undone, changes_for, gain, named
 from trainguard.screening.whitening import Whitening
 
@@ -129,3 +130,11 @@ def test_undone_images_must_be_foreign_and_seen_better(case, verdict):
     found, _, reason, poisoned = decide([case], 0.9, 10, Settings())
     assert found == verdict and bool(poisoned) == (verdict == "poisoned")
     assert ("images of other classes, upside down" in reason) == (verdict == "poisoned")
+
+
+def test_a_part_far_apart_is_not_given_up_for_what_a_change_may_have_made():
+    far = finding(distance=7.0, valley=0.0, share=0.62)  # of half a class with a patch in a corner
+    near = finding(distance=4.5, valley=0.2, share=0.62)
+    turned = finding(distance=2.0, valley=0.9, share=0.2, undoing="turned to the left")
+    assert _judgeable([near, turned], Settings()) == [turned]
+    assert _judgeable([turned, far], Settings()) == [far]

@@ -98,6 +98,8 @@ class Rows(Dataset):
         seed_streams(index, self.generators)
         try:
             image, label = self.source.read(index)
+            if image is None:
+                return Row(index, problem="cannot be read: the data set gives nothing")
             if self.shape[0] == 1 and not self._transform and self._stays_in_colour(image, index):
                 return Row(index, problem="is in colour, the first images are grey", fatal=True, colour=True)
             image = self._transform(image) if self._transform else self._scaled(image, index)
@@ -249,6 +251,8 @@ def _first_images(source: Source, transform: Transform | None) -> tuple[Any, Any
         try:
             stored = source.read(index)[0]
             seen = transform(stored) if transform else source.seen(index)
+            if stored is None or seen is None:
+                raise ValueError("the data set gives nothing")
             as_floats(seen)
             return stored, seen
         except DataError as error:

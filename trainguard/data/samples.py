@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -243,15 +243,15 @@ def label_like(old: Any, label: int) -> Any:
         moved, before = list(old), max(range(len(old)), key=old.__getitem__)
         moved[before], moved[label] = old[label], old[before]
         return type(old)(moved)
-    if isinstance(old, bool):
-        return bool(label)
+    if isinstance(old, (bool, float)) and not isinstance(old, np.generic):
+        return type(old)(label)
     return old.dtype.type(label) if isinstance(old, np.generic) else label
 
 
 def with_label(sample: Any, key: Key, new: Any) -> Any:
     """A copy of a sample, or of a column of several, with something else where the label is."""
     if isinstance(sample, Mapping):
-        changed: Any = copy.copy(sample)
+        changed: Any = copy.copy(sample) if isinstance(sample, MutableMapping) else dict(sample)
         changed[key] = new
         return changed
     parts: list[Any] = list(sample)
@@ -302,14 +302,17 @@ def _number_in(value: Any) -> int | None:
 def class_in(value: Any) -> int | None:
     """The class that a number names, or a vector with a 1 at its place and 0 elsewhere; None for anything else.
 
-    Or a smoothed one, with one larger value and all others alike, 1 in all.
+    Or a smoothed one, with one larger value and all others alike, 1 in all. A number may be a whole one among floats,
+    as a loss on one output wants it.
     """
     if not isinstance(value, (Tensor, np.ndarray, list, tuple)):
-        return _number_in(value)
+        return _number_in(int(value) if isinstance(value, (float, np.floating)) and value.is_integer() else value)
     try:
         places = np.asarray(value)
     except (ValueError, TypeError, RuntimeError):  # uneven lists, tensors elsewhere
         return None
+    if places.size == 1 and places.dtype.kind == "f":
+        return class_in(places.item())
     if places.ndim != 1 or len(places) < 2 or places.dtype.kind not in "iufb":
         return _number_in(value)
     places = places.astype(np.float64)

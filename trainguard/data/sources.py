@@ -73,6 +73,17 @@ def spread(rows: np.ndarray, count: int) -> list[int]:
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), count)).astype(int))].tolist()
 
 
+def path_at(dataset: Any, index: int) -> str | None:
+    """The file of a sample, for data sets with a list `samples` or `imgs` of (path, label)."""
+    for name in ("samples", "imgs"):
+        entries = getattr(dataset, name, None)
+        if isinstance(entries, list) and index < len(entries):
+            entry = entries[index]
+            first = entry[0] if isinstance(entry, (tuple, list)) and entry else entry
+            return str(first) if isinstance(first, str) or hasattr(first, "__fspath__") else None
+    return None
+
+
 def is_hugging_face(dataset: Any) -> bool:
     """Whether this is a map-style Hugging Face `Dataset`; does not import the library."""
     library = sys.modules.get("datasets")
@@ -132,14 +143,8 @@ class TorchSource(Source):
         return self._split(self._dataset[index])[0]
 
     def path(self, index: int) -> str | None:
-        """The file, for data sets with a list `samples` or `imgs` of (path, label)."""
-        for name in ("samples", "imgs"):
-            entries = getattr(self._dataset, name, None)
-            if isinstance(entries, list) and index < len(entries):
-                entry = entries[index]
-                first = entry[0] if isinstance(entry, (tuple, list)) and entry else entry
-                return str(first) if isinstance(first, str) or hasattr(first, "__fspath__") else None
-        return None
+        """The file; see `path_at`."""
+        return path_at(self._dataset, index)
 
     def probe(self, image: Image.Image) -> Any:
         """The image through the data set's `transform`, as a PIL image."""
@@ -190,6 +195,8 @@ class TorchSource(Source):
             return self._transform(image=np.array(image))["image"]
 
     def _split(self, sample: Any) -> tuple[Any, Any]:
+        if sample is None:  # an image that is missing
+            return None, None
         if self._keys is None:
             self._keys = find_keys(sample, *self._wanted)
         return sample[self._keys[0]], sample[self._keys[1]]

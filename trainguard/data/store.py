@@ -6,7 +6,8 @@ import copy
 import hashlib
 import math
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from numbers import Real
 from textwrap import shorten
 from typing import Any, Literal
@@ -74,6 +75,7 @@ class ImageStore:
         self.unreadable: tuple[int, ...] = tuple(np.flatnonzero(labels < 0).tolist())
         self.fingerprint = fingerprint
         self._rows = rows
+        self._held = False  # within `left_as_is`
         self._cache = cache  # (cached, C, H, W) uint8
         self._problems = problems or {}  # what is wrong with each unreadable sample
         self._slots = slots  # (N,) where each image lies in the cache, -1 where it does not
@@ -108,10 +110,23 @@ class ImageStore:
             images = torch.empty((len(index), *self.shape), dtype=torch.uint8)
             held = np.flatnonzero(slots >= 0)
             images[torch.from_numpy(held)] = self._cache[torch.from_numpy(slots[held])]
-            with isolated_rng(0, self._rows.generators), self._rows.source.left_as_is():
+            with isolated_rng(0, self._rows.generators), self.left_as_is():
                 for position in missing.tolist():
                     images[position] = self._read(int(index[position]))
         return images.to(device, non_blocking=True).float().div_(255)
+
+    @contextmanager
+    def left_as_is(self) -> Iterator[None]:
+        """What reading changes in the data set is put back at the end of this, and not after each batch within."""
+        if self._held or self.cached_bytes == len(self) * math.prod(self.shape):
+            yield
+            return
+        self._held = True
+        try:
+            with self._rows.source.left_as_is():
+                yield
+        finally:
+            self._held = False
 
     def as_fed(self, index: Any, device: torch.device | str | None = None) -> Tensor:
         """Some images (B, C, H, W) as training feeds them to a model: in its pixel range, and of its shape."""
@@ -147,6 +162,7 @@ class ImageStore:
         held = np.asarray(index, dtype=np.int64).reshape(-1)
         held = held[self._slots[held] >= 0]
         smaller = copy.copy(self)
+        smaller._held = False
         smaller._cache = self._cache[torch.from_numpy(self._slots[held])]
         smaller._slots = np.full(len(self), -1, dtype=np.int64)
         smaller._slots[held] = np.arange(len(held))

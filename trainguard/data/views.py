@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class LiveView(Dataset):
     """
 
     # None that a data set might have itself: torchvision's keep what they know in `_labels`.
-    _NAMES = ("dataset", "label_key", "population", "positions", "count", "labels", "aligned", "twins")
+    _NAMES = ("dataset", "label_key", "population", "positions", "count", "labels", "aligned", "twins", "grown")
     _OWN = frozenset({"follower"}.union("_view_" + name for name in _NAMES))
 
     def __init__(
@@ -61,12 +62,21 @@ class LiveView(Dataset):
             labels = torch.full((size,), -1, device="cpu")  # (N,) label put in place, -1 for none
             self._view_labels = labels.share_memory_()
         self._view_aligned: dict[str, Any] = {}
+        self._view_grown = False  # whether that was said
         self.follower: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "follower": None}  # workers that are spawned read, and lead nobody
 
     def __len__(self) -> int:
+        more = len(self._view_dataset) - len(self._view_labels)
+        if more and not self._view_grown:
+            self._view_grown = True
+            warnings.warn(
+                f"the data set has {abs(more)} samples {'more' if more > 0 else 'fewer'} than were screened, and those "
+                "that were are what training is given: protect the loader anew",
+                stacklevel=2,
+            )
         return int(self._view_count)
 
     def __getitem__(self, position: Any) -> Any:
@@ -141,6 +151,8 @@ class LiveView(Dataset):
             return tuple(self._in_view_order(part, key == self._view_label_key) for key, part in enumerate(value))
         if not self._is_listed(value):
             return value
+        if getattr(value, "ndim", 1) > 1:  # the images themselves, too many to keep twice
+            return self._in_view_order(value, False)
         if name not in self._view_aligned:
             self._view_aligned[name] = self._in_view_order(value, name in LABEL_NAMES)
         return self._view_aligned[name]
@@ -206,6 +218,9 @@ class LiveView(Dataset):
         new = self._view_labels[torch.from_numpy(samples)]
         if bool((new < 0).all()):
             return content
+        one_by_one = isinstance(content, list) and len(content) == len(samples)
+        if one_by_one and isinstance(content[0], (tuple, Mapping)):
+            return [self._with_label(each, int(sample)) for each, sample in zip(content, samples, strict=True)]
         for key in (*self._view_twins, self._view_label_key):
             column = content[key]
             changed: Any = copy.deepcopy(column) if isinstance(column, (Tensor, np.ndarray)) else list(column)

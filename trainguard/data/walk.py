@@ -6,6 +6,7 @@ import random
 import types
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -62,7 +63,16 @@ def attributes_of(found: Any) -> dict[str, Any]:
         for name in ((names,) if isinstance(names, str) else names)
         if not name.startswith("__") and hasattr(found, name)
     ]
-    return {name: object.__getattribute__(found, name) for name in slots} | dict(getattr(found, "__dict__", {}))
+    held = {}
+    for name in slots:
+        with suppress(AttributeError):  # an empty one, where `__getattr__` answers for everything
+            held[name] = object.__getattribute__(found, name)
+    return held | dict(getattr(found, "__dict__", {}))
+
+
+def own_classes(found: Any) -> list[type]:
+    """An object's classes that are of none of the known libraries."""
+    return [kind for kind in type(found).__mro__ if _top(kind.__module__) not in RANDOM]
 
 
 def find_generators(dataset: Any) -> list[Generator]:
@@ -76,7 +86,9 @@ def _is_long(found: Any) -> bool:
     if not isinstance(found, (list, tuple, dict)) or len(found) <= LONGEST:
         return False
     first = next(iter(found.values() if isinstance(found, dict) else found))
-    return hasattr(first, "__dict__") and not isinstance(first, (*LEAVES, Image))
+    return isinstance(first, GENERATOR_TYPES) or (
+        hasattr(first, "__dict__") and not isinstance(first, (*LEAVES, Image))
+    )
 
 
 def _parts(found: Any) -> list[Any]:
@@ -102,10 +114,9 @@ def _parts(found: Any) -> list[Any]:
 
 def _held_by_class(found: Any) -> list[Any]:
     """The methods of an object's classes, those of the known libraries left out, and the generators in them."""
-    kinds = [kind for kind in type(found).__mro__ if _top(kind.__module__) not in RANDOM]
     return [
         held
-        for kind in kinds
+        for kind in own_classes(found)
         for held in vars(kind).values()
         if isinstance(held, (types.FunctionType, *GENERATOR_TYPES))
     ]
@@ -115,7 +126,7 @@ def _parts_of_function(function: types.FunctionType) -> list[Any]:
     if _from_library(function):
         return []
     parts = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
-    parts += function.__defaults__ or ()
+    parts += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     names = _names(function.__code__)
     used = [function.__globals__[name] for name in names if name in function.__globals__]
     modules = [one for one in used if isinstance(one, types.ModuleType) and _top(one.__name__) not in RANDOM]

@@ -2,7 +2,6 @@ r"""Is this model backdoored? Where its untargeted adversarial examples fall, cl
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,6 +35,7 @@ from trainguard.purification.state import Indices, open_store
 from trainguard.purification.universal import Patch, best_patch, own_patches
 from trainguard.rng import isolated_rng, undisturbed
 from trainguard.training import autocast, check_hooks
+from trainguard.versions import versions
 
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange
@@ -205,8 +205,7 @@ def audit(
             "pixel_range": {"low": list(store.pixel_range.low), "high": list(store.pixel_range.high)},
             "accuracy": float(right.mean()),
             "screening": None if poison is None else {"verdict": poison.verdict, "flagged": int(poison.suspect.sum())},
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
+            "versions": versions(),
         },
         timing={"total": time.perf_counter() - started},
     )

@@ -17,6 +17,7 @@ from trainguard.models import UnitPixels, device_of, dtype_of
 from trainguard.perturbation import frozen
 from trainguard.training import autocast, settle
 
+PROBABLE = 0.01  # how far from one the sum of probabilities may be, by rounding
 GUESSING = 3.0  # standard errors above the share that guessing gets right, up to which a model has learned nothing
 
 
@@ -27,10 +28,10 @@ def for_training(net: nn.Module, device: torch.device) -> nn.Module:
     positions) that need no gradient where others do.
 
     Raises:
-        ModelError: it is a TorchScript program.
+        ModelError: it is a TorchScript program, or has one in it.
     """
-    if isinstance(net, torch.jit.ScriptModule):
-        raise ModelError("a TorchScript program cannot be fine-tuned: pass the model that it was made of")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in net.modules()):
+        raise ModelError("a TorchScript program, or a part that is one, cannot be fine-tuned: pass what it was made of")
     net.to(device=device)
     for value in (*net.parameters(), *net.buffers()):
         if value.is_floating_point():
@@ -68,7 +69,7 @@ def check_outputs(network: UnitPixels, images: Tensor, store: ImageStore) -> int
 
     Raises:
         ModelError: the model fails on these images, gives something else than (B, K) logits with K above the
-            largest label, gives NaN, or has no gradient.
+            largest label, gives probabilities or NaN, or has no gradient.
     """
     images = images.detach().clone().requires_grad_()
     try:
@@ -90,6 +91,8 @@ def check_outputs(network: UnitPixels, images: Tensor, store: ImageStore) -> int
         )
     if not logits.isfinite().all():
         raise ModelError("the model gives NaN or infinite logits: its weights or its pixel range are wrong")
+    if bool((logits >= 0).all()) and bool(((logits.float().sum(1) - 1).abs() < PROBABLE).all()):
+        raise ModelError("the model gives probabilities: let its forward give the logits, without a softmax at the end")
     if not logits.requires_grad or torch.autograd.grad(logits.float().sum(), images, allow_unused=True)[0] is None:
         raise ModelError(
             "the model has no gradient to its images: pass the one that was trained, not quantized or under no_grad"

@@ -2,7 +2,6 @@ r"""PBE Algorithm 1: erase a backdoor by alternately purifying the model and the
 
 from __future__ import annotations
 
-import platform
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from trainguard.data.pixels import given_range
@@ -41,6 +39,7 @@ from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng, undisturbed
 from trainguard.screening.settings import check_callbacks
 from trainguard.training import check_hooks
+from trainguard.versions import versions
 
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange
@@ -360,8 +359,7 @@ def purify(
             if isinstance(initial, ScreenResult)
             else None,
             "pixel_range": {"low": list(store.pixel_range.low), "high": list(store.pixel_range.high)},
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
+            "versions": versions(),
         },
         timing={"total": run.seconds, **timing, **run.timing},
     )

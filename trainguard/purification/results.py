@@ -218,8 +218,10 @@ class AuditResult:
             found = cls(**values)
             if found.verdict not in get_args(Verdict) or any(k >= len(found.pull) for k in found.target_classes):
                 raise TypeError(f"verdict {found.verdict!r}, target classes {found.target_classes}")
+            if found.transitions.shape != (len(found.pull),) * 2:
+                raise TypeError(f"transitions of shape {found.transitions.shape} for {len(found.pull)} classes")
             return found
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder}/audit.json is no whole result of this version ({error}): audit again") from None
 
     def report(self, path: str | Path) -> Path:

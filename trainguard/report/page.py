@@ -64,7 +64,7 @@ def _of(place: Path, dataset: Any) -> tuple[str, dict[str, Any]]:
     loaded = _load(place)
     try:
         return _content(loaded, dataset)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (ArithmeticError, AttributeError, IndexError, KeyError, MemoryError, TypeError) as error:
         raise ValueError(f"{place} holds no whole record of this version ({type(error).__name__}: {error})") from error
 
 

@@ -27,6 +27,7 @@ ONE_LIGHT = 0.51  # likewise where company is all that speaks for it; poison had
 FRAMES = 1.0  # likewise of a trigger between parts far apart; waves over seedlings had 0.65, frames of one scene 1.5
 TRIGGER_OF_SCENE = 0.6  # the trigger asked of one scene of its own kind; 15 frames of one lettuce had 0.31 at D 141
 STRANGE = 0.4  # resemblance up to which a part is foreign; poison had 0.39 at most, hard images mostly more
+STRANGE_BOTH = 0.8  # likewise of both, for a probe that knows its classes; a picture on signs had 0.72
 STRANGE_FAR = 0.7  # likewise where hardly a sample lies between, or of all kinds; poison had 0.69, hard images 0.85
 SKILLED = 0.6  # skill from which a small gap will do; 10,000 photographs gave 0.58 and more, 2,000 gave 0.34 to 0.49
 UNSKILLED = 0.2  # below that, by how much, only a sure trigger counts; natural groups in small sets had up to 0.2

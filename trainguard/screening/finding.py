@@ -220,15 +220,17 @@ class Finding:
     def _foreignness(self, settings: Settings) -> float:
         """How sure it is that the suspected part does not belong to its class, as far as the purified probe may say."""
         disowned = passes(self._asked_conflict(settings) - self.relative_agreement, 0.05)
-        far_or_sure = self.is_far_apart or self._is_of_every_kind(settings) or self._is_surely_a_trigger
+        every, skilled = self._is_of_every_kind(settings), self.skill >= bars.SKILLED
+        far_or_sure = self.is_far_apart or every or self._is_surely_a_trigger
         asked = bars.STRANGE_FAR if far_or_sure else bars.STRANGE
+        asked = bars.STRANGE_BOTH if self.is_far_apart and every and skilled else asked
         strange = passes(asked - self.resemblance, 0.05)
         if self.beside and like_nothing_else(self.told, self.elsewhere):
             strange = 1.0  # images that are hard for their class are in no such part
-        if self.skill >= bars.SKILLED:
+        if skilled:
             return min(disowned, strange)
         far = passes(self.split.gap - bars.GAP_OF_UNSKILLED * (bars.SKILLED - self.skill), 0.25)
-        if self._is_of_every_kind(settings):  # nor need those lie far apart that are as foreign as any others must be
+        if every:  # nor need those lie far apart that are as foreign as any others must be
             far = max(far, self._wholly_foreign(settings))
         return min(disowned, strange, far)
 

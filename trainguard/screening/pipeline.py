@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -13,8 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from trainguard.data.reading import shown
 from trainguard.data.store import ImageStore
 from trainguard.distributed import Processes
+from trainguard.errors import StateError
 from trainguard.evidence import collect_evidence
 from trainguard.files import plain
 from trainguard.models import digest_of, shapes_of
@@ -43,6 +46,7 @@ class Run:
         callbacks: the user's.
         timing: wall seconds by stage, filled as they end.
         history: a row per probe epoch.
+        cut: whether a callback has ended a probe early.
     """
 
     store: ImageStore
@@ -58,11 +62,21 @@ class Run:
     callbacks: Sequence[Any]
     timing: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    cut: bool = False
 
     def tell(self, hook: str, *args: Any, **figures: Any) -> bool:
         """Call a hook on every callback that has it; True where one of them says so."""
         methods = [getattr(callback, hook, None) for callback in self.callbacks]
         return True in [method(*args, **figures) for method in methods if method is not None]
+
+    def report(self, hook: str, *args: Any, **figures: Any) -> None:
+        """Call a hook when the work is done: that one fails, such as a tracker's, is no reason to lose it."""
+        for callback in self.callbacks:
+            try:
+                getattr(callback, hook, lambda *_, **__: None)(*args, **figures)
+            except Exception as error:  # whatever a user's code may raise
+                said = f"{type(callback).__name__}.{hook} failed, which changes nothing in the result: {shown(error)}"
+                warnings.warn(said, stacklevel=2)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -75,7 +89,9 @@ class Run:
     def epoch_done(self, **row: Any) -> bool:
         """Note a probe epoch and tell the callbacks; True where one of them wants no more of that probe's."""
         self.history.append(row)
-        return self.processes.broadcast(self.tell("on_probe_epoch_end", **row))
+        ends = self.processes.broadcast(self.tell("on_probe_epoch_end", **row))
+        self.cut |= ends
+        return ends
 
 
 @dataclass(frozen=True)
@@ -162,7 +178,7 @@ def screen_images(
         callbacks=callbacks,
     )
     found = _decided(run, paper.decide if settings.variant == "paper" else separating.decide)
-    run.tell("on_scores", score=found.score, consistency=found.consistency)
+    run.report("on_scores", score=found.score, consistency=found.consistency)
     with run.stage("evidence"):
         evidence = collect_evidence(
             store,
@@ -195,7 +211,7 @@ def screen_images(
         history=run.history,
         evidence=evidence,
     )
-    run.tell("on_result", result)
+    run.report("on_result", result)
     return result
 
 
@@ -203,6 +219,11 @@ def _decided(run: Run, variant: Callable[[Run], Decision]) -> Decision:
     """What a variant finds, or has found: a screening that came to its end is not made again."""
     saved = run.state.load("decision")
     if saved is not None:
+        if saved.pop("cut", False) and not any(hasattr(each, "on_probe_epoch_end") for each in run.callbacks):
+            raise StateError(
+                "the screening in this state_dir was ended early by a callback, and this one has none that could: pass "
+                "the same callbacks, or another folder"
+            )
         run.timing.update(saved.pop("timing"))
         run.history.extend(saved.pop("history"))
         saved["target_classes"] = tuple(saved["target_classes"])
@@ -210,6 +231,6 @@ def _decided(run: Run, variant: Callable[[Run], Decision]) -> Decision:
         return Decision(**values)
     found: Decision = run.processes.broadcast(variant(run))
     values = {one.name: getattr(found, one.name) for one in fields(found)}
-    values |= {"timing": run.timing, "history": run.history}
+    values |= {"timing": run.timing, "history": run.history, "cut": run.cut}
     run.state.save("decision", {k: v if isinstance(v, np.ndarray) else plain(v) for k, v in values.items()})
     return found

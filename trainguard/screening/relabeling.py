@@ -33,7 +33,7 @@ def relabel(
     given: np.ndarray,
     batch_size: int = 256,
     feed: Feed | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> np.ndarray:
     r"""Labels for the flagged samples from a model trained without them.
 
     .. math:: D' = D_{clean} \cup \{(x, \arg\max_k f_{\theta}(x)_k) : x \in D_{poisoned}\}
@@ -50,16 +50,16 @@ def relabel(
         feed: what the model is asked about, where it gives that; else the decoded images as `images.as_fed` has them.
 
     Returns:
-        (labels, confidence): (R,) int64 new labels, and (R,) float32 the softmax probability of each, in [0, 1].
+        (R,) int64, the new labels.
 
     Raises:
         ModelError: the model cannot run on the images, or has fewer outputs than the labels need.
 
     Deviation from the paper:
-        A sample whose prediction is NaN keeps its given label with confidence 0.
+        A sample whose prediction is NaN keeps its given label.
     """
     needed = int(images.labels[images.readable].max()) + 1
-    labels, confidence = given.astype(np.int64), np.zeros(len(index), np.float32)
+    labels = given.astype(np.int64)
     device = device_of(model)
     modes = [(module, module.training) for module in model.modules()]
     mode = model.training
@@ -80,12 +80,11 @@ def relabel(
                 best, predicted = outputs[:, : images.num_classes].max(dim=1)
                 sound = best.isfinite().cpu().numpy()
                 labels[part][sound] = predicted.cpu().numpy()[sound]
-                confidence[part][sound] = best.cpu().numpy()[sound]
     finally:
         model.train(mode)  # what a module of its own does in eval mode, such as merging an adapter, it undoes here
         for module, training in modes:
             module.training = training
-    return labels, confidence
+    return labels
 
 
 def feed_of(
@@ -111,7 +110,7 @@ def feed_of(
     unknown = np.full(len(some), -1)
 
     def known(feed: Feed | None) -> float:
-        said, _ = relabel(model, images, some, given=unknown, batch_size=batch_size, feed=feed)
+        said = relabel(model, images, some, given=unknown, batch_size=batch_size, feed=feed)
         return float((said == labels).mean())
 
     best, chosen = known(None), None

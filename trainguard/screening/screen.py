@@ -129,7 +129,7 @@ def run_screening(
     processes = ranks.over(images.fingerprint)
     if processes.world < ranks.world and options.get("state_dir") is not None:  # each screens data of its own
         options["state_dir"] = Path(options["state_dir"]) / f"rank {ranks.rank}"
-    with undisturbed(seed):
+    with undisturbed(seed), images.left_as_is():
         network = None if model is None else working_copy(model, images)
         if network is not None and options.get("trained"):
             few = images.batch(images.readable[:CHECKED], device_of(network))

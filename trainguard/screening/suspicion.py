@@ -337,15 +337,22 @@ def _with_pixels(found: list[Finding], seen: list[Finding], settings: Settings) 
 
 
 def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
-    """Without the candidates, the smallest gap first, that would leave too little of their class to learn it from.
+    """Without the candidates, the last ones first, that would leave too little of their class to learn it from.
 
-    What a change has made others of has no gap to speak of, and hardly ever speaks by chance: it goes before all, but
-    not in a crowded class, most of which may be images of others.
+    First come parts that lie far apart, the widest gap first. What a change has made others of has no gap to speak of,
+    and goes before all parts that do not lie so far apart; but not in a crowded class, most of which may be images of
+    others. It hardly ever speaks by chance, except where a trigger lies far apart: of half a class with a patch in a
+    corner nothing is left of the trigger once an image is turned.
     """
     crowded = {finding.label for finding in findings if finding.left < LEFT}
     left = {finding.label: np.ones(len(finding.members), dtype=bool) for finding in findings}
+
+    def turn(finding: Finding) -> tuple[bool, bool, float]:
+        changed = bool(finding.undoing) and finding.label not in crowded
+        return not finding.is_far_apart, not changed, -finding.split.gap
+
     kept = []
-    for finding in sorted(findings, key=lambda f: (not f.undoing or f.label in crowded, -f.split.gap)):
+    for finding in sorted(findings, key=turn):
         if finding.is_candidate(settings):
             before = left[finding.label]
             trusted = before & ~finding.doubtful
