@@ -333,6 +333,26 @@ def test_open_data_reads_a_folder_as_torchvision_does(names, tmp_path):
     assert [image.getpixel((0, 0)) for image in dataset["image"]] == [x.getpixel((0, 0)) for x, _ in expected]
 
 
+def test_a_table_that_was_replaced_is_read_anew_though_its_time_is_the_same(tmp_path):
+    for value, rows in ((10, 6), (200, 10)):
+        images = pyarrow.array([[[value] * 4] * 4] * rows, pyarrow.list_(pyarrow.list_(pyarrow.uint8())))
+        table = pyarrow.table({"image": images, "label": [0, 1] * (rows // 2)})
+        parquet.write_table(table, tmp_path / "new.parquet")
+        os.replace(tmp_path / "new.parquet", tmp_path / "t.parquet")
+        os.utime(tmp_path / "t.parquet", (1, 1))
+        opened = open_data(tmp_path / "t.parquet")
+        assert len(opened) == rows and opened[0]["image"][0][0] == value
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_data_that_name_an_address_are_not_read(several, tmp_path):
+    image = {"bytes": None, "path": "http://localhost/x.png"}
+    table = pyarrow.table({"image": [[image] if several else image] * 4, "label": [0, 1] * 2})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"names 'http://localhost/x\.png', which is not on this disk"):
+        open_data(tmp_path / "t.parquet")
+
+
 @pytest.mark.parametrize("name", ["photos.csv", "photos.parquet", "a/b.zip"])
 def test_a_file_that_is_not_there_is_not_asked_of_the_hub(name, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("asked"))

@@ -247,6 +247,22 @@ def test_outputs_with_logits_are_understood(made, store):
     assert isinstance(working_copy(HuggingFaceLike(192, 3), store), HuggingFaceLike)
 
 
+@pytest.mark.parametrize("kept", [lambda f: f, lambda f: [f], lambda f: {"f": functools.partial(f)}])
+def test_a_function_that_a_module_keeps_must_not_call_the_original(kept):
+    class Calls(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+            self.function = kept(lambda x: self.net(x))
+
+    with pytest.raises(ModelError, match="Calls keeps a function in its 'function' that calls the model itself"):
+        copy_of(Calls())
+    first = Calls()
+    assert isinstance(copy_of(Calls), Calls)  # built anew: its function is its own
+    with pytest.raises(ModelError, match="gives the same Calls every time"):
+        copy_of(lambda: first)
+
+
 def test_relabel_is_the_argmax_whatever_the_batch_size(store, images):
     model = network().eval()
     index = torch.randperm(60)[:23].numpy()

@@ -58,34 +58,32 @@ def open_data(
     dataset = dataset.remove_columns(others)
     dataset = _scaled(dataset, size, image_column) if size else dataset
     if Path(name).exists():
-        _refuse_foreign_files(dataset, Path(name))
+        _refuse_addresses(dataset, str(name))
     return dataset
 
 
-def _refuse_foreign_files(dataset: Dataset, place: Path) -> None:
-    """Images may name a file, or an address, where their bytes should be: whoever made the data chose it, not we.
+def _refuse_addresses(dataset: Dataset, name: str) -> None:
+    """A row may name an address where an image's bytes should be, and reading it would ask the network.
 
     Raises:
-        DataError: one does that lies outside the data's own folder.
+        DataError: one does.
     """
     import pyarrow
-    import pyarrow.compute
 
-    folder = (place if place.is_dir() else place.parent).resolve()
-    for name, column in zip(dataset.data.column_names, dataset.data.columns, strict=True):
-        for chunk in column.chunks:
+    for column, values in zip(dataset.data.column_names, dataset.data.columns, strict=True):
+        for chunk in values.chunks:
             while pyarrow.types.is_list(chunk.type) or pyarrow.types.is_large_list(chunk.type):
                 chunk = chunk.flatten()
             fields = {field.name for field in chunk.type} if pyarrow.types.is_struct(chunk.type) else set()
             if not {"bytes", "path"} <= fields:
                 continue
-            paths = chunk.field("path").filter(chunk.field("bytes").is_null()).drop_null().unique().to_pylist()
-            for path in paths:
-                if "://" in path or "::" in path or not (folder / path).resolve().is_relative_to(folder):
-                    raise DataError(
-                        f"a row of {place} holds no image in its column {name!r}, but names one elsewhere, {path!r}, "
-                        "and data from others may name anything: get the images themselves, or an image folder"
-                    )
+            paths = chunk.field("path").filter(chunk.field("bytes").is_null()).drop_null()
+            named = (path for path in paths.to_pylist() if "://" in path or "::" in path)
+            if (address := next((path for path in named if not os.path.exists(path)), None)) is not None:
+                raise DataError(
+                    f"a row of {name} holds no image in its column {column!r}, but names {address!r}, which is not on "
+                    "this disk: get the images first"
+                )
 
 
 def _scaled(dataset: Dataset, size: int, image_column: str | None) -> Dataset:

@@ -656,6 +656,8 @@ class Silent(Viewing):
     [
         (Silent, "has no gradient to its images"),
         (lambda: torch.jit.trace(Viewing(), torch.zeros(2, 1, 8, 8)), "a TorchScript program cannot be fine-tuned"),
+        (lambda: nn.Sequential(torch.jit.script(nn.Flatten()), nn.Linear(64, 10)), "nor a model with one in it"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1)), "the model gives probabilities"),
         (lambda: Viewing().to("meta"), "has no weights yet"),
         (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), r"has no weights yet \(it has lazy layers\)"),
         (TwoInTraining, r"expected logits .* from the model in training mode, got tuple"),
