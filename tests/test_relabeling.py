@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 from torchvision import transforms as T
 
 from trainguard import Guard
+from trainguard.data.samples import find_derived
 from trainguard.data.store import open_images
 from trainguard.errors import DataError, ModelError
 from trainguard.screening.relabeling import relabel
@@ -212,7 +213,8 @@ def test_a_batch_may_be_in_another_order(screening, images):  # noqa: F811
 def test_a_label_that_is_held_as_a_float_as_well_is_relabelled_twice(screening, images):  # noqa: F811
     guard = Guard(progress=False)
     protected = guard.protect(DataLoader(Named(images, LABELS), 10))
-    guard.relabel(network())
+    with pytest.warns(UserWarning, match="'name' of a sample goes with its label 'label', and stays as it was"):
+        guard.relabel(network())
     assert all(sample["wanted"].tolist() == [sample["label"]] for sample in protected.dataset)
 
 
@@ -324,3 +326,17 @@ def test_what_a_loader_does_not_feed_is_asked_about_as_it_was_decoded(images):
         model, store, index, given=given, batch_size=3, feed=lambda part: images[part] if len(part) > 1 else None
     )
     assert np.array_equal(plain, few)
+
+
+def test_what_goes_with_a_label_is_told_from_what_does_not():
+    def samples(**made):
+        rows = [(row, row % 4) for row in range(40)]
+        return [{"image": 0, "label": y} | {name: f(row, y) for name, f in made.items()} for row, y in rows]
+
+    some = samples(coarse=lambda row, y: y // 2, name=lambda row, y: "abcd"[y], row=lambda row, y: row)
+    assert find_derived(some, "label") == ("coarse", "name")
+    assert find_derived(some, "label", ("coarse",)) == ("name",)
+    assert find_derived(samples(source=lambda row, y: 3, odd=lambda row, y: row // 20), "label") == ()
+    assert find_derived([(0, y, y // 2) for _, y in ((s["row"], s["label"]) for s in some)], 1) == (2,)
+    assert find_derived(some[:8], "label") == ()  # too few to say
+    assert find_derived([torch.zeros(2)], 1) == ()

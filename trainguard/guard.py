@@ -28,7 +28,7 @@ from trainguard.progress import Progress
 from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng
 from trainguard.screening.relabeling import feed_of, relabel
-from trainguard.screening.screen import run_screening
+from trainguard.screening.screen import check_early, run_screening
 from trainguard.screening.settings import check_length, check_preset
 
 Steps = Literal["natural", "keep"]
@@ -148,6 +148,7 @@ class Guard:
         check_preset(preset)
         if self._accelerator is None and (group := Group.running()) is not None:
             self.adopt(group)
+        check_early(self._accelerator, self._screening["state_dir"])
         host = open_loader(loader)
         view = follow(host)  # before all is read: it may be refused
         try:

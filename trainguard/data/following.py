@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ from trainguard.data.samplers import (
     tell,
     weights_for,
 )
-from trainguard.data.samples import Key, class_in, find_label, find_twins, relabelled
+from trainguard.data.samples import Key, class_in, find_derived, find_label, find_twins, relabelled
 from trainguard.data.sources import spread
 from trainguard.data.store import ImageStore
 from trainguard.data.traces import left_as_is
@@ -79,11 +80,20 @@ def find_labels(view: LiveView, images: ImageStore, label_column: Key | None) ->
 def check_order(view: LiveView, images: ImageStore) -> None:
     """The data set behind a view must still have its samples where they were when they were screened.
 
+    Warns of what samples hold beside their label that follows from it: nobody but the user knows what it is for.
+
     Raises:
         DataError: it has not.
     """
     rows, some = _looked_at(view._view_dataset, images)
-    _check_labels(images, rows, [class_in(sample[view._view_label_key]) for sample in some], moved=True)
+    key = view._view_label_key
+    _check_labels(images, rows, [class_in(sample[key]) for sample in some], moved=True)
+    if derived := find_derived(some, key, view._view_twins):
+        warnings.warn(
+            f"{', '.join(map(repr, derived))} of a sample goes with its label {key!r}, and stays as it was where a "
+            "flagged sample gets another one: if training learns from it, let collate_fn make it from the label",
+            stacklevel=3,
+        )
 
 
 def _looked_at(dataset: Any, images: ImageStore) -> tuple[list[int], list[Any]]:

@@ -24,6 +24,7 @@ HARD_LABELS = (
 CHANNELS = (1, 3, 4)
 OVERSHOT = 0.02  # of the range, 5 grey levels: what an interpolation overshoots
 OUTSIDE = 0.1  # share of an image's values beyond that which contradicts a range that the user gave
+ALIKE = 3  # samples of a class that say whether all of them hold the same
 SMOOTHED = 1e-3  # what rounding may make of the values of a smoothed label
 NOISE = 0.5  # of the range: random erasing with normal noise goes so far beyond it
 
@@ -210,6 +211,32 @@ def find_twins(samples: Iterable[Any], key: Key) -> tuple[Key, ...]:
         seen = {name: None for name in names if name in parts and class_in(parts[name]) == label}
         labels.add(label)
     return tuple(seen or ()) if len(labels - {None}) > 1 else ()
+
+
+def find_derived(samples: Sequence[Any], key: Key, twins: Sequence[Key] = ()) -> tuple[Key, ...]:
+    """Where samples hold what follows from their label: a coarser class, or its name.
+
+    Args:
+        samples: as training sees them.
+        key: where the label is.
+        twins: where it is as well.
+
+    Returns:
+        The keys or positions at which all samples of a class hold one number or word, and those of some classes others.
+    """
+    if not all(isinstance(sample, (Mapping, tuple, list)) for sample in samples):
+        return ()
+    labels = [class_in(sample[key]) for sample in samples]
+    several = {label for label in labels if labels.count(label) >= ALIKE}
+    known = [sample for sample, label in zip(samples, labels, strict=True) if label in several]
+    found = []
+    for name in (samples[0] if isinstance(samples[0], Mapping) else range(len(samples[0]))) if len(several) > 1 else ():
+        if name in (key, *twins) or not all(isinstance(sample[name], (numbers.Integral, str)) for sample in known):
+            continue
+        values = {(class_in(sample[key]), sample[name]) for sample in known}
+        if len(values) == len(several) and len({value for _, value in values}) > 1:
+            found.append(name)
+    return tuple(found)
 
 
 def relabelled(sample: Any, key: Key, label: int, twins: Sequence[Key] = ()) -> Any:

@@ -15,7 +15,7 @@ from trainguard.data.pixels import PixelRange, given_range
 from trainguard.data.samples import Key
 from trainguard.data.store import CACHE_BYTES, ImageStore, OnError, open_images
 from trainguard.distributed import Processes
-from trainguard.files import plain
+from trainguard.files import plain, writable_folder
 from trainguard.models import CHECKED, Model, UnitPixels, device_of, working_copy
 from trainguard.progress import Progress
 from trainguard.results import ScreenResult
@@ -81,6 +81,7 @@ def screen(
     """
     check_length(epochs, budget, seed, callbacks)
     check_preset(preset)
+    check_early(accelerator, state_dir)
     images = open_images(
         readable(dataset),
         pixel_range=given_range(pixel_range, mean, std, bounds),
@@ -147,6 +148,17 @@ def run_screening(
             device=_device(accelerator, model),
             **options,
         )
+
+
+def check_early(accelerator: Any, state_dir: str | os.PathLike | None) -> None:
+    """What can be known to be wrong before all images are read.
+
+    Raises:
+        ValueError: `accelerator` is none.
+        StateError: `state_dir` cannot be written to.
+    """
+    if Processes.of(accelerator).world == 1 and state_dir is not None:  # of several the main one looks, with the others
+        writable_folder(state_dir)
 
 
 def _device(accelerator: Any, model: Model | None) -> torch.device | None:
