@@ -1182,9 +1182,7 @@ def test_a_guard_may_be_pickled_and_leads_no_loaders_then(screening, images, lab
     assert other.relabelled and not guard.relabelled and sum(len(batch[0]) for batch in loader) == len(KEPT)
 
 
-def test_a_state_that_cannot_be_kept_and_a_sampler_that_cannot_be_followed_are_said_before_all_is_read(
-    images, tmp_path
-):
+def test_what_can_be_known_to_be_wrong_is_said_before_all_is_read(images, tmp_path):
     class Read(TensorDataset):
         rows = 0
 
@@ -1192,12 +1190,12 @@ def test_a_state_that_cannot_be_kept_and_a_sampler_that_cannot_be_followed_are_s
             Read.rows += 1
             return super().__getitem__(index)
 
-    data, place = Read(images, LABELS), tmp_path / "file"
+    data, place = Read(images, torch.arange(60) % 3), tmp_path / "file"
     place.touch()
     with pytest.raises(StateError, match="file"):
         Guard(progress=False, state_dir=place).protect(DataLoader(data, 10))
     with pytest.raises(StateError, match="file"):
-        screen(data, state_dir=place, progress=False)
+        trainguard.screen(data, state_dir=place, progress=False)
     with pytest.raises(DataError, match="cannot rebuild the sampler list"):
         Guard(progress=False).protect(DataLoader(data, batch_sampler=[[0, 1]]))
     assert Read.rows == 0
