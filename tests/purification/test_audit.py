@@ -12,22 +12,24 @@ from digits_victim import RANGE, TARGET
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
 from trainguard.errors import DataError, ModelError
 from trainguard.models import UnitPixels, copy_of
 from trainguard.purification import AuditResult, audit, judging
 from trainguard.purification.audit import balanced, movement_of
 from trainguard.purification.bending import MOST
-from trainguard.purification.judging import one_way, pull_of, transition_counts
+from trainguard.purification.judging import matched_of, one_way, pull_of, transition_counts
 from trainguard.purification.network import coloured_for
+from trainguard.purification.universal import best_patch
 from trainguard.training import check_hooks
 
 audits = importlib.import_module("trainguard.purification.audit")  # the package gives that name to the function
 SAFE = np.eye(10, dtype=int) * 20  # a patch that changes nothing
 
 
-def judge(counts, patched, reached=None, bent=None, each=None):
-    return judging.judge(counts, patched, reached or {}, bent or {}, each)
+def judge(counts, patched, reached=None, bent=None, each=None, rival=0.0):
+    return judging.judge(counts, patched, reached or {}, bent or {}, each, rival)
 
 
 def uniform(classes: int = 10, moved: int = 90) -> np.ndarray:
@@ -96,6 +98,45 @@ def test_judge_does_not_decide_on_too_little():
 def test_of_two_classes_what_is_true_of_any_model_is_no_reason():
     reason = judge(np.array([[10, 90], [90, 10]]), np.eye(2, dtype=int) * 20)[2]
     assert "one small patch" in reason and "two classes" in reason and "adversarial" not in reason
+
+
+def test_judge_does_not_believe_a_patch_where_another_does_as_much():
+    patched = np.eye(10, dtype=int) * 7
+    patched[:, 4] += 13
+    verdict, _, reason, targets = judge(uniform(), patched, rival=0.45)
+    assert (verdict, targets) == ("clean", ()) and "into class 4, and another one 45% into one more" in reason
+    assert judge(uniform(), patched, rival=0.25)[0] == "undecided"
+    assert judge(uniform(), patched, rival=0.1)[0] == "backdoored"
+    mostly = np.full((10, 10), 1)  # nearly all predictions change, into three classes
+    mostly[:, [1, 5, 7]] = 4
+    assert judge(uniform(), mostly)[0] == "clean"
+
+
+def test_classes_are_matched_where_each_goes_to_one_of_its_own():
+    assert matched_of(np.roll(SAFE, 1, axis=1)) == 1
+    into_one = np.zeros((10, 10), dtype=int)
+    into_one[:, 4] = 20
+    assert matched_of(into_one) == pytest.approx(0.1)
+    assert matched_of(SAFE) == matched_of(np.zeros((3, 3), dtype=int)) == 0
+
+
+def test_of_a_patch_that_leads_into_one_class_another_is_looked_for_that_does_not():
+    class Corner(nn.Module):
+        """Says class 1 under a bright corner, 2 under another one, and the brightest row else."""
+
+        def forward(self, x):
+            rows = 5 * x.mean((1, 3))
+            corners = torch.stack([x[:, 0, 0, 0], x[:, 0, 0, -1] * 0.8], 1)
+            return torch.cat([rows[:, :1], rows[:, 1:3] + 20 * corners, rows[:, 3:]], 1)
+
+    x = 0.1 * torch.rand(80, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x[:, :, :1] = 0
+    y = 3 + torch.arange(80) % 5
+    x[torch.arange(80), 0, y] += 0.5
+    network = UnitPixels(Corner(), PixelRange((0.0,), (1.0,), "given"))
+    for besides, expected in ((None, 1), (1, 2)):
+        patch = best_patch(network, x, y, starts=1, generator=torch.Generator().manual_seed(0), besides=besides)
+        assert (network(patch.on(x)).argmax(1) == expected).float().mean() > 0.9
 
 
 def test_judge_believes_a_patch_that_breaks_the_model():
@@ -232,7 +273,7 @@ def test_audit_survives_saving_and_shows_itself(found, tmp_path):
 )
 def test_poison_in_the_data_counts_if_the_model_has_learned_it(learned, screening, verdict, victim, monkeypatch):
     said = SimpleNamespace(verdict="poisoned", suspect=victim.poisoned, confidence=0.9, target_classes=(TARGET,))
-    monkeypatch.setattr(audits, "judge", lambda *_: ("clean", 0.8, "nothing falls to one class", ()))
+    monkeypatch.setattr(audits, "judge", lambda *_, **__: ("clean", 0.8, "nothing falls to one class", ()))
     monkeypatch.setattr(audits, "screened", lambda *_, **__: said)
     labels = torch.from_numpy(victim.store.labels).clone()
     if not learned:

@@ -21,7 +21,14 @@ from trainguard.progress import Progress
 from trainguard.purification.arguments import check_arguments
 from trainguard.purification.bending import bends
 from trainguard.purification.finetuning import RADIUS, FineTuning, accuracy, fitting_radius
-from trainguard.purification.judging import judge, largest_move, pull_of, transition_counts
+from trainguard.purification.judging import (
+    ASKED_OF_PATCH,
+    into_of,
+    judge,
+    largest_move,
+    pull_of,
+    transition_counts,
+)
 from trainguard.purification.network import (
     check_outputs,
     coloured_for,
@@ -152,18 +159,18 @@ def audit(
         )
     counts = transition_counts(labels[right], seen["after"][right], classes)
     with isolated_rng(seed), frozen(network):
-        patch, patched = _break_by_patch(network, store, index[right], classes, batch_size, seed)
+        patch, patched, rival = _break_by_patch(network, store, index[right], classes, batch_size, seed)
         known = store.batch(index[right], device), torch.from_numpy(labels[right]).to(device)
         reached = reaches(network, *known, eps, norm, torch.Generator().manual_seed(seed))
         bent = bends(network, *known, list(reached), torch.Generator().manual_seed(seed))
     pull = pull_of(counts)
     nothing = guessing(float(right.mean()), labels)
-    said = ("undecided", 0.0, nothing, ()) if nothing else judge(counts, patched, reached, bent)
+    said = ("undecided", 0.0, nothing, ()) if nothing else judge(counts, patched, reached, bent, rival=rival)
     each = np.zeros_like(counts)
     if said[0] != "backdoored" and not nothing:  # it takes as long as the search for one patch
         with isolated_rng(seed), frozen(network):
             each = _break_each_class(network, store, index[right], classes, batch_size, seed)
-        said = judge(counts, patched, reached, bent, each)
+        said = judge(counts, patched, reached, bent, each, rival)
     # Ranks may differ in a last bit.
     (verdict, confidence, reason, targets), nothing = Processes.of(accelerator).broadcast((said, nothing))
     poison = None
@@ -244,20 +251,34 @@ def pixels_of(patch: Patch) -> NDArray[np.float32]:
 
 def _break_by_patch(
     network: UnitPixels, store: ImageStore, index: Indices, classes: int, batch_size: int, seed: int
-) -> tuple[Patch, NDArray[np.int64]]:
-    """The best patch on one half of the images, and the transitions that it causes on the other."""
-    device = device_of(network)
-    half = len(index) // 2
-    found, tried = (index[:half], index[half:]) if half else (index, index)
-    labels = torch.from_numpy(store.labels[found]).to(device)
-    images, generator = store.batch(found, device), torch.Generator().manual_seed(seed)
-    patch = best_patch(network, images, labels, generator=generator)
-    predicted = []
-    for start in range(0, len(tried), batch_size):
-        with torch.no_grad(), autocast(device):
-            logits = network(patch.on(store.batch(tried[start : start + batch_size], device)))
-        predicted.append(logits.argmax(1).cpu().numpy())
-    return patch, transition_counts(store.labels[tried], np.concatenate(predicted), classes)
+) -> tuple[Patch, NDArray[np.int64], float]:
+    """The best patch on one half of the images, and the transitions that it causes on the other.
+
+    Where it leads many images into one class, the best patch is looked for that leads the others of these elsewhere:
+    a network that any patch breaks has no trigger in it. The share that it moves into one class comes third.
+    """
+    device, generator = device_of(network), torch.Generator().manual_seed(seed)
+
+    def broken(index: Indices, besides: int | None = None) -> tuple[Patch, NDArray[np.int64]]:
+        half = len(index) // 2
+        found, tried = (index[:half], index[half:]) if half else (index, index)
+        labels = torch.from_numpy(store.labels[found]).to(device)
+        patch = best_patch(network, store.batch(found, device), labels, generator=generator, besides=besides)
+        predicted = []
+        for start in range(0, len(tried), batch_size):
+            with torch.no_grad(), autocast(device):
+                logits = network(patch.on(store.batch(tried[start : start + batch_size], device)))
+            predicted.append(logits.argmax(1).cpu().numpy())
+        return patch, transition_counts(store.labels[tried], np.concatenate(predicted), classes)
+
+    patch, patched = broken(index)
+    into = into_of(patched)
+    target = int(into.argmax())
+    others = index[store.labels[index] != target]
+    if classes < 3 or into[target] < ASKED_OF_PATCH or not len(others):
+        return patch, patched, 0.0
+    elsewhere = into_of(broken(others, besides=target)[1])
+    return patch, patched, float(np.delete(elsewhere, target).max())
 
 
 def _break_each_class(

@@ -79,6 +79,7 @@ def universal_patch(
     lr: float = 0.2,
     generator: torch.Generator,
     groups: Tensor | None = None,
+    besides: int | None = None,
 ) -> Patch:
     r"""Look for the few pixels which, given the same values on every image, change the most predictions.
 
@@ -100,6 +101,7 @@ def universal_patch(
         lr: of Adam, on the logits of mask and pattern.
         generator: where the search starts and which images come when, on the CPU.
         groups: (n,) from 0, to look for a patch of its own for each group of images, all at once; None for one patch.
+        besides: a class that images are not to be led into.
 
     Returns:
         The patch, with exactly `pixels` pixels: those whose mask ended highest; or those of all groups.
@@ -119,6 +121,8 @@ def universal_patch(
         with autocast(x.device):
             logits = network(worn.on(x[index])).float()
         others = logits.scatter(1, y[index, None], -torch.inf)
+        if besides is not None:
+            others[:, besides] = -torch.inf
         loss = (logits.logsumexp(dim=1) - others.logsumexp(dim=1)).mean()  # -log(1 - f_y), without underflow
         loss = loss + PENALTY * F.relu(soft.mask.sum((-2, -1)) / pixels - 1).mean()
         optimizer.zero_grad(set_to_none=True)
@@ -130,17 +134,25 @@ def universal_patch(
 
 
 @torch.no_grad()
-def changed_by(network: UnitPixels, patch: Patch, x: Tensor, y: Tensor, batch_size: int = 512) -> float:
+def changed_by(network: UnitPixels, patch: Patch, x: Tensor, y: Tensor, besides: int | None = None) -> float:
     """Share of images whose predicted class is no longer their label under a patch, in [0, 1]; arguments as above."""
     wrong = 0
-    for start in range(0, len(x), batch_size):
+    for images, labels in zip(x.split(512), y.split(512), strict=True):
         with autocast(x.device):
-            logits = network(patch.on(x[start : start + batch_size]))
-        wrong += int((logits.argmax(1) != y[start : start + batch_size]).sum())
+            said = network(patch.on(images)).argmax(1)
+        wrong += int(((said != labels) & (said != (labels if besides is None else besides))).sum())
     return wrong / len(x)
 
 
-def best_patch(network: UnitPixels, x: Tensor, y: Tensor, *, starts: int = 4, generator: torch.Generator) -> Patch:
+def best_patch(
+    network: UnitPixels,
+    x: Tensor,
+    y: Tensor,
+    *,
+    starts: int = 4,
+    generator: torch.Generator,
+    besides: int | None = None,
+) -> Patch:
     """The patch of the audit's size that changes the most predictions, of several searches.
 
     Args:
@@ -149,9 +161,10 @@ def best_patch(network: UnitPixels, x: Tensor, y: Tensor, *, starts: int = 4, ge
         y: (n,) labels.
         starts: how many searches. From one start, the trigger of one BadNets in three was missed.
         generator: where they start and which images come when, on the CPU.
+        besides: a class that images are not to be led into.
     """
-    patches = _searched(network, x, y, starts, generator)
-    return max(patches, key=lambda patch: changed_by(network, patch, x, y))
+    patches = _searched(network, x, y, starts, generator, besides)
+    return max(patches, key=lambda patch: changed_by(network, patch, x, y, besides))
 
 
 def own_patches(
@@ -207,9 +220,14 @@ def known_images(network: UnitPixels, store: ImageStore, index: NDArray[np.int64
     return x[right], y[right]
 
 
-def _searched(network: UnitPixels, x: Tensor, y: Tensor, starts: int, generator: torch.Generator) -> list[Patch]:
+def _searched(
+    network: UnitPixels, x: Tensor, y: Tensor, starts: int, generator: torch.Generator, besides: int | None = None
+) -> list[Patch]:
     pixels = patch_area(*x.shape[2:])
-    return [universal_patch(network, x, y, pixels=pixels, steps=STEPS, generator=generator) for _ in range(starts)]
+    return [
+        universal_patch(network, x, y, pixels=pixels, steps=STEPS, generator=generator, besides=besides)
+        for _ in range(starts)
+    ]
 
 
 def patch_area(height: int, width: int) -> int:
