@@ -105,8 +105,8 @@ def test_judge_does_not_believe_a_patch_where_another_does_as_much():
     patched[:, 4] += 13
     verdict, _, reason, targets = judge(uniform(), patched, rival=0.45)
     assert (verdict, targets) == ("clean", ()) and "into class 4, and another one 45% into one more" in reason
-    assert judge(uniform(), patched, rival=0.25)[0] == "undecided"
-    assert judge(uniform(), patched, rival=0.1)[0] == "backdoored"
+    assert judge(uniform(), patched, rival=0.15)[0] == "undecided"
+    assert judge(uniform(), patched, rival=0.0)[0] == "backdoored"
     mostly = np.full((10, 10), 1)  # nearly all predictions change, into three classes
     mostly[:, [1, 5, 7]] = 4
     assert judge(uniform(), mostly)[0] == "clean"

@@ -108,6 +108,26 @@ def test_a_line_that_tells_nothing_leaves_the_parts_as_they_were(monkeypatch):
     assert sharpening.sharpened(classes(faint()), some, some, unsure, None) == (some, some)
 
 
+def test_a_line_that_makes_most_of_a_class_possible_is_not_followed(monkeypatch):
+    part, asked = np.arange(SIZE) < 15, []
+
+    def led_away(known, columns, seed):
+        """No two parts at first, of which all but a few are possible; then far apart, but of something else."""
+        asked.append(known)
+        upper = np.arange(SIZE) < 500
+        if len(asked) < 3:
+            return Split(upper.astype(float), np.where(upper, 0.4, 0.1), 1.5, 1.0)
+        return Split(upper.astype(float), upper.astype(float), 7.0, 0.0)
+
+    monkeypatch.setattr(sharpening, "drawn", led_away)
+    known = finding(part)
+    assert sharpening.sharpened(classes([]), [known], [known], unsure, None)[1] == [known]
+    monkeypatch.setattr(sharpening, "GROWS", 100)
+    asked.clear()
+    (whole,) = sharpening.sharpened(classes([]), [known], [known], unsure, None)[1]
+    assert flagged(whole).sum() == 500
+
+
 @pytest.mark.parametrize("blur", [sharpening.BLUR, 0.0])
 def test_the_few_values_of_company_lead_no_line_away(monkeypatch, blur):
     """As on all of CIFAR-10: of the clean images one in ten keeps company of other labels."""

@@ -22,7 +22,7 @@ TO_ALL, TO_ALL_BAND = 0.5, 0.2  # median one-sidedness of the moves: benign 0.35
 # One patch of 0.6% of the image (four pixels on digits): the share of the other classes' images that it moves into one
 # class, less what the best patch that leads elsewhere moves into one; and the share of each class's images that it
 # moves into a class of their own. Measured on 13 networks of CIFAR-10 and GTSRB, 5 benign (docs/experiments.md):
-INTO, INTO_BAND = 0.4, 0.2  # benign 0.10 at most, a RepVGG that any patch breaks 0.22; BadNets 0.81 and more
+INTO, INTO_BAND = 0.5, 0.2  # benign 0.10 at most, a RepVGG that any patch breaks 0.35; patches 0.73 to 0.95
 MATCHED, MATCHED_BAND = 0.6, 0.2  # benign and all-to-one 0.23 at most, all-to-all 0.83
 ASKED_OF_PATCH = INTO - INTO_BAND / 2  # from which the second patch is looked for
 LEAD, LEAD_BAND = 0.34, 0.16  # the least bend that leads to a class over the next class's, see `bending.lead_of`

@@ -17,11 +17,13 @@ from trainguard.screening.finding import Finding
 from trainguard.screening.identification import labels_of
 from trainguard.screening.resemblance import margins
 from trainguard.screening.separation import POSSIBLE, Split, drawn, leaning
+from trainguard.screening.settings import Settings
 from trainguard.screening.suspicion import Classes
 from trainguard.screening.undoing import gain, named, outputs_of
 
 ROUNDS = 3  # times that it is drawn, each time from what the last line makes possible
 BLUR = 1.0  # of company, see `_drawn_as_one`; 0.25 is too little on 50,000 images
+GROWS = 4  # times as many samples as were known that a line without two parts may make possible
 WHOLE = 0.95  # share of the known poison from which another part of the class holds it whole
 Opinion = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
@@ -45,11 +47,16 @@ def sharpened(
         if split is None:
             continue
         surest = max(parts, key=lambda f: f.strength(settings))
-        if split.distance >= settings.diverse_distance and split.valley <= settings.diverse_valley:  # still two parts
+        if _is_two(split, settings):
             proven, members = surest.strength(settings), classes.members(label)
             whole = dataclasses.replace(surest, members=members, split=split, proven=proven)
             findings, poisoned = ([whole, *(f for f in those if f not in parts)] for those in (findings, poisoned))
     return sorted(findings, key=lambda f: f.label), poisoned
+
+
+def _is_two(split: Split, settings: Settings) -> bool:
+    """Whether a line still parts the class in two."""
+    return split.distance >= settings.diverse_distance and split.valley <= settings.diverse_valley
 
 
 def _drawn_as_one(
@@ -85,7 +92,10 @@ def _drawn_as_one(
         again = drawn(part, np.column_stack([told, *(leaning(view, part, seed) for view in views)]), seed)
         if again is None:
             break
-        split, part = again, again.upper if undoings else again.probability > POSSIBLE
+        possible = again.upper if undoings else again.probability > POSSIBLE
+        if not undoings and not _is_two(again, classes.run.settings) and possible.sum() > GROWS * part.sum():
+            break  # the next line would be drawn from most of the class
+        split, part = again, possible
     if split is not None and undoings:  # nor is all that it makes possible flagged
         return dataclasses.replace(split, probability=split.probability * split.upper)
     return None if split is None else dataclasses.replace(split, whole=True)
