@@ -2,6 +2,7 @@ import collections
 import copy
 import gc
 import sys
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -450,6 +451,26 @@ def test_a_refresh_leaves_what_was_set_on_our_samplers():
     view.keep(KEPT, BACK)
     follower.refresh()
     assert follower.loader.batch_sampler.gap == 0.25 and sorted(numbers(follower.loader)) == list(range(20))
+
+
+def test_batches_of_one_s_own_are_drawn_from_a_subset_and_from_no_part_of_it():
+    class Pairs(BatchSampler):
+        def __init__(self, sampler, upto=None):
+            super().__init__(sampler, 2, False)
+            self.upto = upto
+
+        def __iter__(self):
+            yield from islice(super().__iter__(), self.upto)
+
+    loader = DataLoader(DATA, batch_sampler=Pairs(SubsetRandomSampler(range(len(DATA) // 2))))
+    view = LiveView(DATA, 1, population_of(loader))
+    follower = Follower(loader, view)
+    view.keep(np.arange(3, len(DATA)))
+    follower.refresh()
+    assert sorted(int(i) for batch in follower.loader.batch_sampler for i in batch) == list(range(len(view)))
+    with pytest.raises(DataError, match="Pairs without the flagged samples, it draws from a part"):
+        data = [(row, row % 2) for row in range(1000)]
+        Follower(DataLoader(data, batch_sampler=Pairs(SequentialSampler(data), 100)), LiveView(data, 1))
 
 
 def test_a_sampler_that_is_protected_again_and_again_keeps_no_track_of_loaders_that_are_gone():

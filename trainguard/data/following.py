@@ -277,7 +277,8 @@ class Follower:
                 f"the data set: {WAY_OUT}"
             )
         few = LiveView(self.original.dataset, 1, part_of_all(len(self.original.dataset)))  # type: ignore[arg-type]
-        if draws_by_itself(sampler) and not follows(sampler, self._over(sampler, few), few):
+        population = self._view._view_population
+        if draws_by_itself(sampler) and not follows(sampler, lambda: self._over(sampler, few), few, population):
             raise DataError(
                 f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, it draws from a "
                 f"part of the data set, or by numbers that it once worked out, or more than positions: {WAY_OUT}"

@@ -45,22 +45,23 @@ def part_of_all(size: int) -> np.ndarray:
     return np.arange(max(1, size // SHORT))
 
 
-def follows(sampler: Any, over_few: Any, few: LiveView) -> bool:
-    """Does a user's own sampler draw from all of its data set, and from no more than another one has?
+def follows(sampler: Any, over_few: Callable[[], Any], few: LiveView, population: np.ndarray) -> bool:
+    """Does a user's own sampler draw from all samples that it may give, and from no more than another data set has?
 
     One that holds a number which it once worked out (half of the data set is trained on) passes for one with plain
-    settings. So an epoch of a copy is drawn: no stretch of the data set may stay out of it by more than chance. And
+    settings. So an epoch of a copy is drawn: no stretch of the samples may stay out of it by more than chance. And
     an epoch of one over a part of the data set: all that it gives must lie in that.
 
     Args:
-        sampler: of torch's kind, over N samples.
-        over_few: the same over a part of them.
+        sampler: of torch's kind.
+        over_few: makes the same over a part of the data set.
         few: a view of that part.
+        population: (P,) the samples that it may give.
     """
-    size = len(few._view_labels)
+    size = len(population)
     try:
-        drawn = _epoch(sampler, size)
-        least = _epoch(over_few, size)
+        drawn = np.searchsorted(np.sort(population), _epoch(sampler, size))
+        least = _epoch(over_few(), size)
     except Exception:  # whatever a user's sampler may raise
         return False
     if not len(drawn):

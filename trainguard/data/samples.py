@@ -231,12 +231,20 @@ def find_derived(samples: Sequence[Any], key: Key, twins: Sequence[Key] = ()) ->
     known = [sample for sample, label in zip(samples, labels, strict=True) if label in several]
     found = []
     for name in (samples[0] if isinstance(samples[0], Mapping) else range(len(samples[0]))) if len(several) > 1 else ():
-        if name in (key, *twins) or not all(isinstance(sample[name], (numbers.Integral, str)) for sample in known):
+        if name in (key, *twins) or not all(_is_plain_in(sample, name) for sample in known):
             continue
         values = {(class_in(sample[key]), sample[name]) for sample in known}
         if len(values) == len(several) and len({value for _, value in values}) > 1:
             found.append(name)
     return tuple(found)
+
+
+def _is_plain_in(sample: Any, name: Key) -> bool:
+    """Whether a sample holds a number or a word there; some have fewer parts than others."""
+    try:
+        return isinstance(sample[name], (numbers.Integral, str))
+    except LookupError:
+        return False
 
 
 def relabelled(sample: Any, key: Key, label: int, twins: Sequence[Key] = ()) -> Any:

@@ -6,6 +6,7 @@ import ctypes
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import _lru_cache_wrapper
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -42,7 +43,7 @@ def left_as_is(*roots: Any) -> Iterator[None]:
     arrays += [(each, each[:]) for each in reached if isinstance(each, ctypes.Array) and len(each) <= LARGEST]
     kinds = {kind: _counted_by(kind) for each, _ in objects for kind in own_classes(each)}
     functions = [*reached, *(value for kind in kinds for value in vars(kind).values())]
-    caches = [each for each in functions if hasattr(each, "cache_clear") and not each.cache_info().currsize]
+    caches = [each for each in functions if isinstance(each, _lru_cache_wrapper) and not each.cache_info().currsize]
     try:
         yield
     finally:

@@ -204,12 +204,13 @@ class LiveView(Dataset):
         self._view_aligned.clear()
 
     def _sample(self, position: int) -> int:
-        if not -len(self) <= position < len(self):
+        count = int(self._view_count)  # each sample is asked for here: nothing else
+        if not -count <= position < count:
             raise IndexError(
-                f"position {position} is outside the {len(self)} samples of the protected data set: a sampler with "
+                f"position {position} is outside the {count} samples of the protected data set: a sampler with "
                 f"a count of its own cannot leave samples out, {WAY_OUT}"
             )
-        return int(self._view_positions[position % len(self)])
+        return int(self._view_positions[position % count])
 
     def _several(self, positions: Any) -> Any:
         """What the data set gives for a list, a slice or an array of positions, its labels as they are now."""
