@@ -219,7 +219,8 @@ def _decided(run: Run, variant: Callable[[Run], Decision]) -> Decision:
     """What a variant finds, or has found: a screening that came to its end is not made again."""
     saved = run.state.load("decision")
     if saved is not None:
-        if saved.pop("cut", False) and not any(hasattr(each, "on_probe_epoch_end") for each in run.callbacks):
+        may_end = run.processes.broadcast(any(hasattr(each, "on_probe_epoch_end") for each in run.callbacks))
+        if saved.pop("cut", False) and not may_end:
             raise StateError(
                 "the screening in this state_dir was ended early by a callback, and this one has none that could: pass "
                 "the same callbacks, or another folder"
