@@ -276,9 +276,7 @@ class Follower:
                 f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, it does not hold "
                 f"the data set: {WAY_OUT}"
             )
-        few = LiveView(self.original.dataset, 1, part_of_all(len(self.original.dataset)))  # type: ignore[arg-type]
-        population = self._view._view_population
-        if draws_by_itself(sampler) and not follows(sampler, lambda: self._over(sampler, few), few, population):
+        if draws_by_itself(sampler) and not self._draws_from_all(sampler):
             raise DataError(
                 f"cannot rebuild the sampler {type(sampler).__name__} without the flagged samples, it draws from a "
                 f"part of the data set, or by numbers that it once worked out, or more than positions: {WAY_OUT}"
@@ -286,6 +284,11 @@ class Follower:
         live = _copied(sampler, changed)
         self._live[id(sampler)] = sampler, live
         return live
+
+    def _draws_from_all(self, sampler: Any) -> bool:
+        """Whether a user's own sampler follows its data set, as far as an epoch tells."""
+        few = LiveView(self.original.dataset, 1, part_of_all(len(self.original.dataset)))  # type: ignore[arg-type]
+        return follows(sampler, lambda: self._over(sampler, few), few, self._view._view_population)
 
     def _over(self, sampler: Any, view: LiveView) -> Any:
         """A copy of a sampler over another view, to see whether it keeps to that."""
