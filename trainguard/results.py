@@ -158,7 +158,7 @@ class ScreenResult:
         for row, name in zip(self.evidence.named.tolist(), self.evidence.names.tolist(), strict=True):
             path = path_at(base, row if index is None else int(index[row]))
             before = name.removeprefix(f"row {row} (").replace("\\", "/")
-            if path and before != name and "/".join(Path(path).parts[-2:]) not in before:
+            if path and before != name and Path(path).name not in before:
                 raise ValueError(
                     f"the data set has other files than when it was screened: row {row} was {before.split(')')[0]} "
                     f"and is {path} here; screen it anew"

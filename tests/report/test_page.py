@@ -373,6 +373,21 @@ def test_a_result_is_not_applied_to_a_folder_in_another_order(screened):
         result.apply(folder)
 
 
+def test_a_result_is_not_applied_to_a_folder_whose_files_were_exchanged(screened):
+    result = screened()
+    named = dataclasses.replace(result.evidence, named=np.array([1]), names=np.array(["row 1 (old/cat/b.png)"]))
+    result = dataclasses.replace(result, evidence=named)
+
+    class Folder(list):
+        def __init__(self, second):
+            super().__init__((0, int(label)) for label in result.labels)
+            self.samples = [("new/cat/a.png", 0), (second, 0)]
+
+    assert len(result.apply(Folder("new/cat/b.png"))) == len(result.keep)
+    with pytest.raises(ValueError, match=r"row 1 was old/cat/b\.png and is new/cat/c\.png here; screen it anew"):
+        result.apply(Folder("new/cat/c.png"))
+
+
 def test_a_result_is_not_applied_to_samples_in_another_order(screened):
     result = screened()
     labels, n = torch.from_numpy(result.labels), len(result.labels)
