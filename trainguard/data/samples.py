@@ -229,8 +229,10 @@ def find_derived(samples: Sequence[Any], key: Key, twins: Sequence[Key] = ()) ->
     labels = [class_in(sample[key]) for sample in samples]
     several = {label for label in labels if labels.count(label) >= ALIKE}
     known = [sample for sample, label in zip(samples, labels, strict=True) if label in several]
-    found = []
-    for name in (samples[0] if isinstance(samples[0], Mapping) else range(len(samples[0]))) if len(several) > 1 else ():
+    if len(several) < 2:
+        return ()
+    found: list[Key] = []
+    for name in samples[0] if isinstance(samples[0], Mapping) else range(len(samples[0])):
         if name in (key, *twins) or not all(_is_plain_in(sample, name) for sample in known):
             continue
         values = {(class_in(sample[key]), sample[name]) for sample in known}
