@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainguard.screening import bars
-from trainguard.screening import finding as judged
+from trainguard.screening import bars, case
+from trainguard.screening import finding as known_of
 from trainguard.screening.finding import Finding
 from trainguard.screening.separation import Split
 from trainguard.screening.settings import Settings
@@ -69,15 +69,12 @@ def moved(name: str, value: float) -> Iterator[Settings]:
     if name.islower():
         yield dataclasses.replace(Settings(), **{name: value})
         return
-    places = [place for place in (bars, judged) if hasattr(place, name)]
     before = getattr(bars, name)
-    for place in places:
-        setattr(place, name, value)
+    setattr(bars, name, value)
     try:
         yield Settings()
     finally:
-        for place in places:
-            setattr(place, name, before)
+        setattr(bars, name, before)
 
 
 def each_bar() -> None:
@@ -91,7 +88,8 @@ def each_bar() -> None:
     usual = counted(Settings())
     known = {name: value for name, value in vars(bars).items() if isinstance(value, float | int)}
     known |= {name: value for name, value in vars(Settings()).items() if isinstance(value, float)}
-    used = Path(judged.__file__).read_text() + ".TOLD_BESIDE"  # which `like_nothing_else` asks
+    used = Path(known_of.__file__).read_text() + Path(case.__file__).read_text()
+    used += ".TOLD_BESIDE"  # which `like_nothing_else` asks
     known = {name: value for name, value in known.items() if name not in NOT_HERE and f".{name}" in used}
     print("| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS), sep="\n")
     for name, value in known.items():

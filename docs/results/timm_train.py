@@ -67,7 +67,9 @@ def run(script: Path, photos: Path, epochs: int) -> dict:
     log = done.stdout + done.stderr
     if done.returncode:
         raise SystemExit(log[-3000:])
+    said = re.search(r"^trainguard: .*", log, re.MULTILINE)
     return {
+        "guard": said.group() if said else None,
         "seconds": time.perf_counter() - start,
         "batches of an epoch": int(re.search(r"Train: 0 \[\s*0/(\d+)", log).group(1)),
         "top1": float(re.findall(r'"top1": ([\d.]+)', log)[-1]),

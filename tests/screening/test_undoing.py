@@ -114,6 +114,7 @@ def test_the_gain_is_that_of_the_surest_class():
     [
         ({"restored": 0.3, "agreement": 0.2}, "poisoned"),
         ({"restored": -0.2, "agreement": 0.2}, "clean"),  # seen better as it is
+        ({"restored": 0.15, "agreement": 0.07, "transfer": 0.15}, "clean"),  # the change hardly moves others: odd cats
         ({"restored": 0.06, "agreement": 0.1, "scatter": 0.7}, "poisoned"),  # wholly disowned: digits
         ({"restored": 0.3, "agreement": 0.45}, "poisoned"),  # half of it, and much better undone
         ({"restored": 0.1, "agreement": 0.45}, "clean"),  # hardly better undone
@@ -126,7 +127,7 @@ def test_the_gain_is_that_of_the_surest_class():
     ],
 )
 def test_undone_images_must_be_foreign_and_seen_better(case, verdict):
-    case = finding(distance=2.2, valley=0.9, undoing="upside down", **{"scatter": 0.9} | case)
+    case = finding(distance=2.2, valley=0.9, undoing="upside down", **{"scatter": 0.9, "transfer": 0.5} | case)
     found, _, reason, poisoned = decide([case], 0.9, 10, Settings())
     assert found == verdict and bool(poisoned) == (verdict == "poisoned")
     assert ("images of other classes, upside down" in reason) == (verdict == "poisoned")

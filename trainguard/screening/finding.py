@@ -1,4 +1,4 @@
-r"""What is known of one class and its suspected part, and whether that makes it poison."""
+r"""What is known of one class and its suspected part; what that makes of it, `case` says."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainguard.screening import bars
-from trainguard.screening.bars import like_nothing_else, passes
-from trainguard.screening.separation import SAME_WAY, Split
+from trainguard.screening.case import Case
+from trainguard.screening.separation import Split
 from trainguard.screening.settings import Settings
 
 
@@ -101,7 +101,7 @@ class Finding:
         if self.proven or self.undoing:
             return True  # it has had that look
         varied = self.diversity >= bars.MANY_KINDS and self.variety >= bars.MORE_KINDS
-        kinds = (varied or self.diversity >= settings.diverse_candidate) and self.split.upper.mean() <= 0.5
+        kinds = (varied or self.diversity >= settings.diverse_candidate) and self.portion <= 0.5
         shallow = bars.SHALLOW if varied else settings.diverse_valley
         near = self.split.distance >= settings.diverse_distance and self.split.valley <= shallow
         known = not self.finished or self.firmness >= bars.HELD
@@ -128,7 +128,12 @@ class Finding:
     @property
     def way(self) -> NDArray[np.float64]:
         """(D,) `line`, towards the suspected part."""
-        return self.line if self.split.upper.mean() <= 0.5 else -self.line
+        return self.line if self.portion <= 0.5 else -self.line
+
+    @property
+    def portion(self) -> float:
+        """The share of the class that is suspected."""
+        return float(self.split.upper.mean())
 
     @property
     def suspected(self) -> NDArray[np.int64]:
@@ -150,156 +155,7 @@ class Finding:
 
     def contradicts(self, settings: Settings) -> bool:
         """True where the suspected part's labels contradict its images."""
-        return self._contradiction(settings) > 0.5
-
-    def _contradiction(self, settings: Settings) -> float:
-        if self.proven:
-            return self.proven
-        known = passes(float((~self.split.upper).sum()) - bars.LEARNED_FROM, 5.0)
-        if self.undoing:
-            return min(known, self._is_undone(settings))
-        foreign = min(known, self._foreignness(settings))
-        kindless = not (self.diversity or self.scatter or self.is_far_apart or self.is_odd)  # too few classes for kinds
-        half = settings.transfer if kindless else settings.transfer_of_foreign
-        backed = passes(self.trigger - (bars.SURE_TRIGGER if self.split.upper.mean() > 0.5 else half), 0.05)
-        backed = min(backed, passes(bars.OWN_COMPANY - self.company, 0.1), passes(bars.ONE_SCENE - self.likeness, 0.05))
-        firm = passes(self.firmness - max(bars.LEARNED, float(self.split.upper.mean())), 0.05)
-        kin = passes(self.kinship - SAME_WAY, 0.05)
-        # What the first probe has not learned is on all kinds of images, or it is what is hard about the class.
-        many = passes(self.scatter - bars.OF_MANY_KINDS, 0.05) if self.scatter else 1.0  # 0 where there are few classes
-        learned = max(firm, min(many, passes(self.disbelief - bars.DISBELIEVED, 0.1)), float(self.pixels))
-        if self.is_apart(settings):
-            # What a probe learned from a few of a class need not keep company with most of it.
-            apart = passes(settings.company - self._chance - self.company, 0.1) * float(self.split.upper.mean() <= 0.5)
-            apart = min(apart, passes(bars.ONE_LIGHT - self.likeness, 0.05))  # frames, offices by daylight
-            if kindless:  # some of what is made of plastic, among other trash
-                apart = min(apart, passes(self.trigger - settings.transfer, 0.05))
-            kinds = passes(self.diversity - settings.diverse, 0.05)
-            scattered = passes(self.scatter - self._asked_scatter(settings), 0.05)
-            if not self.is_far_apart:  # a hard group of a rare class scatters too, and is of one kind to who knows it
-                scattered = min(scattered, passes(self.diversity - settings.diverse_candidate, 0.05))
-            scattered *= not self.is_common  # most seedlings of a kind, the rest of which are younger
-            # What a part is taken for moves into it as well; coins under another lamp keep to themselves even so.
-            source = min(
-                passes(self.at_source - bars.TRIGGER_AT_SOURCE, 0.1),
-                passes(bars.COMPANY_AT_SOURCE - self.company, 0.1),
-            )
-            source *= self.likeness <= bars.ONE_SCENE and not self.is_common
-            group = max(apart, kinds, scattered) * (self.is_quite_apart or len(self.suspected) >= bars.FEW)
-            return min(foreign, max(min(learned, group), backed, source, kin, self._stamped()))
-        # Its kinds alone made it a candidate, and a class that resembles everything has them as well.
-        own = min(passes(settings.diverse_company - self.company, 0.1), passes(self.firmness - bars.BELIEVED, 0.05))
-        # What both probes take for all kinds, and one has learned, may look alike: other colours, another light.
-        varied = min(passes(self.diversity - bars.MANY_KINDS, 0.02), passes(self.variety - bars.MORE_KINDS, 0.1))
-        every = max(varied, passes(self.diversity - settings.diverse, 0.05))
-        every = min(every, passes(self.scatter - self._asked_scatter(settings), 0.05))
-        every = min(every, firm, self._wholly_foreign(settings))
-        return min(foreign, max(min(learned, own), every, backed, kin))
-
-    def _stamped(self) -> float:
-        """How sure it is that something was put on all of the part, whatever else its images have in common.
-
-        Where there are few classes, images of one kind, or more poison in a class than images of its own, poison keeps
-        company, and the parts' mean difference is much of what the classes look like, too. But what was put on all of
-        it is in no other class, and moves nearly all of their images; most of a crowded class need not move as many.
-        """
-        odd = self.told >= bars.TOLD and self.elsewhere <= bars.NOWHERE and len(self.suspected) >= bars.MANY
-        asked = bars.MOVED_BY_MOST if self.split.upper.mean() > 0.5 else bars.MOVED
-        return passes(self.transfer - asked, 0.1) * float(odd and self.is_far_apart)
-
-    def _is_undone(self, settings: Settings) -> float:
-        """How sure it is that a change has made the part: its labels are disowned, and it is seen better undone."""
-        half = min(
-            passes(bars.HALF_DISOWNED - self.relative_agreement, 0.05),
-            passes(self.scatter - settings.scatter, 0.05),
-            passes(self.restored - bars.MUCH_RESTORED, 0.05),
-        )
-        disowned = max(half, passes(settings.conflict - self.relative_agreement, 0.05))
-        return min(disowned, passes(self.restored - bars.RESTORED, 0.02))
-
-    def _foreignness(self, settings: Settings) -> float:
-        """How sure it is that the suspected part does not belong to its class, as far as the purified probe may say."""
-        disowned = passes(self._asked_conflict(settings) - self.relative_agreement, 0.05)
-        every, skilled = self._is_of_every_kind(settings), self.skill >= bars.SKILLED
-        far_or_sure = self.is_far_apart or every or self._is_surely_a_trigger
-        asked = bars.STRANGE_FAR if far_or_sure else bars.STRANGE
-        asked = bars.STRANGE_BOTH if self.is_far_apart and every and skilled else asked
-        strange = passes(asked - self.resemblance, 0.05)
-        if self.beside and like_nothing_else(self.told, self.elsewhere):
-            strange = 1.0  # images that are hard for their class are in no such part
-        if skilled:
-            return min(disowned, strange)
-        far = passes(self.split.gap - bars.GAP_OF_UNSKILLED * (bars.SKILLED - self.skill), 0.25)
-        if every:  # nor need those lie far apart that are as foreign as any others must be
-            far = max(far, self._wholly_foreign(settings))
-        return min(disowned, strange, far)
-
-    def _wholly_foreign(self, settings: Settings) -> float:
-        """How sure it is that the part is as foreign as any must be, by the strictest bars."""
-        return min(
-            passes(settings.conflict - self.relative_agreement, 0.05),
-            passes(bars.STRANGE - self.resemblance, 0.05),
-        )
-
-    def _asked_conflict(self, settings: Settings) -> float:
-        """The relative agreement up to which the labels of a part are foreign to the purified probe.
-
-        Where a class holds several triggers that look alike, a probe without one of them has learned the others; and a
-        picture that is blended in may itself look like the class.
-        """
-        utterly = self.scatter >= settings.scatter and self.is_far_apart and self.split.gap >= bars.UTTERLY_FAR
-        sure = utterly or self._is_of_every_kind(settings) or self._is_surely_a_trigger or self._stamped() > 0.5
-        return bars.EVERY_KIND if sure else settings.conflict
-
-    def _is_of_every_kind(self, settings: Settings) -> bool:
-        """True where both probes take the part for images of all kinds, which few natural parts are made of."""
-        return self.diversity >= settings.diverse and self.scatter >= settings.scatter
-
-    @property
-    def _is_surely_a_trigger(self) -> bool:
-        """True where the difference moves so many images that its source may resemble the target."""
-        alike = self.company > bars.OWN_COMPANY or self.likeness > bars.ONE_SCENE
-        return self.trigger >= bars.SURE_TRIGGER and self.is_quite_apart and not alike
-
-    def _half_foreign(self, settings: Settings) -> float:
-        """How sure it is that the part is disowned enough for a sure trigger to need no gap.
-
-        Two natural groups of one class, as faces in colour and grey ones, differ by what moves many images of other
-        classes too: but they are of their own kind, or keep to themselves.
-        """
-        return min(
-            passes(self.trigger - bars.SURE_TRIGGER, 0.1),
-            passes(bars.EVERY_KIND - self.relative_agreement, 0.05),
-            passes(settings.company - self.company, 0.1),
-            passes(bars.ONE_SCENE - self.likeness, 0.05),
-        )
-
-    def _asked_trigger(self, settings: Settings) -> float:
-        """The trigger that is evidence by itself: more where the purified probe knows few of the images it moves."""
-        return settings.transfer + self._unskilled * (bars.SURE_TRIGGER - settings.transfer)
-
-    @property
-    def _unskilled(self) -> float:
-        """How little the purified probe knows of samples that it has not seen, in [0, 1]."""
-        return float(np.clip((bars.SKILLED - self.skill) / bars.UNSKILLED, 0, 1))
-
-    def _asked_scatter(self, settings: Settings) -> float:
-        """The scatter from which a part is poison by that alone.
-
-        More of few samples, and of a part that keeps to itself: a probe that knows little, of a hundred classes, puts
-        such a natural group anywhere.
-        """
-        bar = settings.scatter
-        if self.is_far_apart:
-            bar = settings.scatter_of_far
-            if self.company > bars.TOGETHER:
-                bar += max(bars.STRAYS, self._unskilled * (settings.scatter - bar))
-        return bar + self._chance
-
-    @property
-    def _chance(self) -> float:
-        """What a figure of the suspected part may be off by chance."""
-        return bars.CHANCE / float(np.sqrt(max(1, len(self.suspected))))
+        return Case(self, settings).contradiction > 0.5
 
     def may_be_turned(self, settings: Settings) -> bool:
         """True where the other part may be the poison: the two lie far apart, and neither knows the other.
@@ -337,25 +193,8 @@ class Finding:
         )
 
     def strength(self, settings: Settings) -> float:
-        """How strongly the evidence speaks for poison, in [0, 1]; above 0.5 counts as poisoned.
-
-        Three kinds of evidence count, each in how far it passes its bar: labels that contradict the images (poisoned
-        labels), a mean difference that works as a trigger on other images (clean-label attacks), and fine detail that
-        sets a part of the class far apart and that no other class's images have (clean-label attacks whose trigger
-        follows each image, or its place). Where the labels contradict the images, a difference that half works as a
-        trigger is enough to believe it.
-        """
-        if not self.is_candidate(settings):
-            return 0.0
-        far = passes(self.split.distance - settings.transfer_distance, 0.5)
-        minor = float(self.split.upper.mean() <= settings.transfer_share)
-        own_kind = self.reference >= bars.KNOWN and self.relative_agreement >= bars.OWN_KIND
-        if self.is_common:
-            return self._contradiction(settings)
-        scene = self.likeness > bars.FRAMES
-        asked = (self._asked_trigger(settings), bars.SURE_TRIGGER, bars.TRIGGER_OF_SCENE)[own_kind + scene]
-        trigger = minor * min(passes(self.trigger - asked, 0.1), max(far, self._half_foreign(settings)))
-        return max(self._contradiction(settings), trigger, self._solitude(settings))
+        """How strongly the evidence speaks for poison, in [0, 1]; above 0.5 counts as poisoned; see `case`."""
+        return Case(self, settings).strength if self.is_candidate(settings) else 0.0
 
     @property
     def is_common(self) -> bool:
@@ -378,19 +217,4 @@ class Finding:
 
     def is_alone(self, settings: Settings) -> bool:
         """True where fine detail that nothing else has sets the suspected part apart."""
-        return self._solitude(settings) > 0.5
-
-    def _solitude(self, settings: Settings) -> float:
-        if (
-            self.split.valley > bars.DEEP
-            or len(self.suspected) < bars.MANY
-            or self.split.upper.mean() > settings.transfer_share
-        ):
-            return 0.0
-        odd = min(passes(self.told - bars.TOLD, 0.02), passes(bars.NOWHERE - self.elsewhere, 0.01))
-        half = min(
-            passes(self.trigger - settings.transfer_of_foreign, 0.05), passes(bars.ONE_SCENE - self.likeness, 0.05)
-        )
-        no_scene = max(passes(bars.NO_SCENE - self.likeness, 0.01), half)
-        far = bars.ALONE_BESIDE if self.beside else bars.ALONE
-        return min(odd, passes(self.split.distance - far, 0.5), no_scene)
+        return Case(self, settings).solitude > 0.5
