@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from findings import CROWD, NOWHERE_ELSE, SURE, finding
+from findings import CROWD, NOWHERE_ELSE, SHRUNK, SURE, finding
 
 from trainguard.screening.identification import decide, with_kin
 from trainguard.screening.separation import Split
@@ -189,6 +189,9 @@ from trainguard.screening.settings import Settings
         (finding(**NOWHERE_ELSE | {"likeness": 0.25, "trigger": 0.16}), "poisoned"),  # a picture, and half a trigger
         (finding(**NOWHERE_ELSE | {"likeness": 0.25, "trigger": 0.09}), "clean"),
         (finding(**NOWHERE_ELSE | {"likeness": 0.66, "trigger": 0.16}), "clean"),
+        (finding(**SHRUNK), "poisoned"),  # one scene, a black border, but of several kinds, and it moves others
+        (finding(**SHRUNK | {"scatter": 0.25}), "clean"),  # a track of signs
+        (finding(**SHRUNK | {"transfer": 0.3}), "clean"),  # a group of photographs
         (finding(**NOWHERE_ELSE | {"distance": 8.0}), "clean"),
         (finding(**NOWHERE_ELSE | {"valley": 0.2}), "clean"),
         (finding(**NOWHERE_ELSE | {"elsewhere": 0.05}), "clean"),  # samples of other classes have it: covers

@@ -117,7 +117,8 @@ def test_the_gain_is_that_of_the_surest_class():
         ({"restored": 0.15, "agreement": 0.07, "transfer": 0.15}, "clean"),  # the change hardly moves others: odd cats
         ({"restored": 0.06, "agreement": 0.1, "scatter": 0.7}, "poisoned"),  # wholly disowned: digits
         ({"restored": 0.3, "agreement": 0.45}, "poisoned"),  # half of it, and much better undone
-        ({"restored": 0.1, "agreement": 0.45}, "clean"),  # hardly better undone
+        ({"restored": 0.07, "agreement": 0.45}, "poisoned"),  # half of it, but the change moves others: another hue
+        ({"restored": 0.1, "agreement": 0.45, "transfer": 0.25}, "clean"),  # hardly better undone, and moves few
         (
             {"restored": 0.3, "agreement": 0.45, "scatter": 0.6},
             "clean",

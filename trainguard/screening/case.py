@@ -71,13 +71,14 @@ class Case:
         the class.
         """
         part, settings = self.part, self.settings
+        works = part.restored + part.transfer
         half = min(
             passes(bars.HALF_DISOWNED - part.relative_agreement, 0.05),
             passes(part.scatter - settings.scatter, 0.05),
-            passes(part.restored - bars.MUCH_RESTORED, 0.05),
+            passes(works - bars.WELL_UNDONE, 0.05),
         )
-        disowned = max(half, passes(settings.conflict - part.relative_agreement, 0.05))
-        return min(disowned, passes(part.restored + part.transfer - bars.UNDONE, 0.05))
+        wholly = passes(settings.conflict - part.relative_agreement, 0.05)
+        return max(half, min(wholly, passes(works - bars.UNDONE, 0.05)))
 
     @property
     def _is_foreign(self) -> float:
@@ -297,6 +298,10 @@ class Case:
         half = min(
             passes(part.trigger - settings.transfer_of_foreign, 0.05), passes(bars.ONE_SCENE - part.likeness, 0.05)
         )
-        no_scene = max(passes(bars.NO_SCENE - part.likeness, 0.01), half)
+        several = min(  # one scene is of one kind
+            passes(part.transfer - bars.MOVED_BY_MOST, 0.1),
+            passes(min(part.diversity, part.scatter) - bars.SEVERAL_KINDS, 0.05),
+        )
+        no_scene = max(passes(bars.NO_SCENE - part.likeness, 0.01), half, several)
         far = bars.ALONE_BESIDE if part.beside else bars.ALONE
         return min(odd, passes(part.split.distance - far, 0.5), no_scene)
