@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
-from trainguard.screening import separating
+from trainguard.screening import relearning, separating
 from trainguard.screening.finding import Finding
 from trainguard.screening.identification import Witness
 from trainguard.screening.separation import Split
@@ -22,23 +22,23 @@ from trainguard.screening.settings import Settings
 @pytest.mark.parametrize(("right", "informed"), [(22, False), (28, True)])
 def test_a_probe_is_informed_where_it_beats_chance_on_what_it_has_not_seen(right, informed):
     """Forty unseen samples of either half of the data, of which chance knows twenty each."""
-    assert separating._informed([(right, 40, 0.5), (right, 40, 0.5)]) == informed
+    assert relearning._informed([(right, 40, 0.5), (right, 40, 0.5)]) == informed
 
 
 def test_strangers_are_a_few_trusted_samples_of_the_classes_that_have_none_held_out():
     labels = np.repeat([0, 1, 2, 3], [300, 60, 100, 2])
     labels[5] = -1  # unreadable
     store, doubtful = SimpleNamespace(labels=labels, readable=np.flatnonzero(labels >= 0)), np.arange(100)
-    found = separating._strangers(store, doubtful, {2: np.arange(360, 380)}, np.random.default_rng(0))
-    assert np.bincount(labels[found], minlength=4).tolist() == [separating.STRANGERS, 12, 0, 0]
+    found = relearning._strangers(store, doubtful, {2: np.arange(360, 380)}, np.random.default_rng(0))
+    assert np.bincount(labels[found], minlength=4).tolist() == [relearning.STRANGERS, 12, 0, 0]
     assert len(np.unique(found)) == len(found) and not np.isin(found, doubtful).any()
 
 
 def test_skill_is_none_by_chance_and_one_where_all_is_right():
     labels = np.repeat([0, 1, 2, 3], [70, 10, 10, 10])
-    assert separating._skill(np.eye(4)[labels], labels) == 1.0
-    assert separating._skill(np.eye(4)[np.zeros(100, int)], labels) == pytest.approx(0.0)  # the largest class always
-    assert separating._skill(np.eye(4)[3 - labels], labels) < 0
+    assert relearning._skill(np.eye(4)[labels], labels) == 1.0
+    assert relearning._skill(np.eye(4)[np.zeros(100, int)], labels) == pytest.approx(0.0)  # the largest class always
+    assert relearning._skill(np.eye(4)[3 - labels], labels) < 0
 
 
 @pytest.mark.parametrize(("left_out", "learned_again"), [(95, False), (60, True)])
@@ -71,7 +71,7 @@ def test_what_a_probe_has_seen_more_of_is_taken_off_its_logits():
     run = SimpleNamespace(store=store, seed=0, processes=None)
     probe = Learned()
     probe.register_buffer("device", torch.zeros(1))
-    answers, _ = separating._opinion(run, probe, np.log([0.9, 0.1]))(np.arange(20), 0)
+    answers, _ = relearning._opinion(run, probe, np.log([0.9, 0.1]))(np.arange(20), 0)
     assert answers == pytest.approx(np.zeros((20, 2)), abs=0.02)
 
 
@@ -93,19 +93,19 @@ def test_a_source_specific_trigger_is_tried_on_the_class_it_comes_from(monkeypat
         seen = purified(pixels)
         return np.where((pixels[:, 0, :2, :2].mean((1, 2)) > 0.8) & (seen == 2), 1, seen)
 
-    monkeypatch.setattr(separating, "witness_of", lambda run, probe, pixels: Witness(probe, pixels))
+    monkeypatch.setattr(relearning, "witness_of", lambda run, probe, pixels: Witness(probe, pixels))
     split = Split(upper * 1.0, upper * 1.0, 6.0, 0.05)
     taken = np.arange(60) % 3 if comes_from is None else np.full(60, comes_from)
     part = Finding(1, members, split)
-    share = separating._at_source(SimpleNamespace(store=store, seed=0), part, taken, first, purified)
+    share = relearning._at_source(SimpleNamespace(store=store, seed=0), part, taken, first, purified)
     assert share == pytest.approx(found, abs=0.05)
 
 
 def test_what_is_like_nothing_else_is_not_turned_and_wins_over_the_other_part():
     alone = finding(**NOWHERE_ELSE | {"agreement": 0.05, "company": 0.9})
     assert not alone.may_be_turned(Settings()) and replace(alone, told=0.5).may_be_turned(Settings())
-    assert separating._wins(alone, 1.0, Settings()) and not separating._wins(finding(), 1.0, Settings())
-    assert separating._wins(finding(), 0.6, Settings())
+    assert relearning._wins(alone, 1.0, Settings()) and not relearning._wins(finding(), 1.0, Settings())
+    assert relearning._wins(finding(), 0.6, Settings())
 
 
 @pytest.mark.parametrize(("other", "upper"), [(0.95, "the other part"), (0.5, "the first part")])
@@ -119,8 +119,8 @@ def test_of_two_sides_of_a_class_the_stronger_case_counts(monkeypatch, other, up
         turned = [replace(f, scatter=other, agreement=0.05, reference=0.8) for f in findings]
         return ([first], "purified", "opinion") if name == "relearn" else (turned, "second", "its opinion")
 
-    monkeypatch.setattr(separating, "_judged", judged)
-    found, probe, _ = separating._relearned(SimpleNamespace(run=SimpleNamespace(settings=Settings())), [first])
+    monkeypatch.setattr(relearning, "_judged", judged)
+    found, probe, _ = relearning.relearned(SimpleNamespace(run=SimpleNamespace(settings=Settings())), [first])
     assert asked == ["relearn", "relearn again"] and first.strength(Settings()) > 0.5
     expected = np.arange(280) if upper == "the other part" else np.arange(280, 400)
     assert np.array_equal(found[0].suspected, expected)
@@ -140,9 +140,29 @@ def test_a_probe_that_learned_a_kept_case_is_not_asked_for_corrected_labels(monk
         other = [replace(f, scatter=0.95 if f.label == 0 else 0.3, agreement=0.05, reference=0.8) for f in findings]
         return other, name, "its opinion"
 
-    monkeypatch.setattr(separating, "_judged", judged)
-    found, probe, _ = separating._relearned(SimpleNamespace(run=SimpleNamespace(settings=Settings())), first)
+    monkeypatch.setattr(relearning, "_judged", judged)
+    found, probe, _ = relearning.relearned(SimpleNamespace(run=SimpleNamespace(settings=Settings())), first)
     low, high = first[0].turned().suspected.min(), first[0].suspected.min()
     assert stages["relearn again"] == {(0, low), (1, low), (2, high)}
     assert stages["relearn at last"] == {(0, low), (1, high), (2, high)} and probe == "relearn at last"
     assert [f.suspected.min() for f in found] == [low, high, high]
+
+
+def test_a_class_that_was_not_learned_is_heard_again_with_its_part_of_the_most_kinds_alone(monkeypatch):
+    """Three parts of one class were left out, and what stayed did not teach the probe what the class is."""
+    unknown = {"agreement": 0.14, "reference": 0.19, "members": 600, "distance": 3.3, "valley": 0.5}
+    first = [finding(**unknown, diversity=kinds) for kinds in (0.78, 0.91, 0.85)]
+    first.append(replace(finding(**unknown, diversity=0.95), label=4))  # its only part: nothing else was left out
+    asked = {}
+
+    def judged(classes, name, findings):
+        asked[name] = findings
+        heard = [replace(f, agreement=0.05, reference=0.5, scatter=0.9) for f in findings]
+        return (first, "purified", "opinion") if name == "relearn" else (heard, "second", "its opinion")
+
+    monkeypatch.setattr(relearning, "_judged", judged)
+    found, probe, _ = relearning.relearned(SimpleNamespace(run=SimpleNamespace(settings=Settings())), first)
+    assert asked["relearn again"] == [first[1]] and probe == "second"
+    assert [(f.label, f.diversity) for f in found if f.strength(Settings()) > 0.5] == [(first[0].label, 0.91)]
+    few = [replace(f, members=f.members[::15], split=f.split.subset(np.arange(600) % 15 == 0)) for f in first]
+    assert relearning._starved(few, Settings()) == {}
