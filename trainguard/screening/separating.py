@@ -20,11 +20,7 @@ from trainguard.evidence import samples_for_map
 from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
 from trainguard.screening.finding import Finding
-from trainguard.screening.identification import (
-    bystanders,
-    labels_of,
-    sentence,
-)
+from trainguard.screening.identification import bystanders, labels_of, sentence
 from trainguard.screening.identification import decide as verdict_of
 from trainguard.screening.learning import fresh_probe, logits, recipe_for, train
 from trainguard.screening.pipeline import Decision, Run
