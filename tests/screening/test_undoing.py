@@ -1,5 +1,6 @@
 """Images that a change made others of: found by undoing it, on classes that a formula tells."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 
 from trainguard.distributed import Processes
 from trainguard.screening.identification import decide
+from trainguard.screening.separation import Split
 from trainguard.screening.settings import Settings
 from trainguard.screening.suspicion import _judgeable
 from trainguard.screening.undoing import Undone, changes_for, gain, named
@@ -140,3 +142,14 @@ def test_a_part_far_apart_is_not_given_up_for_what_a_change_may_have_made():
     turned = finding(distance=2.0, valley=0.9, share=0.2, undoing="turned to the left")
     assert _judgeable([near, turned], Settings()) == [turned]
     assert _judgeable([turned, far], Settings()) == [far]
+
+
+@pytest.mark.parametrize(("left", "odd", "kept"), [(0.12, True, 4), (0.15, True, 3), (0.12, False, 3)])
+def test_a_crowded_class_may_lose_all_parts_that_nothing_else_is_like(left, odd, kept):
+    """Patches in four places, each a part of its own, on six tenths of a class and a little more."""
+    told = {"told": 1.0, "elsewhere": 0.0, "likeness": 0.05} if odd else {}
+    parts = []
+    for place in range(4):
+        upper = (np.arange(1500) // 227 == place).astype(float)
+        parts.append(replace(finding(members=1500, **told), split=Split(upper, upper, 10.0 + place, 0.0), left=left))
+    assert len(_judgeable(parts, Settings())) == kept

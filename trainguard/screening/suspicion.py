@@ -29,7 +29,7 @@ from trainguard.training import autocast, outputs
 
 FITTED = 10_000  # samples that the common spread of features is learned from
 LEFT_BY_SEVERAL = 0.4  # share of the class that a second suspected part and further ones must leave
-LEFT_AT_LEAST = 0.2  # the same of any class, however crowded
+LEFT_AT_LEAST = 0.2  # the same of parts that nothing else is like, however crowded the class
 HARDLY = 0.1  # probability of its label under which a sample's label is not believed
 LEAST_DISBELIEF = 0.01  # share of such samples in other classes: below it there are too few to be a measure
 AT_ONCE = 8192  # samples of a class whose pixels are held at once
@@ -357,7 +357,9 @@ def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
         if finding.is_candidate(settings):
             before = left[finding.label]
             trusted = before & ~finding.doubtful
-            several = max(LEFT_AT_LEAST, LEFT_BY_SEVERAL * finding.left / LEFT)  # less where the class is crowded
+            several = LEFT_BY_SEVERAL
+            if finding.is_far_apart and finding.is_odd:  # patches in several places, on most of a crowded class
+                several = max(LEFT_AT_LEAST, LEFT_BY_SEVERAL * finding.left / LEFT)
             share = finding.left if before.all() else several
             if trusted.sum() < max(LEAST_TRUSTED, share * len(trusted)):
                 continue
