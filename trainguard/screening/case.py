@@ -164,6 +164,7 @@ class Case:
         # What a probe learned from a few of a class need not keep company with most of it.
         alone = passes(settings.company - self._chance - part.company, 0.1) * float(part.portion <= 0.5)
         alone = min(alone, passes(bars.ONE_LIGHT - part.likeness, 0.05))  # frames, offices by daylight
+        alone *= not part.lies_with_all  # clean cats, for a probe that has learned what cats are from shaken images
         if self._is_kindless:  # some of what is made of plastic, among other trash
             alone = min(alone, passes(part.trigger - settings.transfer, 0.05))
         scattered = passes(part.scatter - self._asked_scatter, 0.05)
@@ -278,11 +279,11 @@ class Case:
     def _asked_scatter(self) -> float:
         """The scatter from which a part is poison by that alone.
 
-        More of few samples, and of a part that keeps to itself: a probe that knows little, of a hundred classes, puts
-        such a natural group anywhere.
+        More of few samples, of a part that may be all that the class has, and of one that keeps to itself: a probe that
+        knows little, of a hundred classes, puts such a natural group anywhere.
         """
         bar = self.settings.scatter
-        if self.part.is_far_apart:
+        if self.part.is_far_apart and not self.part.lies_with_all:
             bar = self.settings.scatter_of_far
             if self.part.company > bars.TOGETHER:
                 bar += max(bars.STRAYS, self._unskilled * (self.settings.scatter - bar))

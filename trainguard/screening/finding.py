@@ -207,6 +207,15 @@ class Finding:
         return self.told >= bars.TOLD_COMMON and self.elsewhere >= bars.COMMON and self.company > bars.OWN_COMPANY
 
     @property
+    def lies_with_all(self) -> bool:
+        """True where fine detail tells the parts, and other classes' images all lie with this one.
+
+        It may be poison, in a class whose own images have a source of their own; or the other part is, and this one is
+        all that the class has.
+        """
+        return self.told >= bars.TOLD and self.elsewhere >= 1 - bars.NOWHERE
+
+    @property
     def is_odd(self) -> bool:
         """True where fine detail tells the parts, and other classes' images all lie with the other one.
 
