@@ -151,7 +151,8 @@ from trainguard.screening.settings import Settings
         (finding(resemblance=0.8, told=0.85, elsewhere=0.0, beside=True), "clean"),
         (finding(resemblance=0.8, told=0.94, elsewhere=0.1, beside=True), "clean"),
         (finding(resemblance=0.8, told=0.9, elsewhere=0.0, transfer=0.9, scatter=0.85, beside=True), "poisoned"),
-        (finding(resemblance=0.8, told=0.9, elsewhere=0.0, transfer=0.9, scatter=0.85), "clean"),  # of two triggers
+        (finding(resemblance=0.8, told=0.9, elsewhere=0.0, transfer=0.9, scatter=0.85), "poisoned"),  # most of a sign
+        (finding(distance=4.5, resemblance=0.8, told=0.9, elsewhere=0.0, transfer=0.9, scatter=0.85), "clean"),
         (finding(resemblance=0.8, told=0.9, elsewhere=0.0, transfer=0.7, scatter=0.85, beside=True), "clean"),
         (finding(resemblance=0.8, told=0.9, elsewhere=0.0, transfer=0.9, scatter=0.6, beside=True), "clean"),
         (finding(distance=4.2, valley=0.2, resemblance=0.35, scatter=0.3), "poisoned"),

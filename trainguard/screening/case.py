@@ -90,7 +90,7 @@ class Case:
         asked = bars.STRANGE_FAR if far_or_sure else bars.STRANGE
         asked = bars.STRANGE_BOTH if part.is_far_apart and every and skilled else asked
         strange = passes(asked - part.resemblance, 0.05)
-        if part.beside and (like_nothing_else(part.told, part.elsewhere) or self._moves_as_another):
+        if self._moves_as_another or (part.beside and like_nothing_else(part.told, part.elsewhere)):
             strange = 1.0  # images that are hard for their class are in no such part
         if skilled:
             return min(disowned, strange)
@@ -101,10 +101,13 @@ class Case:
 
     @property
     def _moves_as_another(self) -> bool:
-        """True where a further part of a class moves nearly all other images into it, and is of all kinds."""
+        """True where the difference moves nearly all other images, and the part is of all kinds and like none of them.
+
+        Of a part far apart, or of a further part of a class.
+        """
         part = self.part
         moves = part.transfer >= bars.MOVED and part.elsewhere <= bars.NOWHERE
-        return moves and part.scatter >= self.settings.scatter
+        return moves and part.scatter >= self.settings.scatter and (part.beside or part.is_far_apart)
 
     @property
     def _is_wholly_foreign(self) -> float:
