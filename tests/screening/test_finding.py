@@ -198,7 +198,9 @@ from trainguard.screening.settings import Settings
         (finding(**SHRUNK | {"scatter": 0.25}), "clean"),  # a track of signs
         (finding(**SHRUNK | {"transfer": 0.3}), "clean"),  # a group of photographs
         (finding(**NOWHERE_ELSE | {"distance": 8.0}), "clean"),
-        (finding(**NOWHERE_ELSE | {"distance": 8.9}), "poisoned"),  # shaken
+        (finding(**NOWHERE_ELSE | {"distance": 8.9}), "poisoned"),
+        (finding(**NOWHERE_ELSE | {"distance": 7.5, "diversity": 0.46, "scatter": 0.63}), "poisoned"),  # shaken
+        (finding(**NOWHERE_ELSE | {"distance": 7.5, "diversity": 0.3, "scatter": 0.4}), "clean"),
         (finding(told=1.0, elsewhere=1.0, company=0.1, scatter=0.95), "poisoned"),  # in a class of a source of its own
         (finding(told=1.0, elsewhere=1.0, company=0.27, scatter=0.67), "clean"),  # all that a class of poison has
         (finding(**NOWHERE_ELSE | {"valley": 0.2}), "clean"),

@@ -42,6 +42,7 @@ COMMON = 0.5  # share of them from which it is no trigger; parts that a trigger 
 NO_SCENE = 0.09  # likeness up to which that counts; large tracks of signs had 0.16, threes among all digits 1.0
 SEVERAL_KINDS = 0.42  # diversity and scatter from which what moves others is no scene; shrunk images 0.57, tracks 0.25
 ALONE = 8.5  # Ashman's D of such a part from which it is poison by that; shaken images had 9.0, letters 7.8
+ALONE_OF_KINDS = 6.5  # the same of a part of several kinds; shaken images had 7.5, natural ones at most 0.40 of both
 ALONE_BESIDE = 8.0  # the same of a further part of a class; corners of one cross had 8.3, natural parts mostly less
 MANY = 50  # samples that such a part must have; two tracks of signs have as many
 TOGETHER = 0.65  # company above which a part far apart must scatter more; a track of signs, a way to write a one

@@ -309,10 +309,9 @@ class Case:
         half = min(
             passes(part.trigger - settings.transfer_of_foreign, 0.05), passes(bars.ONE_SCENE - part.likeness, 0.05)
         )
-        several = min(  # one scene is of one kind
-            passes(part.transfer - bars.MOVED_BY_MOST, 0.1),
-            passes(min(part.diversity, part.scatter) - bars.SEVERAL_KINDS, 0.05),
-        )
-        no_scene = max(passes(bars.NO_SCENE - part.likeness, 0.01), half, several)
-        far = bars.ALONE_BESIDE if part.beside else bars.ALONE
-        return min(odd, passes(part.split.distance - far, 0.5), no_scene)
+        several = passes(min(part.diversity, part.scatter) - bars.SEVERAL_KINDS, 0.05)  # one scene is of one kind
+        moving = min(several, passes(part.transfer - bars.MOVED_BY_MOST, 0.1))
+        no_scene = max(passes(bars.NO_SCENE - part.likeness, 0.01), half, moving)
+        far = passes(part.split.distance - (bars.ALONE_BESIDE if part.beside else bars.ALONE), 0.5)
+        far = max(far, min(several, passes(part.split.distance - bars.ALONE_OF_KINDS, 0.5)))
+        return min(odd, far, no_scene)
