@@ -193,6 +193,8 @@ from trainguard.screening.settings import Settings
         (finding(**NOWHERE_ELSE), "poisoned"),
         (finding(**NOWHERE_ELSE | {"likeness": 0.25, "trigger": 0.16}), "poisoned"),  # a picture, and half a trigger
         (finding(**NOWHERE_ELSE | {"likeness": 0.25, "trigger": 0.09}), "clean"),
+        (finding(**NOWHERE_ELSE | {"likeness": 0.11, "distance": 65.0}), "poisoned"),  # a fifth of noise, clean-label
+        (finding(**NOWHERE_ELSE | {"likeness": 0.6, "distance": 65.0}), "clean"),
         (finding(**NOWHERE_ELSE | {"likeness": 0.66, "trigger": 0.16}), "clean"),
         (finding(**SHRUNK), "poisoned"),  # one scene, a black border, but of several kinds, and it moves others
         (finding(**SHRUNK | {"scatter": 0.25}), "clean"),  # a track of signs

@@ -121,10 +121,8 @@ def test_the_gain_is_that_of_the_surest_class():
         ({"restored": 0.3, "agreement": 0.45}, "poisoned"),  # half of it, and much better undone
         ({"restored": 0.07, "agreement": 0.45}, "poisoned"),  # half of it, but the change moves others: another hue
         ({"restored": 0.1, "agreement": 0.45, "transfer": 0.25}, "clean"),  # hardly better undone, and moves few
-        (
-            {"restored": 0.3, "agreement": 0.45, "scatter": 0.6},
-            "clean",
-        ),  # of a few kinds: cats that look odd either way
+        ({"restored": 0.3, "agreement": 0.45, "scatter": 0.55}, "clean"),  # of a few kinds
+        ({"restored": 0.32, "agreement": 0.27, "scatter": 0.71}, "poisoned"),  # a negative, on few images
         ({"restored": 0.3, "agreement": 0.6}, "clean"),  # of its class, for a probe that has not learned it
         ({"restored": 0.3, "agreement": 0.2, "reference": 0.1}, "clean"),  # that probe knows nothing of the class
     ],

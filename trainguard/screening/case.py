@@ -74,7 +74,7 @@ class Case:
         works = part.restored + part.transfer
         half = min(
             passes(bars.HALF_DISOWNED - part.relative_agreement, 0.05),
-            passes(part.scatter - settings.scatter, 0.05),
+            passes(part.scatter - bars.KINDS_UNDONE, 0.05),
             passes(works - bars.WELL_UNDONE, 0.05),
         )
         wholly = passes(settings.conflict - part.relative_agreement, 0.05)
@@ -311,7 +311,8 @@ class Case:
         )
         several = passes(min(part.diversity, part.scatter) - bars.SEVERAL_KINDS, 0.05)  # one scene is of one kind
         moving = min(several, passes(part.transfer - bars.MOVED_BY_MOST, 0.1))
-        no_scene = max(passes(bars.NO_SCENE - part.likeness, 0.01), half, moving)
+        beyond = min(passes(bars.NO_SCENE_BEYOND - part.likeness, 0.05), passes(part.split.distance - bars.BEYOND, 1.0))
+        no_scene = max(passes(bars.NO_SCENE - part.likeness, 0.01), half, moving, beyond)
         far = passes(part.split.distance - (bars.ALONE_BESIDE if part.beside else bars.ALONE), 0.5)
         far = max(far, min(several, passes(part.split.distance - bars.ALONE_OF_KINDS, 0.5)))
         return min(odd, far, no_scene)
