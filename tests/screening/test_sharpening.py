@@ -154,7 +154,7 @@ def test_a_change_that_is_undone_tells_its_part_and_what_is_possible_is_not_flag
     undone = rng.normal(size=(SIZE, 3))
     undone[:, 0] += np.where(POISON, -6.0, 6.0)
     monkeypatch.setattr(sharpening, "outputs_of", lambda run, model, members, change: seen.append(change) or undone)
-    part = finding(POISON & (np.arange(SIZE) < 80), undoing="upside down", restored=0.4)
+    part = finding(POISON & (np.arange(SIZE) < 80), undoing="upside down", restored=0.4, transfer=0.4)
     told = classes([])
     told.run.store = SimpleNamespace(shape=(3, 8, 8))
     told.undone = SimpleNamespace(view=lambda members, change: rng.normal(size=(SIZE, 5)))
