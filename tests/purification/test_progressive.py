@@ -732,3 +732,15 @@ def test_a_state_of_another_range_or_judge_is_refused(other, victim, tmp_path):
     purify(victim.model, victim.store, state_dir=tmp_path, **first, **TINY)
     with pytest.raises(StateError, match="pixel range" if other == "pixel_range" else "judge"):
         purify(victim.model, victim.store, state_dir=tmp_path, **second, **TINY)
+
+
+def test_perturbations_may_be_held_in_a_sphere(victim, short):
+    """`norm="l2"`: other radii, in units of the whole image, and other adversarial images than those of a cube."""
+    options = QUICK | {"clean": True, "patches": 0, "shared": 0, "adversarial_batches": (3,), "max_accuracy_loss": 1.0}
+    sphere, cube = (purify(victim.model, victim.store, norm=norm, **options) for norm in ("l2", "linf"))
+    assert sphere.settings["norm"] == "l2" and sphere.settings["eps"] >= 0.5 > cube.settings["eps"]
+    assert sphere.changed and not same(sphere.model, cube.model)
+    with pytest.raises(ValueError, match="norm"):
+        purify(victim.model, victim.store, norm="l1", **options)
+    looked = audit(victim.model, victim.store, norm="l2", images=60, screening=False, progress=False)
+    assert looked.settings["norm"] == "l2" and looked.settings["eps"] >= 0.5 and looked.images > 0
