@@ -164,5 +164,10 @@ def test_a_class_that_was_not_learned_is_heard_again_with_its_part_of_the_most_k
     found, probe, _ = relearning.relearned(SimpleNamespace(run=SimpleNamespace(settings=Settings())), first)
     assert asked["relearn again"] == [first[1]] and probe == "second"
     assert [(f.label, f.diversity) for f in found if f.strength(Settings()) > 0.5] == [(first[0].label, 0.91)]
+    alone = replace(
+        first[0], told=1.0, elsewhere=0.0, likeness=0.05, split=replace(first[0].split, distance=20, valley=0)
+    )
+    first[:] = [alone, first[1]]  # one of whose parts is poison by its fine detail: nobody needs to know the class
+    assert relearning.relearned(SimpleNamespace(run=SimpleNamespace(settings=Settings())), first)[1] == "purified"
     few = [replace(f, members=f.members[::15], split=f.split.subset(np.arange(600) % 15 == 0)) for f in first]
     assert relearning._starved(few, Settings()) == {}

@@ -53,7 +53,7 @@ def relearned(classes: Classes, findings: list[Finding]) -> tuple[list[Finding],
     for finding in sorted(judged, key=lambda f: -f.split.gap):
         if finding.label not in told and finding.may_be_turned(settings):
             turned.setdefault(finding.label, finding.turned())
-    heard = _starved(judged, settings) | turned
+    heard = _starved([f for f in judged if f.label not in {p.label for p in poisoned}], settings) | turned
     if not heard:
         return judged, purified, opinion
     settled = [f for f in poisoned if f.label not in heard]
@@ -72,7 +72,7 @@ def relearned(classes: Classes, findings: list[Finding]) -> tuple[list[Finding],
 
 def _starved(judged: list[Finding], settings: Settings) -> dict[int, Finding]:
     """Of each class that was not learned because several of its parts were left out, the part of the most kinds."""
-    unknown = [f for f in judged if f.is_candidate(settings) and f.reference < KNOWN and not f.undoing]
+    unknown = [f for f in judged if f.reference < KNOWN and not f.undoing]
     parts = Counter(f.label for f in unknown)
     large = [f for f in unknown if parts[f.label] > 1 and len(f.suspected) >= MANY and f.diversity >= settings.diverse]
     return {f.label: f for f in sorted(large, key=lambda f: f.diversity)}  # the last one of a class
