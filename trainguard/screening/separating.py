@@ -3,7 +3,7 @@ r"""trainguard's variant: the steps of AdvrBD, with the parts of each class in p
 1. A probe learns everything, the trigger included.
 2. Eq. 3 gives every sample's consistency; the features of the same probe split every class in two.
 3. The part that holds still is suspected where the two lie far apart; D_p is the suspected parts, D_c the rest.
-4. A purified probe relearns from D_c alone and says whether D_p's labels contradict its images.
+4. A purified probe relearns from D_c alone and says whether D_p's labels contradict its images (`relearning`, `case`).
 5. Sample by sample: the flagged ones are those on the suspected side of a class that counts as poisoned.
 
 Deviation from the paper: partition by features class by class; a purified probe instead of an enhanced one; a verdict.
