@@ -1,5 +1,6 @@
 """What shows among pixels: a faint picture that no probe has learned, and that natural images have nothing like it."""
 
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -23,6 +24,8 @@ from trainguard.screening.separation import Split, split_class
 from trainguard.screening.settings import Settings
 from trainguard.screening.surroundings import Surroundings
 from trainguard.screening.suspicion import _with_pixels
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
 def smooth(count, side, seed=0):
@@ -237,6 +240,25 @@ def test_a_class_is_looked_at_once_and_the_second_time_says_the_same(monkeypatch
     assert any(f.pixels and f.split.smaller[:80].all() and f.split.smaller.sum() == 80 for f in first)
     assert [f.pixels for f in first] == [f.pixels for f in second]
     assert all(np.array_equal(a.split.position, b.split.position) for a, b in zip(first, second, strict=True))
+
+
+def test_classes_are_looked_into_at_once_as_one_by_one(monkeypatch):
+    images, labels = smooth(900, 16), np.arange(900) % 3
+    images[:270:3, :, :3, :3] = 1.0  # of class 0
+    unit = PixelRange.from_mean_std((0.0,) * 3, (1.0,) * 3)
+    store = open_images(TensorDataset(images, torch.from_numpy(labels)), pixel_range=unit)
+    run = SimpleNamespace(seed=0, store=store, processes=Processes(), settings=Settings(), trained=None)
+    probe = Probe(store.shape, 3, torch.full((3,), 0.5), torch.full((3,), 0.2))
+    found, filters = [], list(warnings.filters)
+    for threads in (1, 3):
+        monkeypatch.setattr(suspicion, "MOST_THREADS", threads)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+        classes = suspicion.Classes.of(run, probe, np.zeros((900, 3), dtype=np.float32), None)
+        found.append(classes.splits([2, 0, 1]))
+    assert [*found[0]] == [*found[1]] == [2, 0, 1] and warnings.filters == filters
+    for one, other in zip(*([part for some in parts.values() for part in some] for parts in found), strict=True):
+        assert one.label == other.label and np.array_equal(one.split.position, other.split.position)
+    assert any(f.split.smaller[:90].all() and f.split.smaller.sum() == 90 for f in found[0][0])
 
 
 def test_other_classes_images_lie_with_the_part_that_has_no_trigger():

@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 
 from trainguard.screening.finding import Finding
-from trainguard.screening.separation import Split, _first, _read_off, leaning, shared_direction, split_class
+from trainguard.screening.separation import (
+    Split,
+    _first,
+    _read_off,
+    _two_gaussians,
+    leaning,
+    shared_direction,
+    split_class,
+)
 from trainguard.screening.settings import Settings
 from trainguard.screening.whitening import Whitening
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
 def heaps(n=600, share=0.3, gap=6.0, seed=0, size=40):
@@ -117,13 +127,27 @@ def test_split_probability_never_falls_along_the_line():
     assert (np.diff(split.probability[order]) >= 0).all()
 
 
+def read_off(position):
+    return _read_off(position, *(part[0] for part in _two_gaussians(position[None])))
+
+
+def test_a_line_is_read_alone_as_among_others():
+    rng = np.random.default_rng(0)
+    lines = [rng.normal(0, 1, 300), np.r_[rng.normal(0, 1, 280), rng.normal(9, 1, 20)], np.full(300, 2.0)]
+    together = _two_gaussians(np.stack(lines))
+    for k, line in enumerate(lines):
+        for part, alone in zip(together, _two_gaussians(line[None]), strict=True):
+            np.testing.assert_allclose(part[k], alone[0], rtol=1e-9)
+    np.testing.assert_allclose(np.sort(together[1][1]), [0, 9], atol=0.5)
+
+
 def test_a_sample_far_out_changes_nobody_elses_part():
     rng = np.random.default_rng(0)
     position = np.r_[rng.normal(0, 1, 900), rng.normal(8, 3, 100), -14.0]  # the wide part reaches past the narrow one
-    split = _read_off(position)
+    split = read_off(position)
     assert (split.probability[:900] > 0.05).mean() < 0.1 and split.probability[-1] < 0.05
     assert split.probability[900:1000].mean() > 0.9
-    turned = _read_off(-position)
+    turned = read_off(-position)
     assert (turned.probability[:900] > 0.95).mean() > 0.9 and turned.probability[-1] > 0.95
 
 

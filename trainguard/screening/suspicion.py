@@ -6,12 +6,16 @@ In the features of the first probe, in the pixels, and in the fine detail of the
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 
 from trainguard.screening.bars import CROWDED, LEAST_TRUSTED, LEFT, like_nothing_else
 from trainguard.screening.finding import Finding
@@ -32,6 +36,7 @@ LEFT_BY_SEVERAL = 0.4  # share of the class that a second suspected part and fur
 LEFT_AT_LEAST = 0.2  # the same of parts that nothing else is like, however crowded the class
 HARDLY = 0.1  # probability of its label under which a sample's label is not believed
 LEAST_DISBELIEF = 0.01  # share of such samples in other classes: below it there are too few to be a measure
+MOST_THREADS = 4  # that look into classes: as many classes are held at once
 AT_ONCE = 8192  # samples of a class whose pixels are held at once
 NEW, NEW_SHARE = 30, 0.03  # samples that a further part of a class must add, and what share of the class
 MOST = 4  # splits of a class that get a closer look; as many again of those that hold all kinds of images
@@ -56,11 +61,11 @@ def suspicions(
     store, settings = run.store, run.settings
     classes = Classes.of(run, probe, answers, images)
     labels = [label for label in range(store.num_classes) if classes.sizes[label] >= settings.least_members]
-    parts = {label: classes.split(label) for label in labels}
+    parts = classes.splits(labels)
     lines = [(label, part.line) for label in labels for part in parts[label] if part.is_candidate(settings)]
     common, sharing = shared_direction(lines)
     if common is not None:
-        parts |= {label: classes.split(label, common) for label in labels if label not in sharing}
+        parts |= classes.splits([label for label in labels if label not in sharing], common)
     found = []
     for finding in (finding for label in labels for finding in parts[label]):
         if finding.is_candidate(settings):
@@ -149,6 +154,17 @@ class Classes:
         slots = np.zeros(len(store), dtype=np.int64)
         slots[fitted] = np.arange(len(fitted))
         return dataclasses.replace(classes, kept=everything, slots=slots)
+
+    def splits(self, labels: Sequence[int], common: np.ndarray | None = None) -> dict[int, list[Finding]]:
+        """The same as `split` of several classes, a few at a time.
+
+        Every one on one thread, so that the numbers do not depend on how many there are.
+        """
+        workers = min(MOST_THREADS, torch.get_num_threads()) if self.run.processes.world == 1 else 1
+        self.probe.eval()  # so that no thread puts the mode of another one's back
+        with threadpool_limits(1, "blas"), warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return dict(zip(labels, pool.map(lambda label: self.split(label, common), labels), strict=True))
 
     def split(self, label: int, common: np.ndarray | None = None) -> list[Finding]:
         """The splits of a class that get a closer look, the part of more kinds as the upper one.

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cholesky
 
 Array = NDArray[np.float64]
 Floats = NDArray[Any]  # of either precision
 
 DEAD = 1e-3  # of the median spread of a feature, up to which it says nothing
 FARTHEST = 10.0  # standard deviations: one sample that a feature answers to like no other must not rule a class
+AT_ONCE = 256  # samples whose squares are summed up in double precision
 SHRINKAGE = 0.1  # of the pooled covariance towards a sphere
 LEAST_LEVEL = 1e-6  # of that covariance, so that images without any difference can be whitened
 
@@ -49,7 +51,9 @@ def pooled(features: Floats, labels: NDArray[np.int64]) -> tuple[Floats, Floats,
         Their mean (D,), their standard deviation (D,), infinite where a feature hardly ever moves, and the Cholesky
         factor (D, D) of the covariance within classes of what these two make of them.
     """
-    mean, spread = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
+    mean = features.mean(0, dtype=np.float64)
+    parts = np.array_split(features, -(-len(features) // AT_ONCE))
+    spread = np.sqrt(sum(((part - mean) ** 2).sum(0) for part in parts) / len(features))
     scale = np.where(spread > DEAD * np.median(spread), spread + 1e-6, np.inf)
     mean, scale = mean.astype(features.dtype), scale.astype(features.dtype)
     x = standardised(features, mean, scale)
@@ -59,7 +63,7 @@ def pooled(features: Floats, labels: NDArray[np.int64]) -> tuple[Floats, Floats,
     size = len(covariance)
     level = max(np.trace(covariance) / size, LEAST_LEVEL)
     covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.eye(size, dtype=x.dtype) * level
-    return mean, scale, np.linalg.cholesky(covariance)
+    return mean, scale, cholesky(covariance, lower=True)
 
 
 def standardised(features: Floats, mean: Floats, scale: Floats) -> Floats:
