@@ -20,6 +20,7 @@ from trainguard.models import UnitPixels, copy_of, device_of, full_precision, ow
 from trainguard.progress import Stage
 
 AT_ONCE = 512  # images that are looked at together
+LARGEST_STEP = 5.0  # norm of the gradient
 LARGE = 3 * 64 * 64  # values of an image from which fewer are
 
 
@@ -177,7 +178,6 @@ def run_epoch(
     generator: torch.Generator,
     processes: Processes,
     stage: Stage | None = None,
-    clip: float = 5.0,
 ) -> float:
     r"""Train for the batches of a plan.
 
@@ -192,7 +192,6 @@ def run_epoch(
         generator: on the CPU, equal on every rank.
         processes: the ranks.
         stage: where to show progress.
-        clip: largest norm of the gradient.
 
     Returns:
         The mean loss, over the ranks.
@@ -212,7 +211,7 @@ def run_epoch(
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         processes.average_gradients(model, weight)
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        nn.utils.clip_grad_norm_(model.parameters(), LARGEST_STEP)
         optimizer.step()
         total += float(value.detach())
         if stage is not None:
@@ -228,8 +227,6 @@ def outputs(
     store: ImageStore,
     index: np.ndarray,
     processes: Processes | None = None,
-    *,
-    batch_size: int | None = None,
 ) -> np.ndarray:
     """What `function` gives for every sample of `index`, with `model` in eval mode, shared among the ranks.
 
@@ -239,13 +236,12 @@ def outputs(
         store: the images.
         index: (M,) int64, without repeats.
         processes: the ranks; None for one.
-        batch_size: images at once; None for as many as their size lets, see `at_once`.
 
     Returns:
         (M, ...) float32, in the order of `index`.
     """
     processes = processes or Processes()
-    device, mode, size = device_of(model), model.training, batch_size or at_once(store.shape)
+    device, mode, size = device_of(model), model.training, at_once(store.shape)
     places = processes.share(np.arange(len(index)))
     own = np.zeros((0, 1), np.float32)
     model.eval()

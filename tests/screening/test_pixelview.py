@@ -16,14 +16,14 @@ from torchvision.transforms.functional import gaussian_blur
 from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
 from trainguard.distributed import Processes
-from trainguard.screening import suspicion
+from trainguard.screening import classes as classes_module
+from trainguard.screening.classes import Classes, _seen, _with_pixels
 from trainguard.screening.finding import Finding
 from trainguard.screening.pixelview import FAINT, SIDE, PixelView, flat, looks_for, side_for, texture
 from trainguard.screening.probe import Probe
 from trainguard.screening.separation import Split, split_class
 from trainguard.screening.settings import Settings
 from trainguard.screening.surroundings import Surroundings
-from trainguard.screening.suspicion import _with_pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -182,9 +182,9 @@ def test_of_a_large_class_some_are_held_at_once_and_all_come_back_in_order(monke
             assert lines == "lines" and len(pixels) <= 8
             return pixels
 
-    monkeypatch.setattr(suspicion, "AT_ONCE", 8)
-    monkeypatch.setattr(suspicion, "_seen", lambda run, probe, looks, index: (index[:, None], -index[:, None]))
-    classes = suspicion.Classes(SimpleNamespace(seed=0), None, None, None, lambda x: 2 * x, (), (View(),), None)
+    monkeypatch.setattr(classes_module, "AT_ONCE", 8)
+    monkeypatch.setattr(classes_module, "_seen", lambda run, probe, looks, index: (index[:, None], -index[:, None]))
+    classes = Classes(SimpleNamespace(seed=0), None, None, None, lambda x: 2 * x, (), (View(),), None)
     members = np.arange(100, 140, 2)
     whitened, view = classes.read(members)
     assert np.array_equal(whitened[:, 0], 2 * members) and np.array_equal(view[:, 0], -members)
@@ -200,16 +200,24 @@ def test_few_samples_are_looked_at_once_and_many_again(monkeypatch):
     store = open_images(TensorDataset(smooth(300, 16), torch.from_numpy(labels)), pixel_range=unit)
     run = SimpleNamespace(seed=0, store=store, processes=Processes())
     probe = Probe(store.shape, 3, torch.full((3,), 0.5), torch.full((3,), 0.2))
-    classes = suspicion.Classes.of(run, probe, np.zeros((300, 3)), None)
-    members, again = classes.members(1), suspicion._seen(run, probe, classes.looks, classes.members(1))
+    classes = Classes.of(run, probe, np.zeros((300, 3)), None)
+    members, again = classes.members(1), _seen(run, probe, classes.looks, classes.members(1))
     with monkeypatch.context() as patched:
-        patched.setattr(suspicion, "_seen", None)  # nothing asks the probe a second time
+        patched.setattr(classes_module, "_seen", None)  # nothing asks the probe a second time
         for seen, wanted in zip(classes.seen(members), again, strict=True):
             assert np.allclose(seen, wanted, atol=1e-2)
         assert len(classes.seen(members, looking=False)) == 1
-    monkeypatch.setattr(suspicion, "FITTED", 200)
-    many = suspicion.Classes.of(run, probe, np.zeros((300, 3)), None)
+    monkeypatch.setattr(classes_module, "FITTED", 200)
+    many = Classes.of(run, probe, np.zeros((300, 3)), None)
     assert many.slots is None and np.array_equal(many.seen(members)[0], again[0])
+
+
+@pytest.mark.parametrize("shape, shown", [((3, 12, 40), (16, 40)), ((3, 40, 12), (40, 16)), ((1, 8, 8), (16, 16))])
+def test_small_images_are_enlarged_and_only_along_their_short_side(shape, shown):
+    probe = Probe(shape, 3, torch.full((shape[0],), 0.5), torch.full((shape[0],), 0.2)).eval()
+    seen = []
+    probe.stem.register_forward_pre_hook(lambda module, given: seen.append(tuple(given[0].shape[2:])))
+    assert probe(torch.rand(2, *shape)).shape == (2, 3) and seen == [shown]
 
 
 def test_a_class_is_looked_at_once_and_the_second_time_says_the_same(monkeypatch):
@@ -228,14 +236,14 @@ def test_a_class_is_looked_at_once_and_the_second_time_says_the_same(monkeypatch
         asked.append(len(looks))
         return [features[index], *(numbers[index] for _ in looks)]
 
-    monkeypatch.setattr(suspicion, "_seen", seen)
+    monkeypatch.setattr(classes_module, "_seen", seen)
     labels = np.zeros(400, dtype=np.int64)
     run = SimpleNamespace(
         seed=0, settings=Settings(), store=SimpleNamespace(labels=labels, readable=np.arange(400)), trained=None
     )
     answers = rng.normal(size=(400, 3)).astype(np.float32)
-    classes = suspicion.Classes(run, None, answers, None, lambda x: x, ("look",), (View(),), np.array([400, 0, 0]))
-    first, second = classes.split(0), classes.split(0)
+    classes = Classes(run, None, answers, None, lambda x: x, ("look",), (View(),), np.array([400, 0, 0]))
+    first, second = classes.splits([0])[0], classes.splits([0])[0]
     assert asked == [1, 0]
     assert any(f.pixels and f.split.smaller[:80].all() and f.split.smaller.sum() == 80 for f in first)
     assert [f.pixels for f in first] == [f.pixels for f in second]
@@ -251,9 +259,9 @@ def test_classes_are_looked_into_at_once_as_one_by_one(monkeypatch):
     probe = Probe(store.shape, 3, torch.full((3,), 0.5), torch.full((3,), 0.2))
     found, filters = [], list(warnings.filters)
     for threads in (1, 3):
-        monkeypatch.setattr(suspicion, "MOST_THREADS", threads)
+        monkeypatch.setattr(classes_module, "MOST_THREADS", threads)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-        classes = suspicion.Classes.of(run, probe, np.zeros((900, 3), dtype=np.float32), None)
+        classes = Classes.of(run, probe, np.zeros((900, 3), dtype=np.float32), None)
         found.append(classes.splits([2, 0, 1]))
     assert [*found[0]] == [*found[1]] == [2, 0, 1] and warnings.filters == filters
     for one, other in zip(*([part for some in parts.values() for part in some] for parts in found), strict=True):
@@ -295,7 +303,7 @@ def test_further_parts_of_a_class_are_far_apart_new_and_like_nothing_else():
         return Finding(0, np.arange(500), Split(own, own, distance, valley), pixels=True)
 
     run = SimpleNamespace(seed=0, settings=Settings())
-    classes = suspicion.Classes(run, None, None, None, None, (), (), np.array([500]))
+    classes = Classes(run, None, None, None, None, (), (), np.array([500]))
     said = {60: (0.94, 0.0), 61: (0.85, 0.0), 62: (0.94, 0.1)}  # by the size of the part
     known, new = part(0, 60), part(100, 60)
     others = [part(200, 61), part(300, 62), part(40, 60), part(20, 60), part(400, 60, distance=3.5), part(90, 60)]

@@ -15,6 +15,7 @@ from trainguard.data.store import open_images
 from trainguard.screening import relearning, separating
 from trainguard.screening.finding import Finding
 from trainguard.screening.identification import Witness
+from trainguard.screening.opinion import Opinion
 from trainguard.screening.separation import Split
 from trainguard.screening.settings import Settings
 
@@ -71,7 +72,7 @@ def test_what_a_probe_has_seen_more_of_is_taken_off_its_logits():
     run = SimpleNamespace(store=store, seed=0, processes=None)
     probe = Learned()
     probe.register_buffer("device", torch.zeros(1))
-    answers, _ = relearning._opinion(run, probe, np.log([0.9, 0.1]))(np.arange(20), 0)
+    answers, _ = Opinion.of(run, probe, np.log([0.9, 0.1]))(np.arange(20), 0)
     assert answers == pytest.approx(np.zeros((20, 2)), abs=0.02)
 
 
@@ -117,14 +118,14 @@ def test_of_two_sides_of_a_class_the_stronger_case_counts(monkeypatch, other, up
     def judged(classes, name, findings):
         asked.append(name)
         turned = [replace(f, scatter=other, agreement=0.05, reference=0.8) for f in findings]
-        return ([first], "purified", "opinion") if name == "relearn" else (turned, "second", "its opinion")
+        return ([first], "purified") if name == "relearn" else (turned, "second")
 
     monkeypatch.setattr(relearning, "_judged", judged)
-    found, probe, _ = relearning.relearned(SimpleNamespace(run=SimpleNamespace(settings=Settings())), [first])
+    found, opinion = relearning.relearned(SimpleNamespace(run=SimpleNamespace(settings=Settings())), [first])
     assert asked == ["relearn", "relearn again"] and first.strength(Settings()) > 0.5
     expected = np.arange(280) if upper == "the other part" else np.arange(280, 400)
     assert np.array_equal(found[0].suspected, expected)
-    assert probe == ("second" if upper == "the other part" else "purified")
+    assert opinion == ("second" if upper == "the other part" else "purified")
 
 
 def test_a_probe_that_learned_a_kept_case_is_not_asked_for_corrected_labels(monkeypatch):
@@ -136,15 +137,15 @@ def test_a_probe_that_learned_a_kept_case_is_not_asked_for_corrected_labels(monk
     def judged(classes, name, findings):
         stages[name] = {(f.label, f.suspected.min()) for f in findings}
         if name == "relearn":
-            return first, "purified", "opinion"
+            return first, "purified"
         other = [replace(f, scatter=0.95 if f.label == 0 else 0.3, agreement=0.05, reference=0.8) for f in findings]
-        return other, name, "its opinion"
+        return other, name
 
     monkeypatch.setattr(relearning, "_judged", judged)
-    found, probe, _ = relearning.relearned(SimpleNamespace(run=SimpleNamespace(settings=Settings())), first)
+    found, opinion = relearning.relearned(SimpleNamespace(run=SimpleNamespace(settings=Settings())), first)
     low, high = first[0].turned().suspected.min(), first[0].suspected.min()
     assert stages["relearn again"] == {(0, low), (1, low), (2, high)}
-    assert stages["relearn at last"] == {(0, low), (1, high), (2, high)} and probe == "relearn at last"
+    assert stages["relearn at last"] == {(0, low), (1, high), (2, high)} and opinion == "relearn at last"
     assert [f.suspected.min() for f in found] == [low, high, high]
 
 
@@ -158,11 +159,11 @@ def test_a_class_that_was_not_learned_is_heard_again_with_its_part_of_the_most_k
     def judged(classes, name, findings):
         asked[name] = findings
         heard = [replace(f, agreement=0.05, reference=0.5, scatter=0.9) for f in findings]
-        return (first, "purified", "opinion") if name == "relearn" else (heard, "second", "its opinion")
+        return (first, "purified") if name == "relearn" else (heard, "second")
 
     monkeypatch.setattr(relearning, "_judged", judged)
-    found, probe, _ = relearning.relearned(SimpleNamespace(run=SimpleNamespace(settings=Settings())), first)
-    assert asked["relearn again"] == [first[1]] and probe == "second"
+    found, opinion = relearning.relearned(SimpleNamespace(run=SimpleNamespace(settings=Settings())), first)
+    assert asked["relearn again"] == [first[1]] and opinion == "second"
     assert [(f.label, f.diversity) for f in found if f.strength(Settings()) > 0.5] == [(first[0].label, 0.91)]
     alone = replace(
         first[0], told=1.0, elsewhere=0.0, likeness=0.05, split=replace(first[0].split, distance=20, valley=0)

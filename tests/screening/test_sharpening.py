@@ -64,11 +64,11 @@ def test_a_guess_leads_to_the_part_that_the_figures_tell():
 def test_parts_of_a_class_are_drawn_as_one_in_all_directions():
     some = [finding(np.arange(SIZE) < 50), finding(np.isin(np.arange(SIZE), range(50, 90)), np.arange(50, SIZE))]
     other = finding(POISON, label=1, company=0.9)
-    found, poisoned = sharpening.sharpened(classes(faint()), [*some, other], some, unsure, None)
+    found, poisoned = sharpening.sharpened(classes(faint()), [*some, other], some, unsure)
     (whole,) = poisoned
     assert found == [whole, other] and len(whole.members) == SIZE
     assert (flagged(whole) != POISON).mean() < 0.02
-    _, without = sharpening.sharpened(classes([]), some, some, unsure, None)
+    _, without = sharpening.sharpened(classes([]), some, some, unsure)
     assert (np.any([flagged(part) for part in without], axis=0) != POISON).mean() > 0.02
 
 
@@ -76,12 +76,12 @@ def test_what_the_purified_probe_alone_tells_counts_where_it_holds_the_part(monk
     starts = []
     monkeypatch.setattr(sharpening, "drawn", lambda part, *rest: starts.append(part) or drawn(part, *rest))
     half = finding(np.arange(SIZE) < 60)
-    _, (whole,) = sharpening.sharpened(classes([]), [half], [half], sure, None)
+    _, (whole,) = sharpening.sharpened(classes([]), [half], [half], sure)
     assert (flagged(whole) == POISON).mean() > 0.99
     assert (starts[1] == POISON).mean() > 0.99
     starts.clear()
     beside = finding((np.arange(SIZE) >= 120) & (np.arange(SIZE) < 220))  # most of it is in no such part
-    sharpening.sharpened(classes([]), [beside], [beside], sure, None)
+    sharpening.sharpened(classes([]), [beside], [beside], sure)
     assert np.array_equal(starts[1], flagged(beside))
 
 
@@ -90,7 +90,7 @@ def test_a_line_drawn_again_is_kept_only_while_it_is_evidence(monkeypatch, dista
     part = finding(POISON)
     again = Split(part.split.position, part.split.probability, distance, 0.05)
     monkeypatch.setattr(sharpening, "drawn", lambda *_: again)
-    _, (poisoned,) = sharpening.sharpened(classes([]), [part], [part], unsure, None)
+    _, (poisoned,) = sharpening.sharpened(classes([]), [part], [part], unsure)
     if distance > 2.8:
         assert poisoned.split.position is again.position and poisoned.split.whole
     else:
@@ -99,13 +99,13 @@ def test_a_line_drawn_again_is_kept_only_while_it_is_evidence(monkeypatch, dista
 
 def test_a_class_whose_labels_are_right_keeps_its_line():
     part = finding(POISON, agreement=0.8, company=0.9, trigger=0.9)
-    assert sharpening.sharpened(classes(faint()), [part], [part], sure, None) == ([part], [part])
+    assert sharpening.sharpened(classes(faint()), [part], [part], sure) == ([part], [part])
 
 
 def test_a_line_that_tells_nothing_leaves_the_parts_as_they_were(monkeypatch):
     monkeypatch.setattr(sharpening, "drawn", lambda *_: None)
     some = [finding(np.arange(SIZE) < 50), finding(np.isin(np.arange(SIZE), range(50, 90)), np.arange(50, SIZE))]
-    assert sharpening.sharpened(classes(faint()), some, some, unsure, None) == (some, some)
+    assert sharpening.sharpened(classes(faint()), some, some, unsure) == (some, some)
 
 
 def test_a_line_that_makes_most_of_a_class_possible_is_not_followed(monkeypatch):
@@ -121,10 +121,10 @@ def test_a_line_that_makes_most_of_a_class_possible_is_not_followed(monkeypatch)
 
     monkeypatch.setattr(sharpening, "drawn", led_away)
     known = finding(part)
-    assert sharpening.sharpened(classes([]), [known], [known], unsure, None)[1] == [known]
+    assert sharpening.sharpened(classes([]), [known], [known], unsure)[1] == [known]
     monkeypatch.setattr(sharpening, "GROWS", 100)
     asked.clear()
-    (whole,) = sharpening.sharpened(classes([]), [known], [known], unsure, None)[1]
+    (whole,) = sharpening.sharpened(classes([]), [known], [known], unsure)[1]
     assert flagged(whole).sum() == 500
 
 
@@ -142,23 +142,30 @@ def test_the_few_values_of_company_lead_no_line_away(monkeypatch, blur):
     run = SimpleNamespace(settings=Settings(), seed=0)
     whole = SimpleNamespace(run=run, members=lambda label: np.arange(size), views_of=lambda members: [view])
     part = finding(poison, np.arange(size))
-    _, (drawn_again,) = sharpening.sharpened(whole, [part], [part], lambda *_: (answers, company), None)
+    _, (drawn_again,) = sharpening.sharpened(whole, [part], [part], lambda *_: (answers, company))
     caught = drawn_again.split.suspicion > 0.5
     wrong = (caught & ~poison).sum()
     assert caught[poison].mean() > 0.99
     assert wrong < 50 if blur else wrong > 200
 
 
-def test_a_change_that_is_undone_tells_its_part_and_what_is_possible_is_not_flagged(monkeypatch):
+def test_a_change_that_is_undone_tells_its_part_and_what_is_possible_is_not_flagged():
     rng, seen = np.random.default_rng(3), []
     undone = rng.normal(size=(SIZE, 3))
     undone[:, 0] += np.where(POISON, -6.0, 6.0)
-    monkeypatch.setattr(sharpening, "outputs_of", lambda run, model, members, change: seen.append(change) or undone)
+
+    class Asked:
+        __call__ = staticmethod(unsure)
+
+        def of_undone(self, members, change):
+            seen.append(change)
+            return undone
+
     part = finding(POISON & (np.arange(SIZE) < 80), undoing="upside down", restored=0.4, transfer=0.4)
     told = classes([])
     told.run.store = SimpleNamespace(shape=(3, 8, 8))
     told.undone = SimpleNamespace(view=lambda members, change: rng.normal(size=(SIZE, 5)))
-    _, (whole,) = sharpening.sharpened(told, [part], [part], unsure, None)
+    _, (whole,) = sharpening.sharpened(told, [part], [part], Asked())
     assert [change.name for change in seen] == ["upside down"]
     assert (flagged(whole) != POISON).mean() < 0.03
     assert np.array_equal(flagged(whole), whole.split.upper)

@@ -11,8 +11,8 @@ from trainguard.data.store import open_images
 from trainguard.distributed import Processes
 from trainguard.models import UnitPixels
 from trainguard.screening import separating
+from trainguard.screening.classes import Classes
 from trainguard.screening.probe import MOST_FEATURES, Trained
-from trainguard.screening.suspicion import Classes
 
 RANGE = PixelRange.from_mean_std((0.5,), (0.25,))
 

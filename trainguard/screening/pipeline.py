@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -26,6 +25,7 @@ from trainguard.results import ScreenResult
 from trainguard.screening.settings import Settings
 from trainguard.screening.state import State
 from trainguard.versions import versions
+from trainguard.warning import warn
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Run:
                 getattr(callback, hook, lambda *_, **__: None)(*args, **figures)
             except Exception as error:  # whatever a user's code may raise
                 said = f"{type(callback).__name__}.{hook} failed, which changes nothing in the result: {shown(error)}"
-                warnings.warn(said, stacklevel=2)
+                warn(said)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -178,7 +178,7 @@ def screen_images(
         callbacks=callbacks,
     )
     found = _decided(run, paper.decide if settings.variant == "paper" else separating.decide)
-    run.report("on_scores", score=found.score, consistency=found.consistency)
+    run.report("on_scores", score=found.score.copy(), consistency=found.consistency.copy())
     with run.stage("evidence"):
         evidence = collect_evidence(
             store,

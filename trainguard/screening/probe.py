@@ -56,8 +56,7 @@ class Probe(nn.Module):
         r"""(B, C, H, W) to the feature maps of the three last stages, shallow to deep."""
         x = (images - self.mean) / self.std
         if min(x.shape[-2:]) < self.least:
-            scale = self.least / min(x.shape[-2:])
-            x = F.interpolate(x, scale_factor=scale, mode="nearest")
+            x = F.interpolate(x, size=[max(self.least, side) for side in x.shape[-2:]], mode="nearest")
         x = self.stem(x)
         found = []
         for stage in self.stages:

@@ -6,26 +6,22 @@ import dataclasses
 from collections import Counter
 
 import numpy as np
-import torch
 from scipy.stats import binom
-from sklearn.neighbors import NearestNeighbors
 
 from trainguard.data.store import ImageStore
 from trainguard.screening.bars import KNOWN, MANY
+from trainguard.screening.classes import Classes, witness_of
 from trainguard.screening.finding import Finding
 from trainguard.screening.identification import Trial, kinds_of, tried_on, triggers, with_kin
 from trainguard.screening.learning import fresh_probe, is_dominated, logits, recipe_for, shares, train
+from trainguard.screening.opinion import Opinion
 from trainguard.screening.pipeline import Run
 from trainguard.screening.probe import Probe, Trained
 from trainguard.screening.resemblance import resemblance
 from trainguard.screening.separation import LEAST_SIZE
 from trainguard.screening.settings import Settings
-from trainguard.screening.sharpening import Opinion
-from trainguard.screening.suspicion import FITTED, Classes, witness_of
-from trainguard.screening.undoing import gain, named, outputs_of
-from trainguard.training import outputs
+from trainguard.screening.undoing import gain, named
 
-NEIGHBOURS = 3  # few: a natural group is tighter than the crowd around it, poison is mixed into it
 ONE_SOURCE = 0.6  # share of a part that is taken for one other class from which it may come from there alone
 TRIED = 100  # images of that class that its mean difference is tried on
 BY_CHANCE = 0.02  # probability up to which it is not by chance that the purified probe knows what it has not seen
@@ -33,8 +29,8 @@ STRANGERS = 40  # samples of a class without a suspected part that are held out,
 HELD_OUT = 0.2  # share of a trusted part that the purified probe does not see, to know what agreement to expect
 
 
-def relearned(classes: Classes, findings: list[Finding]) -> tuple[list[Finding], Probe, Opinion]:
-    """The findings judged by a probe trained without the suspected parts, that probe, and its opinion.
+def relearned(classes: Classes, findings: list[Finding]) -> tuple[list[Finding], Opinion]:
+    """The findings judged by a probe trained without the suspected parts, and what that probe thinks.
 
     Where two parts of a class lie far apart and the suspected one's labels are foreign to a probe that learned the
     class from the other, but nothing else speaks for poison, or only what might be said of the rest of a class as well,
@@ -46,7 +42,7 @@ def relearned(classes: Classes, findings: list[Finding]) -> tuple[list[Finding],
     part of the most kinds is heard again alone.
     """
     settings = classes.run.settings
-    judged, purified, opinion = _judged(classes, "relearn", findings)
+    judged, opinion = _judged(classes, "relearn", findings)
     poisoned = [f for f in judged if f.strength(settings) > 0.5]
     told = {f.label for f in poisoned if f.tells_sides(settings) or not f.may_be_turned(settings)}
     turned: dict[int, Finding] = {}
@@ -55,19 +51,19 @@ def relearned(classes: Classes, findings: list[Finding]) -> tuple[list[Finding],
             turned.setdefault(finding.label, finding.turned())
     heard = _starved([f for f in judged if f.label not in {p.label for p in poisoned}], settings) | turned
     if not heard:
-        return judged, purified, opinion
+        return judged, opinion
     settled = [f for f in poisoned if f.label not in heard]
-    again, second, its_opinion = _judged(classes, "relearn again", [*settled, *heard.values()])
+    again, second = _judged(classes, "relearn again", [*settled, *heard.values()])
     before = {label: max(f.strength(settings) for f in judged if f.label == label) for label in heard}
     found = [f for f in again if f.label in heard and _wins(f, before[f.label], settings)]
     if not found:
-        return judged, purified, opinion
+        return judged, opinion
     exchanged = {f.label for f in found}
     kept = [f for f in poisoned if f.label in heard.keys() - exchanged]
     if kept:
-        _, second, its_opinion = _judged(classes, "relearn at last", [*settled, *kept, *found])
+        _, second = _judged(classes, "relearn at last", [*settled, *kept, *found])
     rest = [f for f in judged if f.label not in exchanged]
-    return sorted([*rest, *found], key=lambda f: f.label), second, its_opinion
+    return sorted([*rest, *found], key=lambda f: f.label), second
 
 
 def _starved(judged: list[Finding], settings: Settings) -> dict[int, Finding]:
@@ -83,8 +79,8 @@ def _wins(finding: Finding, other: float, settings: Settings) -> bool:
     return finding.is_alone(settings) or finding.strength(settings) > max(0.5, other)
 
 
-def _judged(classes: Classes, name: str, findings: list[Finding]) -> tuple[list[Finding], Probe, Opinion]:
-    """A probe trained without the suspected parts, what it thinks of their labels, and their company."""
+def _judged(classes: Classes, name: str, findings: list[Finding]) -> tuple[list[Finding], Opinion]:
+    """What a probe trained without the suspected parts thinks of their labels and their company."""
     run, probe, images = classes.run, classes.probe, classes.images
     settings, store, rng = run.settings, run.store, np.random.default_rng(run.seed)
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
@@ -102,7 +98,7 @@ def _judged(classes: Classes, name: str, findings: list[Finding]) -> tuple[list[
     with run.stage("comparison"):
         often = shares(store, index)  # what it has seen more of it answers more often: taken off, if not in training
         often = np.where(classes.sizes == 0, np.inf, 0.0 if is_dominated(store, index) else often)
-        opinion = _opinion(run, purified, often)
+        opinion = Opinion.of(run, purified, often)
         second = witness_of(run, purified, images[0])
         judged = [finding for finding in findings if not finding.is_candidate(settings)]
         compared = logits(run, purified, unseen) - often
@@ -139,9 +135,10 @@ def _judged(classes: Classes, name: str, findings: list[Finding]) -> tuple[list[
                     resemblance=resemblance(answers[part], compared, store.labels[unseen], label),
                     skill=skill,
                     beside=bool(claimed.any()),
+                    at_source=0.0,  # the other side's, of a part that was turned
                 )
                 if finding.undoing:
-                    undone = outputs_of(run, purified, finding.suspected, named(finding.undoing, store.shape)) - often
+                    undone = opinion.of_undone(finding.suspected, named(finding.undoing, store.shape))
                     gained = float(gain(answers[part], undone).mean())
                     finding = dataclasses.replace(finding, restored=gained)
                 elif finding.is_foreign(settings):
@@ -153,7 +150,7 @@ def _judged(classes: Classes, name: str, findings: list[Finding]) -> tuple[list[
                     claimed[np.searchsorted(members, finding.members[finding.split.suspicion > 0.5])] = True
     informed = run.processes.broadcast(_informed(exam))
     judged = [dataclasses.replace(finding, informed=informed) for finding in with_kin(judged, settings)]
-    return sorted(judged, key=lambda f: f.label), purified, opinion
+    return sorted(judged, key=lambda f: f.label), opinion
 
 
 def _strangers(
@@ -205,37 +202,3 @@ def _at_source(run: Run, finding: Finding, taken: np.ndarray, probe: Probe | Tra
     images = tried_on(store, chosen)
     trial = Trial.of(finding.split, finding.members, finding.label, store, images, run.seed)
     return triggers(trial, witness_of(run, probe, images[0]), witness_of(run, purified, images[0]))
-
-
-def _opinion(run: Run, purified: Probe, often: np.ndarray) -> Opinion:
-    """A function from (n,) samples and a label to the purified probe's logits (n, K) and their company (n,).
-
-    A sample's company is the share of its nearest neighbours in the probe's features that have the label.
-
-    Args:
-        run: the screening.
-        purified: the probe.
-        often: (K,) the logarithm of each class's share of what it learned from, taken off its logits (logit adjustment,
-            Menon et al. 2021): else it would give few samples the label of a rare class, whatever they show.
-    """
-    store, rng = run.store, np.random.default_rng(run.seed)
-    pool = rng.permutation(store.readable)[:FITTED]
-
-    def both(images: torch.Tensor) -> torch.Tensor:
-        deepest = purified.maps(images)[-1]
-        return torch.cat([purified.answer(deepest).float(), deepest.float().mean((2, 3))], 1)
-
-    def look(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = outputs(both, purified, store, index, run.processes)
-        answers, deep = found[:, : store.num_classes] - often, found[:, store.num_classes :]
-        return answers, deep / np.maximum(np.linalg.norm(deep, axis=1, keepdims=True), 1e-9)
-
-    search = NearestNeighbors(n_neighbors=min(NEIGHBOURS + 1, len(pool)), metric="euclidean").fit(look(pool)[1])
-
-    def opinion(part: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
-        answers, deep = look(part)
-        near = pool[search.kneighbors(deep, return_distance=False)]
-        others = near != part[:, None]  # a sample is no company for itself
-        return answers, ((store.labels[near] == label) & others).sum(1) / np.maximum(1, others.sum(1))
-
-    return opinion

@@ -50,9 +50,9 @@ def decide(run: Run) -> Decision:
         found, classes = suspicions(run, probe, divergence, answers, images)
         findings = run.processes.broadcast(found)  # ranks may differ in the last bit
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
-    proposed, purified = labels.copy(), None
+    proposed, opinion = labels.copy(), None
     if candidates:
-        findings, purified, opinion = relearned(classes, findings)
+        findings, opinion = relearned(classes, findings)
     left_out = np.concatenate([f.members[f.doubtful] for f in findings if f.is_candidate(settings)] or [index[:0]])
     sizes = np.bincount(labels[index])[labels[index]]
     looked = float((sizes >= settings.least_members).mean())
@@ -60,16 +60,16 @@ def decide(run: Run) -> Decision:
     right = answers.argmax(1) == labels[index]
     known = float(np.mean([right[labels[index] == label].mean() for label in np.flatnonzero(classes.sizes)]))
     verdict, confidence, reason, poisoned = verdict_of(findings, known, present, settings, looked)
-    if purified is not None and poisoned:
+    if opinion is not None and poisoned:
         with run.stage("sharpening"):  # in one piece: the same objects in both lists
-            purer = sharpened(classes, findings, poisoned, opinion, purified)
+            purer = sharpened(classes, findings, poisoned, opinion)
             findings, poisoned = run.processes.broadcast(purer)
         reason = sentence(poisoned, settings)
     score, thresholds, suspect = _by_sample(findings, poisoned, len(labels), store.num_classes, settings)
     score[list(store.unreadable)] = np.nan
     flagged = np.flatnonzero(suspect)
-    if purified is not None and len(flagged):
-        proposed[flagged] = _corrected(run, purified, flagged, left_out)
+    if opinion is not None and len(flagged):
+        proposed[flagged] = _corrected(run, opinion.probe, flagged, left_out)
     mapped = samples_for_map(suspect, labels)
     return Decision(
         score=score,

@@ -176,7 +176,8 @@ def split_class(whitened: Array, seed: int, orders: Sequence[Array] = ()) -> lis
     ):
         for split in sorted(_refined(lines, guesses), key=lambda split: -split.gap):
             if len(found) < most and all(split.differs_from(other) for other in found):
-                found.append(split)
+                position, probability = split.position.copy(), split.probability.copy()  # those of all guesses may go
+                found.append(replace(split, position=position, probability=probability))
     return sorted(found, key=lambda split: -split.gap)
 
 

@@ -8,28 +8,26 @@ probe believes the label, whose company it keeps, and how far it leans towards t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
-from torch import nn
 
+from trainguard.screening.classes import Classes
 from trainguard.screening.finding import Finding
 from trainguard.screening.identification import labels_of
+from trainguard.screening.opinion import Opinion
 from trainguard.screening.resemblance import margins
 from trainguard.screening.separation import POSSIBLE, Split, drawn, leaning
 from trainguard.screening.settings import Settings
-from trainguard.screening.suspicion import Classes
-from trainguard.screening.undoing import gain, named, outputs_of
+from trainguard.screening.undoing import gain, named
 
 ROUNDS = 3  # times that it is drawn, each time from what the last line makes possible
 BLUR = 1.0  # of company, see `_drawn_as_one`; 0.25 is too little on 50,000 images
 GROWS = 4  # times as many samples as were known that a line without two parts may make possible
 WHOLE = 0.95  # share of the known poison from which another part of the class holds it whole
-Opinion = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 def sharpened(
-    classes: Classes, findings: list[Finding], poisoned: list[Finding], opinion: Opinion, purified: nn.Module
+    classes: Classes, findings: list[Finding], poisoned: list[Finding], opinion: Opinion
 ) -> tuple[list[Finding], list[Finding]]:
     """The findings, and those of them that count as poisoned: one for each class whose labels contradict its images.
 
@@ -37,13 +35,12 @@ def sharpened(
         classes: of the first probe.
         findings: of all classes.
         poisoned: those of them that count as poisoned.
-        opinion: from samples (n,) and their label to the purified probe's logits (n, K) and their company (n,).
-        purified: that probe.
+        opinion: of the purified probe.
     """
     settings = classes.run.settings
     for label in labels_of(poisoned):
         parts = [f for f in poisoned if f.label == label and f.contradicts(settings)]
-        split = _drawn_as_one(classes, label, parts, opinion, purified) if parts else None
+        split = _drawn_as_one(classes, label, parts, opinion) if parts else None
         if split is None:
             continue
         surest = max(parts, key=lambda f: f.strength(settings))
@@ -59,9 +56,7 @@ def _is_two(split: Split, settings: Settings) -> bool:
     return split.distance >= settings.diverse_distance and split.valley <= settings.diverse_valley
 
 
-def _drawn_as_one(
-    classes: Classes, label: int, parts: list[Finding], opinion: Opinion, purified: nn.Module
-) -> Split | None:
+def _drawn_as_one(classes: Classes, label: int, parts: list[Finding], opinion: Opinion) -> Split | None:
     """The class in two, its upper part the one that holds the suspected `parts`; None where no line tells them.
 
     Company is counted among three or four, so it has few values, and a line that leans on it reads needles with any gap
@@ -85,7 +80,7 @@ def _drawn_as_one(
     views = classes.views_of(members)
     for undoing in sorted(undoings):
         change = named(undoing, classes.run.store.shape)
-        undone = outputs_of(classes.run, purified, members, change)
+        undone = opinion.of_undone(members, change)
         told = np.column_stack([told, -margins(undone, label)[0], gain(answers, undone)])
         views.append(classes.undone.view(members, change))
     for _ in range(ROUNDS):

@@ -6,41 +6,20 @@ In the features of the first probe, in the pixels, and in the fine detail of the
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cache, cached_property
 
 import numpy as np
-import torch
-from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
 
-from trainguard.screening.bars import CROWDED, LEAST_TRUSTED, LEFT, like_nothing_else
+from trainguard.screening.bars import LEAST_TRUSTED, LEFT
+from trainguard.screening.classes import Classes, over
 from trainguard.screening.finding import Finding
-from trainguard.screening.identification import Images, Trial, Witness, kinds_of, orient, transfers
+from trainguard.screening.identification import Images, Trial, orient, transfers
 from trainguard.screening.pipeline import Run
-from trainguard.screening.pixelview import Look, PixelView, looks_for
 from trainguard.screening.probe import Probe, Trained
-from trainguard.screening.resemblance import margins
-from trainguard.screening.separation import Split, shared_direction, split_class
+from trainguard.screening.separation import shared_direction
 from trainguard.screening.settings import Settings
-from trainguard.screening.surroundings import Surroundings
-from trainguard.screening.undoing import Undone
-from trainguard.screening.whitening import Whitening
-from trainguard.training import autocast, outputs
 
-FITTED = 10_000  # samples that the common spread of features is learned from
 LEFT_BY_SEVERAL = 0.4  # share of the class that a second suspected part and further ones must leave
 LEFT_AT_LEAST = 0.2  # the same of parts that nothing else is like, however crowded the class
-HARDLY = 0.1  # probability of its label under which a sample's label is not believed
-LEAST_DISBELIEF = 0.01  # share of such samples in other classes: below it there are too few to be a measure
-MOST_THREADS = 4  # that look into classes: as many classes are held at once
-AT_ONCE = 8192  # samples of a class whose pixels are held at once
-NEW, NEW_SHARE = 30, 0.03  # samples that a further part of a class must add, and what share of the class
-MOST = 4  # splits of a class that get a closer look; as many again of those that hold all kinds of images
-Told = Callable[[np.ndarray], tuple[float, float]]  # see `surroundings.Bearings`
 
 
 def suspicions(
@@ -63,7 +42,7 @@ def suspicions(
     labels = [label for label in range(store.num_classes) if classes.sizes[label] >= settings.least_members]
     parts = classes.splits(labels)
     lines = [(label, part.line) for label in labels for part in parts[label] if part.is_candidate(settings)]
-    common, sharing = shared_direction(lines)
+    common, sharing = run.processes.broadcast(shared_direction(lines))  # ranks read the same classes, in one order
     if common is not None:
         parts |= classes.splits([label for label in labels if label not in sharing], common)
     found = []
@@ -83,7 +62,7 @@ def suspicions(
                 split=split,
                 transfer=max(moved),
                 diversity=kinds[int(turned)],
-                variety=_over(kinds[int(turned)], kinds[int(not turned)]),
+                variety=over(kinds[int(turned)], kinds[int(not turned)]),
                 firmness=classes.firmness(label, split.upper),
                 disbelief=classes.disbelief(label),
                 elsewhere=1 - finding.elsewhere if turned else finding.elsewhere,
@@ -91,266 +70,6 @@ def suspicions(
             )
         found.append(finding)
     return _judgeable([*found, *classes.undone.findings(answers, labels)], settings), classes
-
-
-def witness_of(run: Run, probe: Probe | Trained, images: np.ndarray) -> Witness:
-    """The labels that a probe gives to unit images (B, C, H, W)."""
-
-    def predict(pixels: np.ndarray) -> np.ndarray:
-        probe.eval()
-        with torch.no_grad(), autocast(run.device):
-            batch = torch.from_numpy(pixels).to(run.device).contiguous(memory_format=torch.channels_last)
-            return probe(batch).argmax(1).cpu().numpy()
-
-    return Witness(predict, images)
-
-
-@dataclass(frozen=True, eq=False)
-class Classes:
-    """What the first probe makes of the samples, one class at a time: that much memory its features need.
-
-    Attributes:
-        run: the screening.
-        probe: that learned everything.
-        answers: (M, K) its logits for the readable samples.
-        images: see `bystanders`.
-        whitening: of its features.
-        looks: at the images, which ask no probe.
-        views: of what each look gives.
-        sizes: (K,) readable samples of each class.
-        around: the fine detail of samples of all classes; None where images are too small or too few for that.
-        looked: of each class that has been looked at, for each look the parts that it sets apart.
-        kept: of all samples, where they are few, the probe's features and what each look gives, one after the other.
-        slots: (N,) where in these each sample lies.
-    """
-
-    run: Run
-    probe: Probe | Trained
-    answers: np.ndarray
-    images: Images
-    whitening: Whitening
-    looks: Sequence[Look]
-    views: Sequence[PixelView]
-    sizes: np.ndarray
-    around: Surroundings | None = None
-    looked: dict[int, list[list[Finding]]] = field(default_factory=dict)
-    kept: Sequence[np.ndarray] = ()
-    slots: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, run: Run, probe: Probe | Trained, answers: np.ndarray, images: Images) -> Classes:
-        """Learn the spread that all classes share from some samples of them."""
-        store = run.store
-        fitted = np.random.default_rng(run.seed).permutation(store.readable)[:FITTED]
-        looks = looks_for(store.shape, len(fitted))
-        everything = features, *seen = _seen(run, probe, looks, fitted)
-        whitening = Whitening.fit(features, store.labels[fitted])
-        views = [PixelView.fit(numbers, store.labels[fitted]) for numbers in seen]
-        sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
-        fine = Surroundings.of(looks[-1], views[-1], seen[-1], store.labels[fitted]) if len(looks) > 1 else None
-        classes = cls(run, probe, answers, images, whitening, looks, views, sizes, fine)
-        if len(fitted) < len(store.readable):
-            return classes
-        slots = np.zeros(len(store), dtype=np.int64)
-        slots[fitted] = np.arange(len(fitted))
-        return dataclasses.replace(classes, kept=everything, slots=slots)
-
-    def splits(self, labels: Sequence[int], common: np.ndarray | None = None) -> dict[int, list[Finding]]:
-        """The same as `split` of several classes, a few at a time.
-
-        Every one on one thread, so that the numbers do not depend on how many there are.
-        """
-        workers = min(MOST_THREADS, torch.get_num_threads()) if self.run.processes.world == 1 else 1
-        self.probe.eval()  # so that no thread puts the mode of another one's back
-        with threadpool_limits(1, "blas"), warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            return dict(zip(labels, pool.map(lambda label: self.split(label, common), labels), strict=True))
-
-    def split(self, label: int, common: np.ndarray | None = None) -> list[Finding]:
-        """The splits of a class that get a closer look, the part of more kinds as the upper one.
-
-        Args:
-            label: the class.
-            common: (D,) a direction in whitened features to look along as well.
-        """
-        settings, members = self.run.settings, self.members(label)
-        whitened, *places = self.read(members, looking=label not in self.looked)
-        if label not in self.looked:
-            self.looked[label] = [self._apart(label, numbers) for numbers in places]
-        unsure = -margins(self.answers[self.labels == label], label)[0]
-        orders = [unsure] + ([] if common is None else [whitened @ common])
-        found = _few([self.finding(label, split) for split in split_class(whitened, self.run.seed, orders)], settings)
-        every: list[Finding] = []
-        for plain in self.looked[label]:
-            found = _with_pixels(found, plain, settings)
-            every += plain
-        bearings = cache(lambda: self.bearings(label))  # not needed in every class
-        found += self._further(found, every, bearings)
-        return [self._placed(finding, whitened, bearings) for finding in found]
-
-    def _apart(self, label: int, places: np.ndarray) -> list[Finding]:
-        """The splits of a class, from where a look puts its samples (n, k), that are wide enough to count."""
-        found = [self.finding(label, split, pixels=True) for split in split_class(places, self.run.seed)]
-        return [f for f in found if f.is_apart(self.run.settings) or f.is_quite_apart]
-
-    def _placed(self, finding: Finding, whitened: np.ndarray, bearings: Callable[[], Told]) -> Finding:
-        """With the way between its parts in whitened features and, of a candidate, where other classes' images lie."""
-        finding = dataclasses.replace(finding, line=finding.split.direction(whitened))
-        if not finding.is_candidate(self.run.settings):
-            return finding
-        told, elsewhere = bearings()(finding.split.upper)
-        return dataclasses.replace(finding, told=told, elsewhere=elsewhere)
-
-    def _further(self, found: list[Finding], seen: list[Finding], bearings: Callable[[], Told]) -> list[Finding]:
-        """Further parts of a class that a look sets far apart, that hold new samples, and that are like nothing else.
-
-        A trigger may be one of several pictures, each of which makes a part of its own.
-        """
-        chosen = [f for f in found if f.is_candidate(self.run.settings)]
-        held, more = np.any([f.split.smaller for f in chosen], axis=0), []
-        for finding in sorted((f for f in seen if f.is_quite_apart), key=lambda f: -f.split.gap):
-            part = finding.split.smaller
-            if (part & ~held).sum() >= max(NEW, NEW_SHARE * len(part)):
-                told, elsewhere = bearings()(part)
-                if like_nothing_else(told, elsewhere):
-                    more.append(finding)
-                    held = held | part
-        return more
-
-    def read(self, members: np.ndarray, looking: bool = True) -> list[np.ndarray]:
-        """The whitened features (n, D) of the samples of a class, and for each look (n, k) where they vary most."""
-        views = self.views if looking else ()
-        seed, order = self.run.seed, np.arange(len(members))
-        if len(members) > AT_ONCE:  # the directions are learned from the first ones: any, not those of one place
-            order = np.random.default_rng(seed).permutation(order)
-        parts, lines = [], None
-        for start in range(0, len(order), AT_ONCE):
-            features, *seen = self.seen(members[order[start : start + AT_ONCE]], looking)
-            lines = lines or [view.widest(numbers, seed) for view, numbers in zip(views, seen, strict=True)]
-            places = [view(numbers, line) for view, numbers, line in zip(views, seen, lines, strict=True)]
-            parts.append([self.whitening(features), *places])
-        return [np.concatenate(part)[np.argsort(order)] for part in zip(*parts, strict=True)]
-
-    def seen(self, members: np.ndarray, looking: bool = True) -> Sequence[np.ndarray]:
-        """The probe's features (n, D) of some samples, and what each look gives (n, P)."""
-        if self.slots is not None:
-            rows = self.slots[members]
-            return [numbers[rows] for numbers in (self.kept if looking else self.kept[:1])]
-        return _seen(self.run, self.probe, self.looks if looking else (), members)
-
-    def views_of(self, members: np.ndarray) -> list[np.ndarray]:
-        """Samples of one class, whitened: the probe's features (n, D), and all that each look gives (n, P).
-
-        Of a class that is too large to be held at once, where they vary most (n, k).
-        """
-        if len(members) > AT_ONCE:
-            return self.read(members)
-        features, *seen = self.seen(members)
-        looked = [view.whitened(numbers) for view, numbers in zip(self.views, seen, strict=True)]
-        return [self.whitening(features), *looked]
-
-    def bearings(self, label: int) -> Told:
-        """What fine detail says of a part (n,) of a class, see `surroundings.Bearings`."""
-        if self.around is None:
-            return lambda part: (0.5, 0.5)
-        return self.around.of_class(self.run, self.probe, self.members(label), label)
-
-    def finding(self, label: int, split: Split, pixels: bool = False) -> Finding:
-        """A split of a class, the part of more kinds as the upper one."""
-        upper, lower = self.kinds(label, split.upper), self.kinds(label, ~split.upper)
-        split = split if upper >= lower else split.turned()
-        most, over = max(upper, lower), _over(max(upper, lower), min(upper, lower))
-        members, left = self.members(label), self.left(label)
-        return Finding(label, members, split, diversity=most, variety=over, left=left, pixels=pixels)
-
-    def left(self, label: int) -> float:
-        """The share of a class that a suspected part must leave: of one that is crowded, as if it were not."""
-        typical = float(np.median(self.sizes[self.sizes > 0]))
-        return LEFT * min(1.0, CROWDED * typical / float(self.sizes[label]))
-
-    def members(self, label: int) -> np.ndarray:
-        """The readable samples (n,) of a class."""
-        return np.flatnonzero(self.run.store.labels == label)
-
-    @cached_property
-    def witness(self) -> Witness:
-        """The probe's say on mean differences."""
-        return witness_of(self.run, self.probe, self.images[0])
-
-    @cached_property
-    def undone(self) -> Undone:
-        """The probe's eye for images that a change has made others of."""
-        return Undone(self.run, self.probe, self.whitening, self.sizes)
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """The labels (M,) of the readable samples."""
-        return self.run.store.labels[self.run.store.readable]
-
-    @cached_property
-    def believed(self) -> np.ndarray:
-        """The probability (M,) that the probe gives to the label of each readable sample."""
-        given = torch.from_numpy(self.labels)[:, None]
-        some = zip(torch.from_numpy(self.answers).split(FITTED), given.split(FITTED), strict=True)
-        return torch.cat([answers.softmax(1).gather(1, labels)[:, 0] for answers, labels in some]).numpy()
-
-    @cached_property
-    def disbelieved(self) -> np.ndarray:
-        """The share (K,) of each class's labels that it hardly believes."""
-        return np.bincount(self.labels[self.believed < HARDLY], minlength=len(self.sizes)) / np.maximum(1, self.sizes)
-
-    def firmness(self, label: int, part: np.ndarray) -> float:
-        """The mean probability that the probe gives to the label of a part (n,) of its class, relative to the rest."""
-        given = self.believed[self.labels == label]
-        return float(given[part].mean() / max(given[~part].mean(), 1e-6))
-
-    def disbelief(self, label: int) -> float:
-        """The share of a class's labels that the probe hardly believes, relative to that of the other classes."""
-        others = self.disbelieved[(self.sizes > 0) & (np.arange(len(self.sizes)) != label)]
-        return float(self.disbelieved[label] / max(np.median(others), LEAST_DISBELIEF)) if len(others) else 1.0
-
-    def kinds(self, label: int, part: np.ndarray) -> float:
-        """The diversity of a part (n,) of a class."""
-        return kinds_of(self.answers[self.labels == label][part], label, self.sizes, self.run.seed)
-
-
-def _seen(run: Run, probe: Probe | Trained, looks: Sequence[Look], index: np.ndarray) -> list[np.ndarray]:
-    """The probe's features (n, D) of the samples `index`, and what each look gives (n, P), from one pass over them."""
-    images = run.store.batch(index[:1])
-    ends = np.cumsum([look(images).shape[1] for look in looks])
-
-    def everything(images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([*(look(images) for look in looks), probe.features(images).float()], 1)
-
-    *seen, features = np.split(outputs(everything, probe, run.store, index, run.processes), ends, axis=1)
-    return [features, *seen]
-
-
-def _over(part: float, rest: float) -> float:
-    """The diversity of a part over that of the rest; 1 where there are too few classes for kinds."""
-    return part / rest if rest else 1.0
-
-
-def _few(findings: list[Finding], settings: Settings) -> list[Finding]:
-    """Of the splits of one class, widest gap first: those that get a closer look, or else the first one."""
-    chosen = [f for f in findings if f.is_candidate(settings)]
-    usual = [f for f in chosen if f.diversity < settings.diverse_candidate][:MOST]
-    diverse = [f for f in chosen if f.diversity >= settings.diverse_candidate][:MOST]
-    return sorted([*usual, *diverse], key=lambda f: -f.split.gap) or findings[:1]
-
-
-def _with_pixels(found: list[Finding], seen: list[Finding], settings: Settings) -> list[Finding]:
-    """The splits of a class, with the clearest one of a look at its images.
-
-    Of two that cut the class alike the one with the wider gap counts.
-    """
-    apart = next((finding for finding in seen if finding.is_apart(settings)), None)
-    if apart is None:
-        return found
-    alike = [f for f in found if f.is_candidate(settings) and not f.split.differs_from(apart.split)]
-    if any(f.split.gap >= apart.split.gap for f in alike):
-        return found
-    return sorted([apart, *(f for f in found if f not in alike)], key=lambda f: -f.split.gap)
 
 
 def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
