@@ -14,6 +14,7 @@ from torch import nn
 
 from trainguard.checkpoints import UnsafeCheckpoint, load_weights, read_checkpoint, sha256, write_weights
 from trainguard.errors import ModelError, StateError
+from trainguard.models import load_tensors
 
 
 def net(seed: int = 0, classes: int = 4) -> nn.Sequential:
@@ -148,6 +149,13 @@ def test_what_modules_keep_beside_their_weights_comes_back(kind, tmp_path):
     other = nn.Sequential(kind(3, 2))
     load_weights(other, read_checkpoint(tmp_path / "w.safetensors"))
     assert torch.equal(other[0].weight, model[0].weight)
+
+
+def test_what_is_kept_beside_the_weights_stays_in_its_own_precision():
+    model = nn.BatchNorm2d(3)
+    model.register_buffer("scale", torch.ones(3, dtype=torch.float64), persistent=False)
+    load_tensors(model, {"scale": torch.full((3,), 2.0, dtype=torch.bfloat16)})
+    assert model.scale.dtype == torch.float64 and model.scale.tolist() == [2.0] * 3
 
 
 def test_safetensors_is_read_by_content_not_by_suffix(tmp_path):

@@ -172,17 +172,17 @@ class UnitPixels(nn.Module):
     Args:
         net: eats images in its own pixel range and gives logits, or an output that has `logits`.
         pixel_range: from unit pixels to the model's own.
-        channels_last: hand the images over in channels_last memory format.
 
     Attributes:
-        mixed: whether the net can run in the precision of an autocast around it, see `training.settle`.
+        format: the memory format in which the net gets the images, see `training.settle`.
+        mixed: whether the net can run in the precision of an autocast around it, likewise.
     """
 
-    def __init__(self, net: nn.Module, pixel_range: PixelRange, channels_last: bool = True) -> None:
+    def __init__(self, net: nn.Module, pixel_range: PixelRange) -> None:
         super().__init__()
         self.net = net
         self.pixel_range = pixel_range
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.format = torch.channels_last
         self.mixed = True
 
     def forward(self, x: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     model.load_state_dict({**own, **{name: value for name, value in tensors.items() if name in own}})
     for name, buffer in model.named_buffers():
         if name not in own and name in tensors:
-            buffer.data = tensors[name].to(buffer.device, copy=True)
+            buffer.data = tensors[name].to(buffer.device, buffer.dtype, copy=True)
 
 
 def digest_of(model: nn.Module) -> str:

@@ -19,7 +19,8 @@ from trainguard.errors import DataError, ModelError, StateError
 from trainguard.models import UnitPixels
 from trainguard.purification import PurifyResult, audit, purify
 from trainguard.purification.network import renew_head
-from trainguard.purification.state import least_suspicious, open_store, round_shares, split
+from trainguard.purification.opening import open_store
+from trainguard.purification.state import least_suspicious, round_shares, split
 from trainguard.results import ScreenResult
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -15,7 +15,7 @@ from trainguard.data.pixels import given_range
 from trainguard.distributed import Processes
 from trainguard.errors import DataError
 from trainguard.features import classifier_layer, watched
-from trainguard.models import UnitPixels, copy_of, device_of
+from trainguard.models import UnitPixels, device_of
 from trainguard.perturbation import Norm, frozen, untargeted
 from trainguard.progress import Progress
 from trainguard.purification.arguments import check_arguments
@@ -29,19 +29,15 @@ from trainguard.purification.judging import (
     pull_of,
     transition_counts,
 )
-from trainguard.purification.network import (
-    check_outputs,
-    coloured_for,
-    for_training,
-    guessing,
-)
+from trainguard.purification.network import guessing
+from trainguard.purification.opening import opened
 from trainguard.purification.overlay import reaches
 from trainguard.purification.poison import screened
 from trainguard.purification.results import AuditResult
-from trainguard.purification.state import Indices, open_store
+from trainguard.purification.state import Indices
 from trainguard.purification.universal import Patch, best_patch, own_patches
 from trainguard.rng import isolated_rng, undisturbed
-from trainguard.training import autocast, check_hooks
+from trainguard.training import autocast
 from trainguard.versions import versions
 
 if TYPE_CHECKING:
@@ -129,23 +125,12 @@ def audit(
     """
     check_arguments(norm, eps, seed, images=images, attack_steps=attack_steps, batch_size=batch_size)
     started, seed = time.perf_counter(), int(seed)
-    store = open_store(
-        data,
-        given_range(pixel_range, mean, std, bounds),
-        comparable=False,
-        image_column=image_column,
-        label_column=label_column,
-        on_error=on_error,
-    )
-    net = copy_of(model)
-    store = coloured_for(net, store)
-    device = accelerator.device if accelerator is not None else device_of(net)
-    network = UnitPixels(for_training(net, device), store.pixel_range)
+    given = given_range(pixel_range, mean, std, bounds)
+    reading = {"image_column": image_column, "label_column": label_column, "on_error": on_error}
+    subject = opened(model, data, given, accelerator=accelerator, seed=seed, **reading)
+    store, network, classes, device = subject.store, subject.network, subject.classes, subject.device
     index = balanced(store, images, seed)
     with isolated_rng(seed), frozen(network):
-        few = store.batch(index[:2], device)
-        check_hooks(model, network, few)
-        classes = check_outputs(network, few, store)
         how = FineTuning(eps=RADIUS[norm] if eps is None else eps, norm=norm, attack_steps=attack_steps)
         eps = fitting_radius(network, store, index[:128], how) if eps is None else eps
         with Progress(progress).stage("audit", len(index)) as stage:
@@ -176,7 +161,7 @@ def audit(
     poison = None
     if screening and verdict != "backdoored" and not nothing:
         with isolated_rng(seed):
-            copied = for_training(copy_of(model), device)
+            copied = subject.another().net
             poison = screened(copied, store, device=device, accelerator=accelerator, seed=seed, progress=progress)
         if poison is not None and poison.verdict == "poisoned" and poison.suspect.any():
             flagged = np.flatnonzero(poison.suspect)

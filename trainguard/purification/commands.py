@@ -15,9 +15,9 @@ from trainguard.errors import ModelError
 from trainguard.files import writable_folder
 from trainguard.models import build
 from trainguard.purification.audit import audit
+from trainguard.purification.opening import open_store
 from trainguard.purification.progressive import purify
 from trainguard.purification.results import AuditResult, PurifyResult, check_free
-from trainguard.purification.state import open_store
 from trainguard.rng import undisturbed
 
 

@@ -62,7 +62,7 @@ def check_outputs(network: UnitPixels, images: Tensor, store: ImageStore) -> int
     """Run a few images through, find out how the network runs best (`training.settle`), and look at what comes out.
 
     Args:
-        network: in eval mode.
+        network: in the mode that is to be tried.
         images: (B, C, H, W) in [0, 1], on the network's device.
         store: the data, whose labels the model must know; a part of a data set may keep the names of more.
 

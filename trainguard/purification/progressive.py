@@ -3,7 +3,6 @@ r"""PBE Algorithm 1: erase a backdoor by alternately purifying the model and the
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import nn
 
 from trainguard.data.pixels import given_range
 from trainguard.distributed import Processes
-from trainguard.models import UnitPixels, copy_of, device_of, load_tensors
+from trainguard.models import UnitPixels, copy_of, load_tensors
 from trainguard.perturbation import Norm
 from trainguard.progress import Progress
 from trainguard.purification.arguments import check_arguments
@@ -28,23 +27,24 @@ from trainguard.purification.finetuning import (
     mirrors_alike,
     usual_rate,
 )
-from trainguard.purification.network import check_outputs, coloured_for, for_training, guessing, renew_head
+from trainguard.purification.network import guessing, renew_head
+from trainguard.purification.opening import opened
 from trainguard.purification.overlay import Overlay, leading_overlays
 from trainguard.purification.poison import screened
 from trainguard.purification.results import PurifyResult
 from trainguard.purification.rounds import alternate
-from trainguard.purification.state import Keeper, Plan, Run, check_alike, open_store, round_shares, split
+from trainguard.purification.state import Indices, Keeper, Plan, Run, round_shares, split
 from trainguard.purification.universal import Patch, breaking_patches
 from trainguard.results import ScreenResult
 from trainguard.rng import isolated_rng, undisturbed
 from trainguard.screening.settings import check_callbacks
-from trainguard.training import check_hooks
 from trainguard.versions import versions
+from trainguard.warning import warn
 
 if TYPE_CHECKING:
     from trainguard.data.pixels import PixelRange
     from trainguard.data.samples import Key
-    from trainguard.data.store import OnError
+    from trainguard.data.store import ImageStore, OnError
 
 SAMPLE = 512  # images on which the model is tried
 
@@ -217,46 +217,36 @@ def purify(
     processes = Processes.of(accelerator)
     show = Progress(progress and processes.is_main)
     reading = {"image_column": image_column, "label_column": label_column, "on_error": on_error}
-    screening = screening and not clean and initial is None
     given = given_range(pixel_range, mean, std, bounds)
-    store = open_store(data, given, comparable=False, **reading)
-    infected, pixels = copy_of(model), store.pixel_range
-    store = coloured_for(infected, store)
-    device = accelerator.device if accelerator is not None else device_of(infected)
-    infected_network = UnitPixels(for_training(infected, device), store.pixel_range).eval()
+    subject = opened(model, data, given, accelerator=accelerator, seed=seed, **reading)
+    store, infected = subject.store, subject.network
+    timing = {}
     with isolated_rng(seed):
-        few = store.batch(store.readable[[0, -1]], device)
-        check_hooks(model, infected_network, few)
-        classes = check_outputs(infected_network, few, store)
-        tried = UnitPixels(for_training(copy_of(model), device), store.pixel_range).train()
-        check_outputs(tried, few, store)
-        way = tried.format, tried.mixed
-        del tried
-        trusted = None
-        if validation is not None:  # before hours have gone by
-            trusted = coloured_for(infected, open_store(validation, pixels, comparable=False, **reading))
-            check_alike(trusted, store, classes)
-        apart = time.perf_counter()
-        if screening:
+        network = subject.to_tune()
+        trusted = None if validation is None else subject.more(validation, **reading)  # before hours have gone by
+        if screening and not clean and initial is None:
+            apart = time.perf_counter()
             initial = screened(
-                for_training(copy_of(model), device),
+                subject.another().net,
                 store,
-                device=device,
+                device=subject.device,
                 accelerator=accelerator,
                 seed=seed,
                 progress=progress,
                 state_dir=state_dir,
             )
-        timing = {"screening": time.perf_counter() - apart} if screening else {}
+            timing["screening"] = time.perf_counter() - apart
     flagged = isinstance(initial, ScreenResult) and bool(initial.suspect.any())
     sound = isinstance(initial, ScreenResult) and initial.verdict == "clean" and not flagged
     case = {"clean": clean, "flagged": flagged, "sound": sound}
     sizes = round_shares(defaults_for(**case).shares if shares is None else shares, rounds, clean)
     pool, held_out, first = split(store, sizes[0], seed, initial=initial, hold_out=validation is None)
     judge = (store, held_out) if trusted is None else (trusted, np.asarray(trusted.readable, dtype=np.int64))
+    starts = 0 if flagged else patches
+    sharing = clean and shared != 0 and has_batch_norm(infected.net)
     with isolated_rng(seed):
         how = FineTuning(
-            lr=usual_rate(infected, clean=clean) if lr is None else lr,
+            lr=usual_rate(infected.net, clean=clean) if lr is None else lr,
             batch_size=batch_size,
             norm=norm,
             eps=RADIUS[norm] if eps is None else eps,
@@ -265,30 +255,18 @@ def purify(
         sample = np.random.default_rng(seed).permutation(pool)[:SAMPLE]
         how = replace(
             how,
-            eps=fitting_radius(infected_network, store, sample[:128], how) if eps is None else eps,
-            flip=mirrors_alike(infected_network, store, sample) if flip is None else flip,
+            eps=fitting_radius(infected, store, sample[:128], how) if eps is None else eps,
+            flip=mirrors_alike(infected, store, sample) if flip is None else flip,
         )
         how = processes.broadcast(how)
         apart = time.perf_counter()
-        look = {"starts": 0 if flagged else patches, "seed": seed}
-        sharing = clean and shared != 0 and has_batch_norm(infected)
-        broken: list[Patch] = []
-        leading: dict[int, list[Overlay]] = {}
-        if look["starts"]:
-            leading = leading_overlays(infected_network, store, first, how.eps, how.norm, faint=sharing, **look)
-            if not (sharing and leading):
-                broken = breaking_patches(infected_network, store, first, **look)
+        broken, leading = processes.broadcast(_pictures(infected, store, first, how, starts, seed, faint=sharing))
+        if starts:
             timing["search"] = time.perf_counter() - apart
-        broken, leading = processes.broadcast((broken, leading))
     pictures = [picture for overlays in leading.values() for picture in overlays]
     usual = defaults_for(**case, shown=bool(pictures), sharing=sharing)
-    how = replace(
-        how,
-        kept=usual.kept if kept is None else kept,
-        mixed=usual.mixed if mixed is None else mixed,
-        features=usual.features if features is None else features,
-        shared=usual.shared if shared is None else shared,
-    )
+    weights = {"kept": kept, "mixed": mixed, "features": features, "shared": shared}
+    how = replace(how, **{name: getattr(usual, name) if value is None else value for name, value in weights.items()})
     plan = Plan(
         shares=sizes,
         adversarial_batches=(usual.adversarial,) if adversarial_batches is None else tuple(adversarial_batches),
@@ -297,32 +275,30 @@ def purify(
         max_accuracy_loss=max_accuracy_loss,
         forgiven=0.0 if clean or validation is not None or flagged or sound else poison_share,
         seed=seed,
-        patches=look["starts"],
+        patches=starts,
     )
     run = Run(
-        network=UnitPixels(for_training(copy_of(model), device), store.pixel_range),
-        infected=infected_network,
+        network=network,
+        infected=infected,
         store=store,
         pool=pool,
         judge=judge,
         plan=plan,
         how=how,
         processes=processes,
-        classes=classes,
+        classes=subject.classes,
         extra=first,
         suspects=initial.suspect.nonzero()[0] if isinstance(initial, ScreenResult) and flagged else None,
         worn=[kind for kind in (broken, pictures) if kind],
         callbacks=tuple(callbacks),
         started=started,
     )
-    run.network.format, run.network.mixed = way
-    check_outputs(run.network.eval(), few, store)
     with isolated_rng(seed):
         if usual.renewed:
-            renew_head(run.network, classes, few)
-        run.before = accuracy(run.infected, *judge)
-        if said := guessing(accuracy(run.infected, store, sample), store.labels[sample]):
-            warnings.warn(said, UserWarning, stacklevel=3)  # through `undisturbed`
+            renew_head(network, subject.classes, subject.few)
+        run.before = accuracy(infected, *judge)
+        if said := guessing(accuracy(infected, store, sample), store.labels[sample]):
+            warn(said)
         keeper = Keeper(state_dir, run)
         keeper.restore()
         alternate(run, show, keeper)
@@ -330,11 +306,9 @@ def purify(
     if run.best is not None:
         load_tensors(purified, run.best)
     else:
-        warnings.warn(
+        warn(
             f"the model is returned as it came: {run.stopped}; raise max_accuracy_loss=, lower lr= or eps=, or give "
-            f"{'more of these images' if clean else 'validation= or clean data'}",
-            UserWarning,
-            stacklevel=3,  # through `undisturbed`
+            f"{'more of these images' if clean else 'validation= or clean data'}"
         )
     return PurifyResult(
         model=purified,
@@ -363,3 +337,15 @@ def purify(
         },
         timing={"total": run.seconds, **timing, **run.timing},
     )
+
+
+def _pictures(
+    network: UnitPixels, store: ImageStore, index: Indices, how: FineTuning, starts: int, seed: int, *, faint: bool
+) -> tuple[list[Patch], dict[int, list[Overlay]]]:
+    """Patches that break the model, and overlays that lead to each of some classes; see `patches` of `purify`."""
+    if not starts:
+        return [], {}
+    leading = leading_overlays(network, store, index, how.eps, how.norm, faint=faint, starts=starts, seed=seed)
+    if faint and leading:
+        return [], leading
+    return breaking_patches(network, store, index, starts=starts, seed=seed), leading

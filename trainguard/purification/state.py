@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +20,6 @@ from trainguard.models import UnitPixels, digest_of, held_by, load_tensors
 from trainguard.results import ScreenResult
 
 if TYPE_CHECKING:
-    from trainguard.data.pixels import PixelRange
     from trainguard.data.store import ImageStore
     from trainguard.distributed import Processes
     from trainguard.purification.finetuning import FineTuning
@@ -100,55 +97,6 @@ class Run:
     def seconds(self) -> float:
         """Wall seconds so far."""
         return self.earlier + time.perf_counter() - self.started
-
-
-def open_store(data: Any, pixel_range: PixelRange | None = None, **reading: Any) -> ImageStore:
-    """`data` as a store of images in unit pixels; one that is open already stays as it is, but for a given range.
-
-    Args:
-        data: see `purify`.
-        pixel_range: what the model's input values mean, where it is known.
-        **reading: of `open_images`.
-    """
-    from trainguard.data.loaders import readable
-    from trainguard.data.pixels import ASSUMED
-    from trainguard.data.store import ImageStore, open_images
-
-    if not isinstance(data, ImageStore):
-        store = open_images(readable(data), pixel_range=pixel_range, **reading)
-        if store.pixel_range.source == "assumed":
-            warnings.warn(f"{ASSUMED}, if it was trained with something else", stacklevel=4)
-        return store
-    if pixel_range is None:
-        return data
-    store = copy.copy(data)
-    store.pixel_range = pixel_range.for_channels(data.shape[0])
-    return store
-
-
-def check_alike(trusted: ImageStore, store: ImageStore, classes: int) -> None:
-    """Refuse images to judge on that are not of the data's kind.
-
-    Args:
-        trusted: what accuracy would be judged on.
-        store: the data.
-        classes: outputs of the model.
-
-    Raises:
-        DataError: they are of another size, of more classes than the model has outputs, or number them otherwise.
-    """
-    if trusted.shape != store.shape:
-        raise DataError(
-            f"validation= has images of shape {trusted.shape}, the data of {store.shape}: bring them to one size"
-        )
-    if (largest := int(trusted.labels.max())) >= classes:
-        raise DataError(f"validation= has the label {largest}, the model {classes} outputs, 0 to {classes - 1}")
-    if all(each.class_names != tuple(map(str, range(each.num_classes))) for each in (trusted, store)):
-        for label, (name, own) in enumerate(zip(trusted.class_names, store.class_names, strict=False)):
-            if name != own:
-                raise DataError(
-                    f"validation= calls class {label} {name!r}, the data {own!r}: both need the same classes"
-                )
 
 
 def split(
