@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler
@@ -10,6 +9,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from trainguard.data import loaders
 from trainguard.data.loaders import HostLoader
 from trainguard.errors import DataError
+from trainguard.warning import warn
 
 
 def open_loader(loader: Any) -> HostLoader:
@@ -49,8 +49,7 @@ def _warn_if_split_twice(inner: DataLoader) -> None:
         inner_batches = getattr(sampler, "batch_sampler", None)
         sampler = sampler.sampler if inner_batches is None else inner_batches
     if split and isinstance(sampler, DistributedSampler):
-        warnings.warn(
+        warn(
             "the loader is split among processes twice, by its DistributedSampler and by accelerate: leave the sampler "
-            "to accelerate (shuffle=True)",
-            stacklevel=4,
+            "to accelerate (shuffle=True)"
         )

@@ -215,6 +215,10 @@ def test_open_data_reads_parquet_and_saved_data_sets_alike(folder, tmp_path):
         assert opened["label"][:] == dataset["label"][:]
         assert opened[4]["image"].tobytes() == dataset[4]["image"].tobytes()
     assert len(open_data(tmp_path / "tables", split="test")) == 2
+    for split, part in (("train", dataset), ("test", dataset.select(range(2)))):  # as the hub lays out its own copies
+        (tmp_path / "hub" / split).mkdir(parents=True)
+        part.to_parquet(str(tmp_path / "hub" / split / "0000.parquet"))
+    assert len(open_data(tmp_path / "hub")) == 6 and len(open_data(tmp_path / "hub", split="test")) == 2
 
 
 def test_open_data_keeps_only_the_columns_that_were_named(folder, tmp_path):

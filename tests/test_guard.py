@@ -78,8 +78,10 @@ def test_the_verdict_is_said_and_an_open_question_is_a_warning(screening, capsys
     assert "trainguard: clean (confidence 0.90), all 60 samples are kept; a test says so" in capsys.readouterr().err
     open_case = partial(dataclasses.replace, verdict="undecided")
     monkeypatch.setattr("trainguard.guard.run_screening", lambda images, *_, **__: open_case(result_for(images, [])))
-    with pytest.warns(UserWarning, match="undecided .*, all 60 samples are kept; a test says so. Training goes on"):
+    said = "undecided .*, all 60 samples are kept; a test says so. Training goes on with all that could be read"
+    with pytest.warns(UserWarning, match=said) as told:
         assert Guard(progress=False).protect(loader) is loader
+    assert told[0].filename == __file__  # the line that protects, not one of ours
 
 
 @pytest.fixture
@@ -907,6 +909,9 @@ def test_a_state_of_another_variant_is_refused(screening, images, labels):
         else:
             with pytest.raises(StateError, match="of the variant 'separation', preset='paper' asks for 'paper'"):
                 again.protect(loader, preset=preset)
+    state["result"]["settings"]["variant"] = "paper"
+    with pytest.raises(StateError, match="of the variant 'paper', preset='default' asks for 'separation'"):
+        guard.load_state_dict(state)
 
 
 def test_numbers_may_be_numpys(screening, images, labels):

@@ -104,6 +104,17 @@ def test_a_model_that_knows_nothing_of_kept_samples_is_a_warning(screening, imag
         guard.relabel(model)
 
 
+def test_a_model_that_knows_nearly_all_is_none_that_guesses(screening, images, recwarn):  # noqa: F811
+    labels = torch.zeros(60, dtype=torch.int64)
+    labels[[20, 30]] = 1
+    guard, model = Guard(progress=False), nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    guard.protect(DataLoader(TensorDataset(images, labels), 10), mean=(0.0,), std=(1.0,))
+    nn.init.zeros_(model[1].weight)
+    model[1].bias.data = torch.tensor([1.0, 0.0])
+    guard.relabel(model)
+    assert not [warning for warning in recwarn if "by chance" in str(warning.message)]
+
+
 def test_what_undoes_a_normalisation_is_none(screening):  # noqa: F811
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -139,10 +150,12 @@ def test_a_data_set_in_another_order_is_refused_when_it_relabels(screening, imag
             return images[self.order[index]], int(LABELS[self.order[index]])
 
     data, guard = Reordered(), Guard(progress=False)
-    guard.protect(DataLoader(data, 10))
+    loader = guard.protect(DataLoader(data, 10))
     data.order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     with pytest.raises(DataError, match="has changed since it was screened: row 0 had the label 0"):
         guard.relabel(network())
+    del loader
+    guard.relabel(network())  # nothing is trained on that could be mistaken
 
 
 @pytest.mark.parametrize("form", [tuple, dict])

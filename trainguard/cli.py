@@ -101,8 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="trainguard",
         description="Train image classifiers on data you did not make: screen for poison, train clean, purify.",
-        epilog="Exit codes: 0 done, nothing found; 3 poison or a backdoor found; 4 undecided; 2 wrong use or unusable "
-        "input. TRAINGUARD_TRACEBACK=1 shows where an error came from.",
+        epilog="Exit codes: 0 done, nothing found; 3 poison or a backdoor found; 4 undecided, or purify gave the model "
+        "back as it came; 2 wrong use or unusable input; 130 interrupted. TRAINGUARD_TRACEBACK=1 shows where an error "
+        "came from.",
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
@@ -197,7 +198,7 @@ def _add_screen(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--out", type=path, required=True, help="folder for the result and its report")
     parser.add_argument(
-        "--epochs", type=at_least_one, help="epochs of that training; they set how long the probes learn"
+        "--epochs", type=at_least_one, help="epochs of the training to come: they set how long probes learn"
     )
     parser.add_argument(
         "--budget", type=above_zero, default=0.5, help="share of its passes that the probes get (default: %(default)s)"
@@ -328,7 +329,7 @@ def _add_drill(commands: argparse._SubParsersAction) -> None:
     summary = "poison copies of a data set in known ways and measure what the guard does about it"
     parser = _subcommand(commands, "drill", _drill, summary)
     parser.add_argument("data", metavar="DATA", type=os.path.expanduser, help=DATA_HELP + "; or digits")
-    parser.add_argument("--attacks", type=names, required=True, help="names with commas between them, or all")
+    parser.add_argument("--attacks", type=names, required=True, help="such as badnets,blend; or all (docs/attacks.md)")
     parser.add_argument("--defenses", type=names, required=True, help=DEFENSES_HELP)
     parser.add_argument("--model", default="resnet9", help="the model to train (default: %(default)s)")
     parser.add_argument("--out", type=path, required=True, help="folder for the cells, the table and the report")
@@ -339,7 +340,7 @@ def _add_drill(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--size", type=at_least_one, help="scale images to SIZE x SIZE pixels (default: the first's)")
     parser.add_argument("--no-flip", dest="flip", action="store_false", help="never mirror images: digits, signs")
     parser.add_argument("--device", help="where to train (default: an accelerator, if there is one)")
-    parser.add_argument("--test", type=os.path.expanduser, help="test set, where DATA has none beside it")
+    parser.add_argument("--test", type=os.path.expanduser, help="test set, where DATA has none (default: a fifth)")
     parser.add_argument("--image-column", help="column of the images, where there are several")
     parser.add_argument("--label-column", help="column of the labels, where there are several")
     parser.add_argument("--test-rows", type=at_least_one, help="use the first so many test images")
@@ -388,7 +389,7 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
         "report", help="make the page of a saved result", description="Make the page of a saved result."
     )
     parser.set_defaults(run=_report)
-    parser.add_argument("result", metavar="RESULT_DIR", help="folder that screen, audit, purify or drill wrote")
+    parser.add_argument("result", metavar="RESULT_DIR", help="folder of screen, audit or drill, file of purify")
     parser.add_argument("--out", type=path, required=True, help="the HTML file to write")
 
 

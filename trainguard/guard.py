@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -30,6 +29,7 @@ from trainguard.rng import isolated_rng
 from trainguard.screening.relabeling import feed_of, relabel
 from trainguard.screening.screen import check_early, run_screening
 from trainguard.screening.settings import check_length, check_preset
+from trainguard.warning import warn
 
 Steps = Literal["natural", "keep"]
 AT_ONCE = 256  # images that relabelling asks the model about, where its loader has no smaller batches
@@ -114,10 +114,10 @@ class Guard:
     ) -> Any:
         """Screen the loader's data set now, and give a loader of the same kind without the flagged samples.
 
-        The loader is not iterated (its `collate_fn` is asked once), the model not touched, and no random stream moved.
-        If nothing is flagged the very same loader comes back. A loader over the same data as the last one takes that
-        result, new labels included: a host that builds its loader anew is not screened anew, and `relabel` reaches all
-        of them. For other data use another guard: this one forgets the former.
+        The loader is not iterated (its `collate_fn` is asked about a few samples), the model not touched, and no random
+        stream moved. If nothing is flagged the very same loader comes back. A loader over the same data as the last one
+        takes that result, new labels included: a host that builds its loader anew is not screened anew, and `relabel`
+        reaches all of them. For other data use another guard: this one forgets the former.
 
         Args:
             loader: a torch `DataLoader` over a map-style data set, or a loader of a known host.
@@ -177,10 +177,9 @@ class Guard:
             if len(self._views):
                 gc.collect()  # a view and its follower hold each other
             if len(self._views):
-                warnings.warn(
+                warn(
                     "this guard has protected a loader over other data, or by another preset, and now forgets it: that "
-                    "one gets no relabelled samples any more; use a Guard for each data set",
-                    stacklevel=2,
+                    "one gets no relabelled samples any more; use a Guard for each data set"
                 )
             self._views.clear()
             self._result, self._new_labels, self._steps = result, None, steps
@@ -232,7 +231,8 @@ class Guard:
         if len(flagged) == 0:
             return
         if self._images.pixel_range.source == "assumed":
-            warnings.warn(f"{ASSUMED} to guard.protect, if training makes something else of them", stacklevel=2)
+            warn(f"{ASSUMED} to guard.protect, if training makes something else of them")
+        gc.collect()  # a loader that is gone, and its view: they hold each other
         given, views = self._result.labels[flagged], list(self._views)
         for view in views:
             check_order(view, self._images)
@@ -253,7 +253,7 @@ class Guard:
         verdict = f"trainguard: {result.verdict} (confidence {result.confidence:.2f}), {left_out}; {result.reason}"
         Progress(self._progress).say(verdict)
         if result.verdict == "undecided":
-            warnings.warn(f"{verdict}. Training goes on with all of them", stacklevel=3)
+            warn(f"{verdict}. Training goes on with all that could be read")
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs: the result and the new labels, as tensors and plain values."""
@@ -280,6 +280,7 @@ class Guard:
         result = unpack_result(state["result"])
         if self._images is not None:
             check_fingerprint(result.fingerprint, self._images.fingerprint)
+            check_made_by(result, self._asked[1])
         if self._images is not None and self._untouched and len(result.keep) < len(result.labels):
             raise StateError(
                 f"the saved state leaves out {len(result.labels) - len(result.keep)} samples, this run found "

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from glob import escape
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL.Image import Image as PILImage
 from PIL.Image import Resampling
 
 from trainguard.errors import DataError
+from trainguard.warning import warn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -144,7 +144,6 @@ def _open(name: str, path: Path, split: str) -> Dataset:
 
 
 def _open_folder(folder: Path, split: str) -> Dataset:
-
     if (folder / "dataset_dict.json").is_file():
         splits = _from_disk(folder)
         if split not in splits:
@@ -155,6 +154,8 @@ def _open_folder(folder: Path, split: str) -> Dataset:
     tables = sorted(folder.glob("[!.]*.parquet")) or sorted(folder.rglob(f"{split}*.parquet"))
     if tables:
         return _tables(folder, _of_split(folder, tables, split))
+    if inside := _tables_of(folder, split):
+        return _tables(folder, inside)
     parts = _splits_in(folder, split)
     if (parts or split != "train") and split not in parts:
         raise DataError(f"{folder} has no split {split!r}: it {_has(parts)}")
@@ -187,9 +188,14 @@ def has_split(folder: Path, split: str) -> bool:
     """Whether a folder that `open_data` opens has a split of that name; a class may be called so as well."""
     if (folder / "dataset_dict.json").is_file():
         return (folder / split).is_dir()
-    if any(_is_of(split, table) for table in folder.rglob(f"{split}*.parquet")):
+    if any(_is_of(split, table) for table in folder.rglob(f"{split}*.parquet")) or _tables_of(folder, split):
         return True
     return (folder / split).is_dir() and bool(_folders(folder / split))
+
+
+def _tables_of(folder: Path, split: str) -> list[Path]:
+    """The parquet files in a folder that is named as the split, as the hub lays out its own copies."""
+    return sorted((folder / split).glob("[!.]*.parquet"))
 
 
 def _of_split(folder: Path, tables: list[Path], split: str) -> list[Path]:
@@ -233,7 +239,7 @@ def _image_folder(root: Path) -> Dataset:
         raise DataError(f"{root} holds no image in its folders {', '.join(folder.name for folder in classes[:5])}")
     loose = sum(child.is_file() and _is_image(child.name) for child in root.iterdir())
     if loose:
-        warnings.warn(f"{loose} images in {root} lie in no class folder and are left out", stacklevel=4)
+        warn(f"{loose} images in {root} lie in no class folder and are left out")
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=[folder.name for folder in classes])}
     return datasets.Dataset.from_dict({"image": paths, "label": labels}, features=datasets.Features(features))
 

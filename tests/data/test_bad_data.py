@@ -184,6 +184,18 @@ def test_the_first_row_may_be_the_broken_one(images, labels):
     torch.testing.assert_close(store.batch([1]), images[1:2])
 
 
+def test_a_picture_that_is_opened_but_cut_off_is_named_or_skipped(tmp_path, images, labels):
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(whole, "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(whole.getvalue()[:-1000])
+    pictures = [Image.new("RGB", (64, 64), (value, 0, 0)) for value in range(len(labels))]
+    pictures[7] = Image.open(tmp_path / "cut.jpg")  # read at its first pixel
+    rows = Listed(pictures, labels.tolist())
+    with pytest.raises(DataError, match=r"row 7 cannot be read: .*truncated"):
+        open_images(rows)
+    assert open_images(rows, on_error="skip").unreadable == (7,)
+
+
 def encoded(value):
     stream = io.BytesIO()
     Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(stream, "PNG")
@@ -274,6 +286,8 @@ def test_columns_may_be_named_for_dicts_and_tuples(images, labels):
     torch.testing.assert_close(store.batch(range(60)), images)
     tuples = [("name", int(y), x) for x, y in zip(images, labels, strict=True)]
     assert open_images(tuples, image_column=2).fingerprint == store.fingerprint
+    turned = [("name", x, int(y)) for x, y in zip(images, labels, strict=True)]
+    assert open_images(turned, image_column=-2, label_column=-1).fingerprint == store.fingerprint
     with pytest.raises(DataError, match="has no image 'c': it has 'a', 'b', 'y', 'z'"):
         open_images(dicts, image_column="c")
     with pytest.raises(DataError, match="is a tuple of 3, it has no part 3"):

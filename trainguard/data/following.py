@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +41,7 @@ from trainguard.data.views import SCREEN_FIRST, WAY_OUT, LiveView
 from trainguard.data.walk import find_generators
 from trainguard.errors import DataError
 from trainguard.rng import isolated_rng
+from trainguard.warning import warn
 
 LOOKED_AT = 64  # rows that say whether a sample holds its label twice, and whether it is the one that is screened
 CLASSES = 8  # of which batches are made, to see whether they have the labels that their samples have
@@ -89,10 +89,9 @@ def check_order(view: LiveView, images: ImageStore) -> None:
     key = view._view_label_key
     _check_labels(images, rows, [class_in(sample[key]) for sample in some], moved=True)
     if derived := find_derived(some, key, view._view_twins):
-        warnings.warn(
+        warn(
             f"{', '.join(map(repr, derived))} of a sample goes with its label {key!r}, and stays as it was where a "
-            "flagged sample gets another one: if training learns from it, let collate_fn make it from the label",
-            stacklevel=3,
+            "flagged sample gets another one: if training learns from it, let collate_fn make it from the label"
         )
 
 
@@ -134,17 +133,29 @@ def _check_batches(loader: DataLoader, images: ImageStore, label_key: Key, twins
     """A loader must give samples one by one to the view, and their labels to training as they are, new ones too."""
     classes, last = np.unique(images.labels[images.readable[::-1]], return_index=True)
     some = images.readable[::-1][last[:CLASSES]]  # the first ones' numbers might be their labels
-    fetch = getattr(loader.dataset, "__getitems__", None)
-    if callable(fetch):
-        with isolated_rng(0, find_generators(loader.dataset)), left_as_is(loader.dataset):
-            fetched = fetch(some.tolist())
-        if not isinstance(fetched, list) or len(fetched) != len(some):
-            raise DataError(
-                f"the data set's __getitems__ gives a {type(fetched).__name__} for {len(some)} samples: let it give a "
-                "list of samples, and make batches in collate_fn"
-            )
-    if loader.collate_fn is default_collate or loader.batch_sampler is None:
+    _check_fetched(loader.dataset, some)
+    if loader.collate_fn is not default_collate and loader.batch_sampler is not None:
+        _check_collated(loader, images, some, classes, label_key, twins)
+
+
+def _check_fetched(dataset: Any, some: np.ndarray) -> None:
+    """A data set that is asked for several samples (n,) at once must give them one by one."""
+    fetch = getattr(dataset, "__getitems__", None)
+    if not callable(fetch):
         return
+    with isolated_rng(0, find_generators(dataset)), left_as_is(dataset):
+        fetched = fetch(some.tolist())
+    if not isinstance(fetched, list) or len(fetched) != len(some):
+        raise DataError(
+            f"the data set's __getitems__ gives a {type(fetched).__name__} for {len(some)} samples: let it give a "
+            "list of samples, and make batches in collate_fn"
+        )
+
+
+def _check_collated(
+    loader: DataLoader, images: ImageStore, some: np.ndarray, classes: np.ndarray, label_key: Key, twins: Sequence[Key]
+) -> None:
+    """What makes batches must leave the labels of samples (n,) as they are, and follow new ones out of all classes."""
     seen: list[tuple[str, int, int, Any, Any]] = []  # name, label, another one, and the batches that are made of each
     for row, sample in zip(some, samples_at(loader.dataset, some), strict=True):
         label = None if sample is None else class_in(sample[label_key])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from trainguard.data.walk import walk
 from trainguard.errors import DataError
+from trainguard.warning import warn
 
 PROBES = 40  # black and white images sent through a random transform; their median was exact wherever it was tried
 ASSUMED = (
@@ -279,10 +279,9 @@ def most_trusted(ranges: Iterable[PixelRange | None], channels: int) -> PixelRan
         return None
     for other in said[1:]:
         if not said[0].agrees_with(other):
-            warnings.warn(
+            warn(
                 f"the pixel range is not certain: {said[0]} is used, but another source says {other}; "
-                "pass mean= and std=, or bounds=, to say which is right",
-                stacklevel=3,
+                "pass mean= and std=, or bounds=, to say which is right"
             )
             break
     return said[0]

@@ -100,6 +100,8 @@ class Rows(Dataset):
             image, label = self.source.read(index)
             if image is None:
                 return Row(index, problem="cannot be read: the data set gives nothing")
+            if isinstance(image, Image.Image):
+                image.load()  # a picture that is opened shows only now that its file is cut off
             if self.shape[0] == 1 and not self._transform and self._stays_in_colour(image, index):
                 return Row(index, problem="is in colour, the first images are grey", fatal=True, colour=True)
             image = self._transform(image) if self._transform else self._scaled(image, index)

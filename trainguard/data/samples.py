@@ -78,7 +78,7 @@ def find_label(sample: Any, label_column: Key | None = None) -> Key:
         return _named(sample, label_column if label_column in sample else None, "label")
     if label_column in getattr(sample, "_fields", ()):
         return _position(sample, label_column, 1)
-    return label_column if isinstance(label_column, int) else 1
+    return label_column % len(sample) if isinstance(label_column, int) else 1
 
 
 def is_image(value: Any) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from numbers import Real
@@ -26,6 +25,7 @@ from trainguard.data.walk import find_generators
 from trainguard.errors import DataError
 from trainguard.progress import Progress
 from trainguard.rng import isolated_rng
+from trainguard.warning import warn
 
 REPEATED = 4  # rows that are read twice
 LONGEST_PROBLEM = 300  # characters of what a report says of an unreadable sample
@@ -235,11 +235,10 @@ def _warn_of_own_randomness(rows: Rows) -> None:
     for index in spread(np.arange(len(rows)), REPEATED):
         once, again = rows[index].image, rows[index].image
         if once is not None and again is not None and not torch.equal(once, again):
-            warnings.warn(
+            warn(
                 f"{rows.name(index)} is another image when it is read again: the data set draws random numbers that "
                 "are not torch's, numpy's or python's own, such as those of np.random.default_rng(). Neither a saved "
-                "state nor another process will know these data again; keep the generator in the data set",
-                stacklevel=4,
+                "state nor another process will know these data again; keep the generator in the data set"
             )
             return
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset, Subset
 
 from trainguard.data.samples import LABEL_NAMES, Key, label_like, relabelled, with_label
 from trainguard.errors import DataError
+from trainguard.warning import warn
 
 Relabelled = tuple[np.ndarray, np.ndarray]  # samples (R,) and their labels (R,), int64
 SCREEN_FIRST = "screen first: result = trainguard.screen(dataset, model), and build the loader on result.apply(dataset)"
@@ -72,10 +72,9 @@ class LiveView(Dataset):
         more = len(self._view_dataset) - len(self._view_labels)
         if more and not self._view_grown:
             self._view_grown = True
-            warnings.warn(
+            warn(
                 f"the data set has {abs(more)} samples {'more' if more > 0 else 'fewer'} than were screened, and those "
-                "that were are what training is given: protect the loader anew",
-                stacklevel=2,
+                "that were are what training is given: protect the loader anew"
             )
         return int(self._view_count)
 

@@ -3,7 +3,6 @@ r"""The drill's data: images held as uint8 in memory, from a data set on disk or
 from __future__ import annotations
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from trainguard.data.reading import Shape, learn_rows, resized
 from trainguard.data.samples import Key, as_floats
 from trainguard.data.sources import open_source, spread
 from trainguard.errors import DataError
+from trainguard.warning import warn
 
 HELD_OUT = 5  # without a test split, every fifth row is one
 
@@ -169,10 +169,7 @@ def _first(rows: np.ndarray, count: int | None, labels: np.ndarray | None) -> li
     held, whole = len(np.unique(labels[first])), len(np.unique(labels[rows]))
     if len(np.unique(labels[over])) <= held:
         return first
-    warnings.warn(
-        f"the first {count} rows hold {held} of {whole} classes: {count} rows are taken from all over the data set",
-        stacklevel=4,
-    )
+    warn(f"the first {count} rows hold {held} of {whole} classes: {count} rows are taken from all over the data set")
     return over
 
 

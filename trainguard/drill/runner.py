@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from trainguard.progress import Progress
 from trainguard.purification.finetuning import has_batch_norm
 from trainguard.rng import isolated_rng
 from trainguard.screening.settings import check_length
+from trainguard.warning import warn
 
 CLEAN = "clean"
 
@@ -171,10 +171,9 @@ def run_drill(
     _same_settings(folder, settings)
     before = _finished(folder / "cells")
     if older := sorted({cell.commit for cell in before if cell.commit} - {commit()}):
-        warnings.warn(
+        warn(
             f"cells in {folder} are of another commit ({', '.join(older)}): "
-            "what depends on the code, and times, stands beside what is new",
-            stacklevel=2,
+            "what depends on the code, and times, stands beside what is new"
         )
     drill = Drill(settings, (), versions(), machine(place))
     done = {(cell.attack, cell.seed, cell.defense) for cell in before}
@@ -280,7 +279,7 @@ def _attacks(names: Sequence[str], setting: Setting) -> dict[str, Attack]:
         except ValueError as error:  # such as one that needs a source beside the target
             if name in names:
                 raise
-            warnings.warn(f"{name} is left out: {error}", stacklevel=3)
+            warn(f"{name} is left out: {error}")
     return made
 
 
@@ -295,7 +294,7 @@ def _possible(images: Images, chosen: dict[str, Attack], seeds: Sequence[int], n
         except ValueError as error:
             if name in named:
                 raise
-            warnings.warn(f"{name} is left out: {error}", stacklevel=3)
+            warn(f"{name} is left out: {error}")
         else:
             yield name
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from functools import cache
@@ -22,6 +21,7 @@ from trainguard.report import audit, drill, purification, screening
 from trainguard.report.export import write_decisions
 from trainguard.report.parts import Share, percentage, shown, sort_key
 from trainguard.results import ScreenResult
+from trainguard.warning import warn
 
 
 def build(result: Any, path: str | Path, dataset: Any = None) -> Path:
@@ -96,10 +96,7 @@ def _evidence(result: ScreenResult, dataset: Any) -> Evidence | None:
     if not np.array_equal(store.labels, result.labels):
         raise ValueError("the labels of dataset= are not those that were screened: pass the data set that was screened")
     if store.fingerprint != result.fingerprint:
-        warnings.warn(
-            "the images of dataset= are not those that were screened, or are read in another way: the page shows them",
-            stacklevel=4,
-        )
+        warn("the images of dataset= are not those that were screened, or are read in another way: the page shows them")
     return collect_evidence(
         store, result.score, result.suspect, result.labels, result.proposed, thresholds=result.thresholds
     )

@@ -2,7 +2,6 @@ r"""AdvrBD Eq. 5: what was flagged comes back under the labels of a model traine
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -18,6 +17,7 @@ from trainguard.data.sources import spread
 from trainguard.data.store import ImageStore
 from trainguard.errors import ModelError
 from trainguard.models import device_of, dtype_of, logits_of
+from trainguard.warning import warn
 
 ASKED = 128  # kept samples that say whether a model is asked about what it was trained on
 MISSED = 0.15  # of them, that a model must know more of as its loader feeds them; augmented, it knows fewer
@@ -122,13 +122,12 @@ def feed_of(
         if share > best + (MISSED if chosen is None else 0):
             best, chosen = share, feed
     usual = float((labels == np.bincount(labels).argmax()).mean())
-    if binom.sf(round(best * len(some)) - 1, len(some), usual) > BY_CHANCE:
-        warnings.warn(
+    if best < 1 - MISSED and binom.sf(round(best * len(some)) - 1, len(some), usual) > BY_CHANCE:
+        warn(
             f"the model gives {best:.0%} of {len(some)} kept samples their labels, no more than by chance: either it "
             f"has hardly been trained, or training makes other images of them than are known here (pixels "
             f"{images.pixel_range}). The new labels of flagged samples are no better; pass mean= and std=, or bounds=, "
-            "to guard.protect, or relabel later",
-            stacklevel=3,
+            "to guard.protect, or relabel later"
         )
     return chosen
 

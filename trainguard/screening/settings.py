@@ -58,7 +58,8 @@ class Settings:
             7.8 and more, natural groups whose difference moves 0.3 to 0.7 of other images 5.8 at most.
         transfer_share: largest share of a class that may be called poisoned on the transfer alone: the rest of a class
             differs from a small natural group as that group differs from it.
-        learned: the probe's accuracy on the data, relative to chance, below which the verdict is `"undecided"`.
+        learned: the probe's accuracy on the data, relative to chance, below which the verdict is `"undecided"`; half of
+            the way from chance to 1 is enough.
         partition_rate: `"paper"` only: share of the data that each iteration of Algorithm 2 moves to D_c.
         iterations: `"paper"` only: of Algorithm 2.
         unlearn_epochs: `"paper"` only: of Eq. 4 in each iteration.
