@@ -172,3 +172,24 @@ def test_a_class_that_was_not_learned_is_heard_again_with_its_part_of_the_most_k
     assert relearning.relearned(SimpleNamespace(run=SimpleNamespace(settings=Settings())), first)[1] == "purified"
     few = [replace(f, members=f.members[::15], split=f.split.subset(np.arange(600) % 15 == 0)) for f in first]
     assert relearning._starved(few, Settings()) == {}
+
+
+@pytest.mark.parametrize(("kinds", "known"), [(0.95, False), (0.5, False), (0.95, True)])
+def test_a_part_that_a_small_one_has_crowded_out_is_heard_afterwards_if_it_holds_all_kinds(monkeypatch, kinds, known):
+    """Half of a class with a patch, beside ten odd images that lie further apart."""
+    odd = finding(agreement=0.05 if known else 0.9, reference=0.9, scatter=0.9, members=400)
+    patched = finding(distance=3.9, valley=0.3, diversity=kinds, members=400)
+    nearer = replace(patched, split=replace(patched.split, distance=3.0))
+    asked = []
+
+    def judged(classes, name, findings):
+        asked.append(findings)
+        heard = [replace(f, agreement=0.05, reference=0.5, scatter=0.9) for f in findings]
+        return ([odd], "purified") if name == "relearn" else (heard, "second")
+
+    monkeypatch.setattr(relearning, "_judged", judged)
+    classes = SimpleNamespace(run=SimpleNamespace(settings=Settings()))
+    found, opinion = relearning.relearned(classes, [odd], [patched, nearer])
+    heard = kinds > 0.8 and not known
+    assert asked == ([[odd], [patched]] if heard else [[odd]]) and opinion == ("second" if heard else "purified")
+    assert [f.diversity for f in found] == [kinds if heard else odd.diversity]

@@ -13,7 +13,7 @@ from trainguard.distributed import Processes
 from trainguard.screening.identification import decide
 from trainguard.screening.separation import Split
 from trainguard.screening.settings import Settings
-from trainguard.screening.suspicion import _judgeable
+from trainguard.screening.suspicion import judgeable
 from trainguard.screening.undoing import Undone, changes_for, gain, named
 from trainguard.screening.whitening import Whitening
 
@@ -138,8 +138,8 @@ def test_a_part_far_apart_is_not_given_up_for_what_a_change_may_have_made():
     far = finding(distance=7.0, valley=0.0, share=0.62)  # of half a class with a patch in a corner
     near = finding(distance=4.5, valley=0.2, share=0.62)
     turned = finding(distance=2.0, valley=0.9, share=0.2, undoing="turned to the left")
-    assert _judgeable([near, turned], Settings()) == [turned]
-    assert _judgeable([turned, far], Settings()) == [far]
+    assert judgeable([near, turned], Settings()) == ([turned], [near])
+    assert judgeable([turned, far], Settings()) == ([far], [turned])
 
 
 @pytest.mark.parametrize(("left", "odd", "kept"), [(0.12, True, 4), (0.15, True, 3), (0.12, False, 3)])
@@ -150,4 +150,4 @@ def test_a_crowded_class_may_lose_all_parts_that_nothing_else_is_like(left, odd,
     for place in range(4):
         upper = (np.arange(1500) // 227 == place).astype(float)
         parts.append(replace(finding(members=1500, **told), split=Split(upper, upper, 10.0 + place, 0.0), left=left))
-    assert len(_judgeable(parts, Settings())) == kept
+    assert len(judgeable(parts, Settings())[0]) == kept

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 
@@ -100,17 +101,26 @@ class Classes:
             common: (D,) a direction in whitened features to look along as well.
         """
         workers = max(1, min(MOST_THREADS, torch.get_num_threads(), HELD // int(self.sizes.max())))
-        parted: dict[int, Future[tuple[Array, list[Finding]]]] = {}
-        with threadpool_limits(1), warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            for place, label in enumerate(labels):
-                if place >= workers:
-                    wait([parted[labels[place - workers]]])
-                numbers = self._numbers(self.members(label), label not in self.looked)
-                parted[label] = pool.submit(self._parted, label, numbers, common)
-        return {label: self._closer(label, *future.result()) for label, future in parted.items()}
+        found: dict[int, list[Finding]] = {}
+        parting: deque[tuple[int, Future[tuple[Array, list[Finding]]]]] = deque()
 
-    @threadpool_limits.wrap(limits=1)  # of each thread
+        def finish() -> None:
+            label, parted = parting.popleft()
+            found[label] = self._closer(label, *parted.result())
+
+        blas = threadpool_limits(1, user_api="blas")  # which all threads share
+        with blas, warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            for label in labels:
+                if len(parting) == workers:
+                    finish()
+                numbers = self._numbers(self.members(label), label not in self.looked)
+                parting.append((label, pool.submit(self._parted, label, numbers, common)))
+            while parting:
+                finish()
+        return found
+
+    @threadpool_limits.wrap(limits=1)  # OpenMP's are each thread's own
     def _parted(
         self, label: int, numbers: Callable[[], list[Array]], common: np.ndarray | None
     ) -> tuple[Array, list[Finding]]:

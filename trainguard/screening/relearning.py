@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import binom
@@ -29,7 +30,9 @@ STRANGERS = 40  # samples of a class without a suspected part that are held out,
 HELD_OUT = 0.2  # share of a trusted part that the purified probe does not see, to know what agreement to expect
 
 
-def relearned(classes: Classes, findings: list[Finding]) -> tuple[list[Finding], Opinion]:
+def relearned(
+    classes: Classes, findings: list[Finding], crowded_out: Sequence[Finding] = ()
+) -> tuple[list[Finding], Opinion]:
     """The findings judged by a probe trained without the suspected parts, and what that probe thinks.
 
     Where two parts of a class lie far apart and the suspected one's labels are foreign to a probe that learned the
@@ -39,7 +42,13 @@ def relearned(classes: Classes, findings: list[Finding]) -> tuple[list[Finding],
     another does not, neither probe was trained without both, and a third one is.
 
     A class may have had so many suspected parts that what was left did not teach the probe what the class is. Then its
-    part of the most kinds is heard again alone.
+    part of the most kinds is heard again alone. So is a part that holds all kinds of images and was crowded out: half
+    of its class, beside a small part that lies further apart and is no poison.
+
+    Args:
+        classes: what the first probe makes of the samples.
+        findings: the parts that are suspected.
+        crowded_out: further ones, which would have left too little of their class, see `suspicion.judgeable`.
     """
     settings = classes.run.settings
     judged, opinion = _judged(classes, "relearn", findings)
@@ -49,7 +58,9 @@ def relearned(classes: Classes, findings: list[Finding]) -> tuple[list[Finding],
     for finding in sorted(judged, key=lambda f: -f.split.gap):
         if finding.label not in told and finding.may_be_turned(settings):
             turned.setdefault(finding.label, finding.turned())
-    heard = _starved([f for f in judged if f.label not in {p.label for p in poisoned}], settings) | turned
+    known = {f.label for f in poisoned}
+    heard = _waiting([f for f in crowded_out if f.label not in known], settings)
+    heard |= _starved([f for f in judged if f.label not in known], settings) | turned
     if not heard:
         return judged, opinion
     settled = [f for f in poisoned if f.label not in heard]
@@ -64,6 +75,12 @@ def relearned(classes: Classes, findings: list[Finding]) -> tuple[list[Finding],
         _, second = _judged(classes, "relearn at last", [*settled, *kept, *found])
     rest = [f for f in judged if f.label not in exchanged]
     return sorted([*rest, *found], key=lambda f: f.label), second
+
+
+def _waiting(crowded_out: list[Finding], settings: Settings) -> dict[int, Finding]:
+    """Of each class the part of all kinds that lies furthest apart, of those that were crowded out."""
+    diverse = [f for f in crowded_out if f.diversity >= settings.diverse and not f.undoing]
+    return {f.label: f for f in sorted(diverse, key=lambda f: f.split.gap)}  # the last one of a class
 
 
 def _starved(judged: list[Finding], settings: Settings) -> dict[int, Finding]:

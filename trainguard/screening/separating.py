@@ -47,12 +47,12 @@ def decide(run: Run) -> Decision:
         if len(broken := index[~np.isfinite(answers).all(1)]):
             raise ModelError(f"the model gives NaN or infinite outputs on {store.name(broken[0])}: check what it does")
         accuracy = float((answers.argmax(1) == labels[index]).mean())
-        found, classes = suspicions(run, probe, divergence, answers, images)
-        findings = run.processes.broadcast(found)  # ranks may differ in the last bit
+        *found, classes = suspicions(run, probe, divergence, answers, images)
+        findings, crowded_out = run.processes.broadcast(found)  # ranks may differ in the last bit
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
     proposed, opinion = labels.copy(), None
     if candidates:
-        findings, opinion = relearned(classes, findings)
+        findings, opinion = relearned(classes, findings, crowded_out)
     left_out = np.concatenate([f.members[f.doubtful] for f in findings if f.is_candidate(settings)] or [index[:0]])
     sizes = np.bincount(labels[index])[labels[index]]
     looked = float((sizes >= settings.least_members).mean())

@@ -24,8 +24,10 @@ LEFT_AT_LEAST = 0.2  # the same of parts that nothing else is like, however crow
 
 def suspicions(
     run: Run, probe: Probe | Trained, divergence: np.ndarray, answers: np.ndarray, images: Images
-) -> tuple[list[Finding], Classes]:
+) -> tuple[list[Finding], list[Finding], Classes]:
     """Every class in two, in several ways, its suspected part the upper one; and what they were read from.
+
+    Second come those for which others have left too little of their class, see `judgeable`.
 
     A trigger that serves many targets points the same way in all of them. So what the parts of several classes have in
     common is looked for in the others as well: small heaps there are found that no guess of their own leads to.
@@ -69,16 +71,17 @@ def suspicions(
                 finished=run.trained is not None,
             )
         found.append(finding)
-    return _judgeable([*found, *classes.undone.findings(answers, labels)], settings), classes
+    return *judgeable([*found, *classes.undone.findings(answers, labels)], settings), classes
 
 
-def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
-    """Without the candidates, the last ones first, that would leave too little of their class to learn it from.
+def judgeable(findings: list[Finding], settings: Settings) -> tuple[list[Finding], list[Finding]]:
+    """The findings that can be judged together, and the candidates that cannot.
 
-    First come parts that lie far apart, the widest gap first. What a change has made others of has no gap to speak of,
-    and goes before all parts that do not lie so far apart; but not in a crowded class, most of which may be images of
-    others. It hardly ever speaks by chance, except where a trigger lies far apart: of half a class with a patch in a
-    corner nothing is left of the trigger once an image is turned.
+    These, the last ones, would leave too little of their class to learn it from. First come parts that lie far apart,
+    the widest gap first. What a change has made others of has no gap to speak of, and goes before all parts that do not
+    lie so far apart; but not in a crowded class, most of which may be images of others. It hardly ever speaks by
+    chance, except where a trigger lies far apart: of half a class with a patch in a corner nothing is left of the
+    trigger once an image is turned.
     """
     crowded = {finding.label for finding in findings if finding.left < LEFT}
     left = {finding.label: np.ones(len(finding.members), dtype=bool) for finding in findings}
@@ -87,7 +90,7 @@ def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
         changed = bool(finding.undoing) and finding.label not in crowded
         return not finding.is_far_apart, not changed, -finding.split.gap
 
-    kept = []
+    kept, crowded_out = [], []
     for finding in sorted(findings, key=turn):
         if finding.is_candidate(settings):
             before = left[finding.label]
@@ -97,7 +100,8 @@ def _judgeable(findings: list[Finding], settings: Settings) -> list[Finding]:
                 several = max(LEFT_AT_LEAST, LEFT_BY_SEVERAL * finding.left / LEFT)
             share = finding.left if before.all() else several
             if trusted.sum() < max(LEAST_TRUSTED, share * len(trusted)):
+                crowded_out.append(finding)
                 continue
             left[finding.label] = trusted
         kept.append(finding)
-    return sorted(kept, key=lambda f: f.label)
+    return sorted(kept, key=lambda f: f.label), crowded_out
