@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from findings import CROWD, NOWHERE_ELSE, SHRUNK, SURE, finding
+from findings import CROWD, NOWHERE_ELSE, SHRUNK, SURE, WAVES, finding
 
 from trainguard.screening.identification import decide, with_kin
 from trainguard.screening.separation import Split
@@ -193,6 +193,10 @@ from trainguard.screening.settings import Settings
         (finding(**NOWHERE_ELSE), "poisoned"),
         (finding(**NOWHERE_ELSE | {"likeness": 0.25, "trigger": 0.16}), "poisoned"),  # a picture, and half a trigger
         (finding(**NOWHERE_ELSE | {"likeness": 0.25, "trigger": 0.09}), "clean"),
+        (finding(**WAVES), "poisoned"),
+        (finding(**WAVES | {"likeness": 0.45}), "clean"),
+        (finding(**WAVES | {"transfer": 0.33}), "clean"),
+        (finding(**WAVES | {"agreement": 0.4}), "clean"),
         (finding(**NOWHERE_ELSE | {"likeness": 0.11, "distance": 65.0}), "poisoned"),  # a fifth of noise, clean-label
         (finding(**NOWHERE_ELSE | {"likeness": 0.6, "distance": 65.0}), "clean"),
         (finding(**NOWHERE_ELSE | {"likeness": 0.66, "trigger": 0.16}), "clean"),

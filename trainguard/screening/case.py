@@ -310,8 +310,10 @@ class Case:
             passes(part.trigger - settings.transfer_of_foreign, 0.05), passes(bars.ONE_SCENE - part.likeness, 0.05)
         )
         several = passes(min(part.diversity, part.scatter) - bars.SEVERAL_KINDS, 0.05)  # one scene is of one kind
-        moving = min(several, passes(part.transfer - bars.MOVED_BY_MOST, 0.1))
-        beyond = min(passes(bars.NO_SCENE_BEYOND - part.likeness, 0.05), passes(part.split.distance - bars.BEYOND, 1.0))
+        unlike = passes(bars.NO_SCENE_BEYOND - part.likeness, 0.05)  # and its images are alike
+        strangers = min(unlike, passes(settings.conflict - part.relative_agreement, 0.05))
+        moving = min(max(several, strangers), passes(part.transfer - bars.MOVED_BY_MOST, 0.1))
+        beyond = min(unlike, passes(part.split.distance - bars.BEYOND, 1.0))
         no_scene = max(passes(bars.NO_SCENE - part.likeness, 0.01), half, moving, beyond)
         far = passes(part.split.distance - (bars.ALONE_BESIDE if part.beside else bars.ALONE), 0.5)
         far = max(far, min(several, passes(part.split.distance - bars.ALONE_OF_KINDS, 0.5)))
