@@ -16,7 +16,7 @@ from trainguard.data.store import open_images
 from trainguard.distributed import Processes
 from trainguard.errors import ModelError, StateError
 from trainguard.results import ScreenResult
-from trainguard.rng import isolated_rng
+from trainguard.rng import isolated_rng, undisturbed
 from trainguard.screening import separating, suspicion
 from trainguard.screening.learning import is_dominated, label_loss, shares
 from trainguard.screening.pipeline import screen_images
@@ -333,7 +333,7 @@ def test_a_callback_that_fails_when_all_is_done_loses_nothing(few, brief, kept):
 
 
 def test_within_an_autocast_of_the_user_s_a_probe_learns_the_same(few, brief):
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), undisturbed(0):  # as whatever a user calls does it
         within = screened_briefly(few)
     np.testing.assert_array_equal(within.score, brief.score)
     assert [row["loss"] for row in within.history] == [row["loss"] for row in brief.history]
