@@ -142,6 +142,11 @@ def test_a_part_far_apart_is_not_given_up_for_what_a_change_may_have_made():
     assert judgeable([turned, far], Settings()) == ([far], [turned])
 
 
+def test_a_part_that_is_nearly_all_of_a_class_is_not_heard_at_all():
+    small, most = finding(distance=7.0, valley=0.0, share=0.1), finding(distance=5.0, valley=0.0, share=0.9)
+    assert judgeable([most], Settings()) == ([], []) and judgeable([most, small], Settings()) == ([small], [])
+
+
 @pytest.mark.parametrize(("left", "odd", "kept"), [(0.12, True, 4), (0.15, True, 3), (0.12, False, 3)])
 def test_a_crowded_class_may_lose_all_parts_that_nothing_else_is_like(left, odd, kept):
     """Patches in four places, each a part of its own, on six tenths of a class and a little more."""

@@ -75,13 +75,13 @@ def suspicions(
 
 
 def judgeable(findings: list[Finding], settings: Settings) -> tuple[list[Finding], list[Finding]]:
-    """The findings that can be judged together, and the candidates that cannot.
+    """The findings that can be judged together, and the candidates that could be without the others of their class.
 
-    These, the last ones, would leave too little of their class to learn it from. First come parts that lie far apart,
-    the widest gap first. What a change has made others of has no gap to speak of, and goes before all parts that do not
-    lie so far apart; but not in a crowded class, most of which may be images of others. It hardly ever speaks by
-    chance, except where a trigger lies far apart: of half a class with a patch in a corner nothing is left of the
-    trigger once an image is turned.
+    These, the last ones, would leave too little of it to learn it from; what leaves too little even alone is neither.
+    First come parts that lie far apart, the widest gap first. What a change has made others of has no gap to speak of,
+    and goes before all parts that do not lie so far apart; but not in a crowded class, most of which may be images of
+    others. It hardly ever speaks by chance, except where a trigger lies far apart: of half a class with a patch in a
+    corner nothing is left of the trigger once an image is turned.
     """
     crowded = {finding.label for finding in findings if finding.left < LEFT}
     left = {finding.label: np.ones(len(finding.members), dtype=bool) for finding in findings}
@@ -99,9 +99,15 @@ def judgeable(findings: list[Finding], settings: Settings) -> tuple[list[Finding
             if finding.is_far_apart and finding.is_odd:  # patches in several places, on most of a crowded class
                 several = max(LEFT_AT_LEAST, LEFT_BY_SEVERAL * finding.left / LEFT)
             share = finding.left if before.all() else several
-            if trusted.sum() < max(LEAST_TRUSTED, share * len(trusted)):
-                crowded_out.append(finding)
+            if not _enough(trusted, share):
+                if _enough(~finding.doubtful, finding.left):
+                    crowded_out.append(finding)
                 continue
             left[finding.label] = trusted
         kept.append(finding)
     return sorted(kept, key=lambda f: f.label), crowded_out
+
+
+def _enough(trusted: np.ndarray, share: float) -> bool:
+    """Is what is trusted of a class (n,) as much of it as there must be?"""
+    return bool(trusted.sum() >= max(LEAST_TRUSTED, share * len(trusted)))
