@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from findings import CROWD, NOWHERE_ELSE, SHRUNK, SURE, WAVES, finding
+from findings import CROWD, NOWHERE_ELSE, SHRUNK, STAMPED, SURE, WAVES, finding
 
 from trainguard.screening.identification import decide, with_kin
 from trainguard.screening.separation import Split
@@ -195,10 +195,15 @@ from trainguard.screening.settings import Settings
         (finding(**NOWHERE_ELSE | {"likeness": 0.25, "trigger": 0.09}), "clean"),
         (finding(**WAVES), "poisoned"),
         (finding(**WAVES | {"likeness": 0.45}), "clean"),
+        (finding(**WAVES | {"transfer": 0.46}), "poisoned"),  # likewise, on another processor
         (finding(**WAVES | {"transfer": 0.33}), "clean"),
+        (finding(**STAMPED), "poisoned"),
+        (finding(**STAMPED | {"transfer": 0.74}), "clean"),  # a track of signs, as far apart
+        (finding(**STAMPED | {"distance": 16.0}), "clean"),
+        (finding(**STAMPED | {"elsewhere": 0.11}), "clean"),
         (finding(**WAVES | {"agreement": 0.4}), "clean"),
         (finding(**NOWHERE_ELSE | {"likeness": 0.11, "distance": 65.0}), "poisoned"),  # a fifth of noise, clean-label
-        (finding(**NOWHERE_ELSE | {"likeness": 0.6, "distance": 65.0}), "clean"),
+        (finding(**NOWHERE_ELSE | {"likeness": 0.6, "distance": 65.0, "transfer": 0.4}), "clean"),
         (finding(**NOWHERE_ELSE | {"likeness": 0.66, "trigger": 0.16}), "clean"),
         (finding(**SHRUNK), "poisoned"),  # one scene, a black border, but of several kinds, and it moves others
         (finding(**SHRUNK | {"scatter": 0.25}), "clean"),  # a track of signs

@@ -313,7 +313,8 @@ class Case:
         unlike = passes(bars.NO_SCENE_BEYOND - part.likeness, 0.05)  # and its images are alike
         strangers = min(unlike, passes(settings.conflict - part.relative_agreement, 0.05))
         moving = min(max(several, strangers), passes(part.transfer - bars.MOVED_BY_MOST, 0.1))
-        beyond = min(unlike, passes(part.split.distance - bars.BEYOND, 1.0))
+        stamped = passes(part.transfer - bars.MOVED, 0.1)  # by what was put on all of them
+        beyond = min(max(unlike, stamped), passes(part.split.distance - bars.BEYOND, 1.0))
         no_scene = max(passes(bars.NO_SCENE - part.likeness, 0.01), half, moving, beyond)
         far = passes(part.split.distance - (bars.ALONE_BESIDE if part.beside else bars.ALONE), 0.5)
         far = max(far, min(several, passes(part.split.distance - bars.ALONE_OF_KINDS, 0.5)))
