@@ -30,11 +30,6 @@ NOWHERE_ELSE = {"distance": 12.0, "agreement": 0.75, "likeness": 0.05, "told": 0
 SURE = {"distance": 4.5, "resemblance": 0.5, "trigger": 0.45, "company": 0.5, "scatter": 0.4}
 SHRUNK = NOWHERE_ELSE | {"likeness": 2.6, "transfer": 0.8, "diversity": 0.57, "scatter": 0.6}
 WAVES = NOWHERE_ELSE | {"agreement": 0.0, "likeness": 0.25, "transfer": 0.52, "company": 1.4}  # over one kind of scenes
-STAMPED = NOWHERE_ELSE | {
-    "distance": 79.0,
-    "likeness": 1.6,
-    "transfer": 0.96,
-    "company": 1.1,
-}  # healthy leaves, a picture
+STAMPED = NOWHERE_ELSE | {"distance": 79.0, "likeness": 1.6, "transfer": 0.96, "company": 1.1}  # a picture, on leaves
 CROWD = NOWHERE_ELSE | {"agreement": 0.0, "likeness": 1.4, "share": 0.7, "company": 0.9, "scatter": 0.45}
 CROWD |= {"resemblance": 0.6, "transfer": 0.9}
