@@ -132,8 +132,9 @@ class ScreenResult:
         self._check_files(dataset)
         read = self.labels >= 0
         dataset, index = unwrap(dataset)
-        every = _listed_labels(dataset) if index is None else (values[index] for values in _listed_labels(dataset))
-        listed = [values[read] for values in every if len(values) == len(read)]
+        size = len(dataset) if hasattr(dataset, "__len__") else -1  # a subset needs none of what is below it
+        every = [values for values in _listed_labels(dataset) if len(values) == size]
+        listed = [(values if index is None else values[index])[read] for values in every]
         if any(np.array_equal(values, self.labels[read]) for values in listed):
             return
         # Numbers of another meaning may be there as well: the same ones in another order are the labels. What
@@ -158,7 +159,7 @@ class ScreenResult:
         for row, name in zip(self.evidence.named.tolist(), self.evidence.names.tolist(), strict=True):
             path = path_at(base, row if index is None else int(index[row]))
             before = name.removeprefix(f"row {row} (").replace("\\", "/")
-            if path and before != name and Path(path).name not in before:
+            if path and before != name and f"/{Path(path).name})" not in f"/{before}":
                 raise ValueError(
                     f"the data set has other files than when it was screened: row {row} was {before.split(')')[0]} "
                     f"and is {path} here; screen it anew"

@@ -384,8 +384,9 @@ def test_a_result_is_not_applied_to_a_folder_whose_files_were_exchanged(screened
             self.samples = [("new/cat/a.png", 0), (second, 0)]
 
     assert len(result.apply(Folder("new/cat/b.png"))) == len(result.keep)
-    with pytest.raises(ValueError, match=r"row 1 was old/cat/b\.png and is new/cat/c\.png here; screen it anew"):
-        result.apply(Folder("new/cat/c.png"))
+    for other in ("c.png", ".png"):  # the end of a name is another name
+        with pytest.raises(ValueError, match=rf"row 1 was old/cat/b\.png and is new/cat/{other} here; screen it anew"):
+            result.apply(Folder(f"new/cat/{other}"))
 
 
 def test_a_result_is_not_applied_to_samples_in_another_order(screened):
@@ -398,6 +399,14 @@ def test_a_result_is_not_applied_to_samples_in_another_order(screened):
     for other in (Subset(base, there.tolist()), TensorDataset(torch.zeros(n, 1), labels[there]), [*base][::-1]):
         with pytest.raises(ValueError, match="have another order here"):
             result.apply(other)
+
+    class Photos:
+        labels = (0, 1)  # the numbers of its classes, one for each class
+
+        def __len__(self):
+            return n
+
+    assert len(result.apply(Subset(Photos(), range(n)))) == len(result.keep)
     with pytest.raises(TypeError, match="got NoneType, which has no length"):
         result.apply(None)
 
