@@ -305,6 +305,8 @@ def test_relabel_before_protect_is_an_error_and_a_disabled_guard_does_nothing(im
         Guard().relabel(network())
     off = Guard(enabled=False)
     assert off.relabel(network()) is None and off.result is None
+    off.load_state_dict({"format": "of another version"})
+    off.adopt(object(), epochs=30)
 
 
 def hugging_face(images, labels):
@@ -392,6 +394,17 @@ def test_a_saved_guard_goes_on_where_it_was(when, steps, screening, images, labe
     assert [batch[1].tolist() for batch in resumed] == expected
     assert second.result.verdict == "poisoned" and second.result.target_classes == (0,)
     assert second.result.keep.tolist() == KEPT and second.result.history[0]["loss"] == 0.5
+
+
+def test_the_steps_of_a_loaded_state_hold_for_every_loader(screening, images, labels):
+    def loader():
+        return DataLoader(TensorDataset(images, labels), 10)
+
+    first, second = Guard(progress=False), Guard(progress=False)
+    first.protect(loader(), network(), steps="keep")
+    second.load_state_dict(first.state_dict())
+    assert [len(second.protect(loader(), network())) for _ in range(2)] == [len(loader())] * 2
+    assert second.state_dict()["steps"] == "keep"
 
 
 def test_a_state_of_another_data_set_is_refused_with_both_fingerprints(screening, images, labels):

@@ -79,6 +79,7 @@ class Guard:
         self._progress = progress
         self._result: ScreenResult | None = None
         self._steps: Steps = "natural"
+        self._loaded = False
         self._new_labels: tuple[np.ndarray, np.ndarray] | None = None  # (samples that came back, their labels)
         self._images: ImageStore | None = None  # the flagged ones of the data that are protected
         self._asked = ("", "")  # fingerprint and preset of their screening
@@ -182,13 +183,13 @@ class Guard:
                     "one gets no relabelled samples any more; use a Guard for each data set"
                 )
             self._views.clear()
-            self._result, self._new_labels, self._steps = result, None, steps
+            self._result, self._new_labels, self._steps, self._loaded = result, None, steps, False
             self._log(result.figures(), step=0)  # before training's own steps: a tracker may not go back
             self._tell(result)
         elif self._images is None:  # a state was loaded, and this is the loader it is about
             check_fingerprint(result.fingerprint, images.fingerprint)
             check_made_by(result, preset)
-        else:
+        elif not self._loaded:
             self._steps = steps
         self._images, self._asked = images.only(np.flatnonzero(result.suspect)), asked
         self._untouched = len(result.keep) == len(images)
@@ -270,6 +271,8 @@ class Guard:
         Raises:
             StateError: the state is of another format or about other data than the protected loader's.
         """
+        if not self.enabled:
+            return
         if state.get("format") != STATE_FORMAT:
             raise StateError(
                 f"expected a guard's state of format {STATE_FORMAT}, got {state.get('format')!r}: it was saved "
@@ -287,7 +290,7 @@ class Guard:
                 "nothing to leave out: load the state before guard.protect"
             )
         self._result = result
-        self._steps = state["steps"]
+        self._steps, self._loaded = state["steps"], True
         relabelled = state["relabelled"]
         self._new_labels = None if relabelled is None else (relabelled[0].cpu().numpy(), relabelled[1].cpu().numpy())
         for view in list(self._views):
@@ -301,6 +304,8 @@ class Guard:
             host: has `process_index`, `num_processes` and `device`, as an `accelerate.Accelerator` has.
             epochs: how long training will be; None, or less than 1, where the host does not know.
         """
+        if not self.enabled:
+            return
         if self._accelerator is None:
             self._accelerator = self._screening["accelerator"] = host
         if self._screening["epochs"] is None and epochs is not None and epochs >= 1:
