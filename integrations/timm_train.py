@@ -88,7 +88,11 @@ def counts_of(sampler: Any, dataset: Any) -> dict[str, Any]:
     """What one of timm's distributed samplers would hold for another data set: they count samples only once."""
     fresh: Any
     if isinstance(sampler, RepeatAugSampler):
-        fresh = RepeatAugSampler(dataset, sampler.num_replicas, sampler.rank, sampler.shuffle, sampler.num_repeats)
+        settings = sampler.num_replicas, sampler.rank, sampler.shuffle, sampler.num_repeats
+        fresh, usual = RepeatAugSampler(dataset, *settings), RepeatAugSampler(sampler.dataset, *settings)
+        if len(usual) != len(sampler):  # it was made with a selection of its own, which it does not keep
+            share = len(dataset) / len(sampler.dataset)
+            fresh.num_selected_samples = max(1, min(fresh.num_samples, round(share * len(sampler))))
     elif isinstance(sampler, OrderedDistributedSampler):
         fresh = OrderedDistributedSampler(dataset, sampler.num_replicas, sampler.rank)
     else:

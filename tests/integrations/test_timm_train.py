@@ -106,6 +106,18 @@ def test_timm_s_distributed_samplers_count_what_is_kept_and_what_comes_back(kind
         assert set(seen) == set(range(len(KEPT))) and sorted(again) == list(range(SIZE))
 
 
+def test_a_repeating_sampler_with_a_selection_of_its_own_keeps_it(folder, screened):
+    for steps, share in (("keep", 1.0), ("natural", len(KEPT) / SIZE)):
+        loader = loader_of(folder, batch_size=1)
+        inner = loader.loader
+        sampler = RepeatAugSampler(inner.dataset, 2, 0, selected_ratio=1)
+        loader.loader = torch.utils.data.DataLoader(
+            inner.dataset, batch_size=1, sampler=sampler, collate_fn=inner.collate_fn
+        )
+        assert len(loader) == SIZE
+        assert len(Guard(progress=False).protect(loader, steps=steps)) == round(share * SIZE)
+
+
 def test_flagged_samples_come_back_relabelled(folder, screened):
     class Always(nn.Linear):
         def forward(self, x):
@@ -219,6 +231,9 @@ def test_what_is_kept_of_a_timm_data_set_takes_the_transform_that_timm_sets(fold
     assert rows(loader) == KEPT and kept.transform is dataset.transform is not None
     again = trainguard.screen(kept, progress=False)
     assert len(again.score) == len(KEPT) and screened[-1].class_names == ("a", "b")
+    fewer = again.apply(kept)
+    fewer.transform = None
+    assert dataset.transform is None and len(fewer) == len(again.keep)
 
 
 def test_a_subclass_that_changes_its_samples_is_screened_as_it_gives_them(folder, screened):

@@ -87,7 +87,10 @@ def readable(dataset: Any) -> Any:
 
 def part_of(dataset: Any, keep: np.ndarray) -> Subset:
     """The samples `keep` (M,) of a torch data set; of a host that sets its transform, one that takes it."""
-    return (Kept if host_of(dataset) == "timm" else Subset)(dataset, keep.tolist())
+    base, index = unwrap(dataset)
+    if host_of(base) != "timm":
+        return Subset(dataset, keep.tolist())
+    return Kept(base, (keep if index is None else index[keep]).tolist())
 
 
 def _unprotected(found: HostLoader) -> HostLoader:
