@@ -234,11 +234,24 @@ class ScreenResult:
                 f"{folder}/result.json is no whole result of this version ({error}): screen again"
             ) from None
 
-    def report(self, path: str | Path, dataset: Any = None) -> Path:
-        """Writes one self-contained HTML page; pass `dataset` to show images where the result kept no thumbnails."""
+    def report(
+        self,
+        path: str | Path,
+        dataset: Any = None,
+        image_column: str | int | None = None,
+        label_column: str | int | None = None,
+    ) -> Path:
+        """Writes one self-contained HTML page.
+
+        Args:
+            path: the HTML file.
+            dataset: what was screened, to show images where the result kept no thumbnails.
+            image_column: as screening was told, where it was.
+            label_column: likewise.
+        """
         from trainguard.report import build
 
-        return build(self, path, dataset=dataset)
+        return build(self, path, dataset, image_column, label_column)
 
     def figures(self) -> dict[str, float]:
         """What an experiment tracker can draw: flagged samples (count and share), verdict, confidence, seconds."""

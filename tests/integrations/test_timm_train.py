@@ -106,6 +106,17 @@ def test_timm_s_distributed_samplers_count_what_is_kept_and_what_comes_back(kind
         assert set(seen) == set(range(len(KEPT))) and sorted(again) == list(range(SIZE))
 
 
+def test_a_page_reads_broken_files_as_screening_did(folder, screened, tmp_path):
+    dataset = create_dataset("", str(folder), split="train")
+    settings = {"batch_size": 9, "is_training": True, "num_workers": 0, "device": torch.device("cpu"), "no_aug": True}
+    create_loader(dataset, 16, **settings)  # sets a transform: the files are of several sizes
+    (folder / "train" / "a" / "05.png").write_bytes(b"no image")
+    result = trainguard.screen(dataset, progress=False, on_error="skip")
+    assert result.unreadable == (5,) and result.evidence is None
+    page = result.report(tmp_path / "report.html", dataset=dataset)
+    assert "<img" in page.read_text()
+
+
 def test_a_repeating_sampler_with_a_selection_of_its_own_keeps_it(folder, screened):
     for steps, share in (("keep", 1.0), ("natural", len(KEPT) / SIZE)):
         loader = loader_of(folder, batch_size=1)

@@ -21,7 +21,7 @@ from torchvision.datasets import ImageFolder
 from trainguard.data.store import open_images
 from trainguard.drill.defenses import DEFENSES
 from trainguard.drill.repairs import REPAIRS
-from trainguard.errors import StateError
+from trainguard.errors import DataError, StateError
 from trainguard.evidence import Evidence, collect_evidence
 from trainguard.purification.results import AuditResult, PurifyResult
 from trainguard.report import build, charts
@@ -564,6 +564,18 @@ def test_pictures_of_other_images_under_the_same_labels_are_said_to_be_so(tmp_pa
     data = TensorDataset(torch.rand(len(result.labels), 3, 16, 16), torch.from_numpy(result.labels))
     with pytest.warns(UserWarning, match="are not those that were screened"):
         build(result, tmp_path / "report.html", dataset=data)
+
+
+def test_a_page_reads_the_columns_that_were_screened(tmp_path, screened):
+    result = screened(with_images=False)
+    images, masks = torch.rand(2, len(result.labels), 3, 16, 16)
+    data = [{"image": i, "mask": m, "label": int(k)} for i, m, k in zip(images, masks, result.labels, strict=True)]
+    with pytest.raises(DataError, match="image_column"):
+        result.report(tmp_path / "report.html", dataset=data)
+    opened = open_images(data, image_column="image")
+    result = dataclasses.replace(result, fingerprint=opened.fingerprint)
+    page = result.report(tmp_path / "report.html", dataset=data, image_column="image")  # without a warning
+    assert "<img" in page.read_text()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 import trainguard
 from trainguard.checkpoints import weights_path
+from trainguard.data.samples import Key
 from trainguard.evidence import Evidence, collect_evidence
 from trainguard.files import read_record, results_in, write_atomically
 from trainguard.report import audit, drill, purification, screening
@@ -23,8 +24,16 @@ from trainguard.report.parts import Share, percentage, shown, sort_key
 from trainguard.results import ScreenResult
 from trainguard.warning import warn
 
+Columns = dict[str, Any]
 
-def build(result: Any, path: str | Path, dataset: Any = None) -> Path:
+
+def build(
+    result: Any,
+    path: str | Path,
+    dataset: Any = None,
+    image_column: Key | None = None,
+    label_column: Key | None = None,
+) -> Path:
     """Write the page of a result; beside that of a screening, the decisions as a table.
 
     Args:
@@ -33,6 +42,8 @@ def build(result: Any, path: str | Path, dataset: Any = None) -> Path:
         path: the HTML file. Next to a screening's `report.html` lie `keep.csv` and `keep.parquet`; next to any other
             name `X.html`, `X.keep.csv` and `X.keep.parquet`.
         dataset: the screened data, to show images where the result has kept none.
+        image_column: as screening was told, where it was.
+        label_column: likewise.
 
     Returns:
         `path`.
@@ -42,15 +53,15 @@ def build(result: Any, path: str | Path, dataset: Any = None) -> Path:
             was screened.
         StateError: the page cannot be written.
     """
-    path = Path(path)
+    path, columns = Path(path), {"image_column": image_column, "label_column": label_column}
     if path.suffix.lower() not in ("", ".html", ".htm") or path.is_dir():
         raise ValueError(f"{path} cannot become a page: name an .html file to write")
     if not path.suffix and path.is_file() and not path.read_bytes()[:20].lower().startswith(b"<!doctype html"):
         raise ValueError(f"{path} is there already and is no page: name an .html file to write")
     if isinstance(result, str | Path):
-        kind, content = _of(Path(result), dataset)
+        kind, content = _of(Path(result), dataset, columns)
     else:
-        kind, content = _content(result, dataset)
+        kind, content = _content(result, dataset, columns)
     if kind == "screening":
         content["export"] = write_decisions(content["result"], path)
     page = _render(f"{kind}.html.j2", content)
@@ -59,19 +70,19 @@ def build(result: Any, path: str | Path, dataset: Any = None) -> Path:
     return path
 
 
-def _of(place: Path, dataset: Any) -> tuple[str, dict[str, Any]]:
+def _of(place: Path, dataset: Any, columns: Columns) -> tuple[str, dict[str, Any]]:
     """See `_content`; of a record that somebody may have changed or cut short."""
     loaded = _load(place)
     try:
-        return _content(loaded, dataset)
+        return _content(loaded, dataset, columns)
     except (ArithmeticError, AttributeError, IndexError, KeyError, MemoryError, TypeError) as error:
         raise ValueError(f"{place} holds no whole record of this version ({type(error).__name__}: {error})") from error
 
 
-def _content(result: Any, dataset: Any) -> tuple[str, dict[str, Any]]:
+def _content(result: Any, dataset: Any, columns: Columns) -> tuple[str, dict[str, Any]]:
     """Which template, and what it shows."""
     if isinstance(result, ScreenResult):
-        return "screening", screening.context(result, _evidence(result, dataset)) | {"result": result}
+        return "screening", screening.context(result, _evidence(result, dataset, columns)) | {"result": result}
     from trainguard.purification.results import AuditResult, PurifyResult
 
     if isinstance(result, AuditResult):
@@ -87,12 +98,13 @@ def _content(result: Any, dataset: Any) -> tuple[str, dict[str, Any]]:
     raise TypeError(f"expected a ScreenResult, AuditResult, PurifyResult or a saved one, got {type(result).__name__}")
 
 
-def _evidence(result: ScreenResult, dataset: Any) -> Evidence | None:
+def _evidence(result: ScreenResult, dataset: Any, columns: Columns) -> Evidence | None:
     if result.evidence is not None or dataset is None:
         return result.evidence
+    from trainguard.data.loaders import readable
     from trainguard.data.store import ImageStore, open_images
 
-    store = dataset if isinstance(dataset, ImageStore) else open_images(dataset, on_error="skip")
+    store = dataset if isinstance(dataset, ImageStore) else open_images(readable(dataset), on_error="skip", **columns)
     if not np.array_equal(store.labels, result.labels):
         raise ValueError("the labels of dataset= are not those that were screened: pass the data set that was screened")
     if store.fingerprint != result.fingerprint:
