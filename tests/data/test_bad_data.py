@@ -12,6 +12,7 @@ from torchvision.datasets import ImageFolder
 from trainguard.data.pixels import PixelRange
 from trainguard.data.store import open_images
 from trainguard.errors import DataError
+from trainguard.progress import Progress
 
 
 class Listed(Dataset):
@@ -123,11 +124,14 @@ def test_whole_numbers_beyond_a_byte_are_named(images, labels):
 
 
 @pytest.mark.parametrize("value, word", [(float("nan"), "NaN"), (float("inf"), "infinite")])
-def test_nan_and_infinite_pixels_are_named_or_skipped(value, word, images, labels):
+def test_nan_and_infinite_pixels_are_named_or_skipped(value, word, images, labels, monkeypatch):
     dataset = Listed(images, labels.tolist(), row17=(with_pixel(images[17], value), 1))
     with pytest.raises(DataError, match=rf"row 17 has {word} pixels \(1 of 192\); repair it"):
         open_images(dataset)
-    assert open_images(dataset, on_error="skip").unreadable == (17,)
+    counted = []
+    monkeypatch.setattr("trainguard.progress.Stage.advance", lambda stage, n=1: counted.append(n))
+    assert open_images(dataset, on_error="skip", progress=Progress(False)).unreadable == (17,)
+    assert sum(counted) == len(dataset)  # what cannot be read is done as well
 
 
 def test_images_of_differing_sizes_are_named_with_both_sizes(images, labels):

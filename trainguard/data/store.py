@@ -260,10 +260,12 @@ def _read_all(
     used, problems, colour = 0, dict[int, str](), False
     with progress.stage("reading images", size) if progress else nullcontext() as stage:
         for row in rows.in_order(workers, context):
+            if row.image is None and row.colour:
+                colour = True
+                break
+            if stage:
+                stage.advance(1)
             if row.image is None:
-                colour = row.colour
-                if colour:
-                    break
                 problem = f"{rows.name(row.index)} {row.problem}"
                 if row.fatal:
                     raise DataError(problem)
@@ -275,8 +277,6 @@ def _read_all(
             digest.update(row.image.numpy().data)
             if used < len(cache):
                 cache[used], slots[row.index], used = row.image, used, used + 1
-            if stage:
-                stage.advance(1)
     if colour:
         del cache, labels, slots  # as much is needed again
         return _read_all(rows.coloured(), on_error, cache_bytes, workers, context, progress, comparable)
