@@ -78,7 +78,6 @@ class Evidence:
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray]) -> Evidence:
         """The inverse of `to_arrays`."""
-        arrays = {"kept_counts": arrays["counts"]} | arrays  # of results from before they were told apart
         return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 

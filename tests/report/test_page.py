@@ -22,7 +22,7 @@ from trainguard.data.store import open_images
 from trainguard.drill.defenses import DEFENSES
 from trainguard.drill.repairs import REPAIRS
 from trainguard.errors import DataError, StateError
-from trainguard.evidence import Evidence, collect_evidence
+from trainguard.evidence import collect_evidence
 from trainguard.purification.results import AuditResult, PurifyResult
 from trainguard.report import build, charts
 from trainguard.report import purification as purification_page
@@ -469,12 +469,6 @@ def test_pictures_that_are_missing_are_said_to_be_and_those_left_over_are_none(t
     dataclasses.replace(result, evidence=None).save(tmp_path)
     (tmp_path / "evidence.npz").write_bytes(left)
     assert ScreenResult.load(tmp_path).evidence is None
-
-
-def test_an_older_result_has_its_averages(screened):
-    arrays = screened().evidence.to_arrays()
-    del arrays["kept_counts"]
-    assert Evidence.from_arrays(arrays).kept_counts.tolist() == arrays["counts"].tolist()
 
 
 def test_the_users_style_of_drawing_is_neither_used_nor_changed(tmp_path, screened):

@@ -15,8 +15,8 @@ from trainguard.report import charts, pictures
 from trainguard.report.parts import Share, Table, costs, flattened, number, percent
 from trainguard.results import ScreenResult
 
-HISTOGRAMS = 12  # classes drawn; the table has them all
-LISTED = 1000  # flagged samples in the page; keep.csv has them all
+HISTOGRAMS = 12  # classes drawn; the table goes on
+LISTED = 1000  # rows of a table in the page; keep.csv has all samples
 
 FINDINGS = {
     "suspected": "part",
