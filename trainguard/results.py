@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from html import escape
@@ -267,15 +267,13 @@ class ScreenResult:
         """The short table behind `repr`: (what, value)."""
         flagged = int(self.suspect.sum())
         n = max(1, len(self.suspect))
-        shown = self.target_classes[:NAMED]
-        names = [f"{k} ({self.class_names[k]})" if k < len(self.class_names) else str(k) for k in shown]
-        if len(shown) < len(self.target_classes):
-            names.append(f"and {len(self.target_classes) - len(shown)} more")
+        known = self.class_names
+        names = [f"{k} ({known[k]})" if k < len(known) else str(k) for k in self.target_classes]
         table = [
             ("verdict", f"{self.verdict} (confidence {self.confidence:.2f})"),
             ("because", self.reason),
             ("flagged", f"{flagged} of {len(self.suspect)} ({100 * flagged / n:.2f}%)"),
-            ("target classes", ", ".join(names) or "none"),
+            ("target classes", listed(names) or "none"),
             ("unreadable", str(len(self.unreadable))),
             ("probe epochs", str(len(self.history) or "")),
             ("seconds", f"{self.timing.get('total', float('nan')):.1f}"),
@@ -299,6 +297,12 @@ def as_text(title: str, rows: Iterable[tuple[str, str]]) -> str:
     rows = list(rows)
     width = max(len(what) for what, _ in rows)
     return title + "\n" + "\n".join(f"  {what:<{width}}  {value}" for what, value in rows)
+
+
+def listed(names: Sequence[str], most: int = NAMED) -> str:
+    """The first `most` of some names, and how many more there are."""
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
 
 
 def as_html(title: str, rows: Iterable[tuple[str, str]]) -> str:

@@ -11,6 +11,7 @@ from itertools import pairwise
 import datasets
 import matplotlib
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -547,6 +548,14 @@ def test_a_page_does_not_take_the_place_of_something_else(tmp_path, screened):
         build(tmp_path / "result", tmp_path / "weights")
     with pytest.raises(ValueError, match=r"keep\.csv is there already and is not of a screening"):
         build(tmp_path / "result", tmp_path / "report.html")
+    for content in (b"not a table", (tmp_path / "keep.csv").read_bytes()):
+        (tmp_path / "mine.keep.parquet").write_bytes(content)
+        with pytest.raises(ValueError, match=r"mine\.keep\.parquet is there already and is not of a screening"):
+            build(tmp_path / "result", tmp_path / "mine.html")
+    parquet.write_table(pa.table({"file": ["a.png"]}), tmp_path / "mine.keep.parquet")
+    with pytest.raises(ValueError, match=r"mine\.keep\.parquet is there already"):
+        build(tmp_path / "result", tmp_path / "mine.html")
+    assert not (tmp_path / "mine.html").exists() and not (tmp_path / "mine.keep.csv").exists()
     assert (tmp_path / "weights").read_bytes() == b"weights" and not (tmp_path / "report.html").exists()
     for _ in range(2):  # its own it may write again
         build(tmp_path / "result", tmp_path / "other")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,7 +14,7 @@ from torch import nn
 from trainguard.checkpoints import load_weights, read_checkpoint, weights_path, write_weights
 from trainguard.files import plain, read_record, visible, write_atomically
 from trainguard.purification.bending import MOST
-from trainguard.results import NAMED, as_html, as_text, judged_on
+from trainguard.results import as_html, as_text, judged_on, listed
 
 Verdict = Literal["clean", "backdoored", "undecided"]
 
@@ -263,7 +262,7 @@ class AuditResult:
         return [
             ("verdict", f"{self.verdict} (confidence {self.confidence:.2f})"),
             ("because", self.reason),
-            ("target classes", _named([self.name_of(k) for k in self.target_classes])),
+            ("target classes", listed([self.name_of(k) for k in self.target_classes]) or "none"),
             ("strongest pull", f"{self.pull[strongest]:.3f}, class {self.name_of(strongest)}"),
             ("one small patch", f"changes {self.patch_success:.0%} of the predictions"),
             ("a patch for one class", own),
@@ -292,12 +291,6 @@ def check_free(path: str | Path) -> None:
         raise FileExistsError(f"{weights} holds weights of something else: name another file")
     if beside.exists() and read_record(beside).get("kind") != "purify":
         raise FileExistsError(f"{beside} holds something else and would be overwritten: name another file")
-
-
-def _named(classes: Sequence[str]) -> str:
-    """Some classes in words, and how many more there are."""
-    more = [f"and {len(classes) - NAMED} more"] if len(classes) > NAMED else []
-    return ", ".join([*classes[:NAMED], *more]) or "none"
 
 
 def _read_record(path: Path, kind: str) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from trainguard.files import visible
 from trainguard.purification.bending import MOST
 from trainguard.report import pictures
 from trainguard.report.parts import Matrix, Share, Table, costs, flattened
+from trainguard.results import listed
 
 if TYPE_CHECKING:
     from trainguard.purification.results import AuditResult
 
 WRITTEN_OUT = 20  # classes whose matrix is a table of numbers; with more it is a picture
 
-NAMED = 8  # target classes at the top
 HEADLINES = {
     "clean": "No sign of a backdoor in this model",
     "backdoored": "This model looks backdoored",
@@ -42,9 +42,6 @@ def context(result: AuditResult) -> dict[str, Any]:
     """Everything that the template `audit.html.j2` shows."""
     k = len(result.pull)
     names = [result.name_of(i) for i in range(k)]
-    targets = ", ".join(names[i] for i in result.target_classes[:NAMED]) or "none"
-    if len(result.target_classes) > NAMED:
-        targets += f", and {len(result.target_classes) - NAMED} more"
     reason = visible(result.reason)
     found = f"{reason[:1].upper()}{reason[1:]}." if reason else ""
     return {
@@ -56,7 +53,7 @@ def context(result: AuditResult) -> dict[str, Any]:
         "advice": _advice(result),
         "facts": [
             ("Confidence", f"{result.confidence:.0%}"),
-            ("Suspected target", targets),
+            ("Suspected target", listed([names[i] for i in result.target_classes]) or "none"),
             ("Images attacked", f"{result.images:,}"),
             ("Classes", f"{k:,}"),
         ],

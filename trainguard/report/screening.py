@@ -13,9 +13,10 @@ from trainguard.evidence import Evidence
 from trainguard.files import visible
 from trainguard.report import charts, pictures
 from trainguard.report.parts import Share, Table, costs, flattened, number, percent
-from trainguard.results import ScreenResult
+from trainguard.results import ScreenResult, listed
 
 HISTOGRAMS = 12  # classes drawn; the table goes on
+TOLD = 5  # target classes at the top
 LISTED = 1000  # rows of a table in the page; keep.csv has all samples
 
 FINDINGS = {
@@ -110,9 +111,8 @@ def _sentence(result: ScreenResult, names: Names) -> str:
     flagged, total = int(result.suspect.sum()), len(result.suspect)
     counted = f"{flagged:,} of {total:,} samples ({percent(flagged, total)})"
     if result.verdict == "poisoned":
-        targets = ", ".join(names.label(k) for k in result.target_classes[:5])
-        more = f" and {len(result.target_classes) - 5} more" if len(result.target_classes) > 5 else ""
-        return f"{counted} carry what looks like a backdoor trigger" + (f" for {targets}{more}." if targets else ".")
+        targets = listed([names.label(k) for k in result.target_classes], TOLD)
+        return f"{counted} carry what looks like a backdoor trigger" + (f" for {targets}." if targets else ".")
     if flagged:
         return f"{counted} were set aside as a precaution."
     return f"All {total - len(result.unreadable):,} readable samples were kept."
@@ -121,12 +121,10 @@ def _sentence(result: ScreenResult, names: Names) -> str:
 def _facts(result: ScreenResult, names: Names) -> list[tuple[str, str]]:
     total = len(result.suspect)
     flagged = int(result.suspect.sum())
-    targets = [names.label(k) for k in result.target_classes]
-    shown = ", ".join(targets[:4]) + (f" and {len(targets) - 4} more" if len(targets) > 4 else "")
     facts = [
         ("Confidence", f"{result.confidence:.0%}"),
         ("Flagged", f"{flagged:,} of {total:,} ({percent(flagged, total)})"),
-        ("Suspected target", shown or "none"),
+        ("Suspected target", listed([names.label(k) for k in result.target_classes], TOLD) or "none"),
         ("Kept", f"{len(result.keep):,}"),
         ("Classes", f"{len(result.thresholds):,}"),
     ]
