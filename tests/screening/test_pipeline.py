@@ -126,15 +126,15 @@ def test_clean_digits_stay_whole():
 
 
 def test_digits_that_were_turned_upside_down_are_found_and_the_change_is_named():
-    data = Digits(rows=500)
+    data = Digits(rows=1500)  # of 900 rows two seeds in five are called clean
     others = torch.nonzero(data.labels != 1).flatten()
-    payload = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:40]]
+    payload = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:120]]
     data.images[payload], data.labels[payload] = data.images[payload].flip(2), 1
     settings = dataclasses.replace(SHORT, least_steps=80)
     found = screen_images(open_images(data), settings=settings, progress=False)
     assert found.verdict == "poisoned" and found.target_classes == (1,)
     assert "images of other classes, upside down" in found.reason
-    assert found.suspect[payload].mean() > 0.9 and found.suspect.sum() < 50
+    assert found.suspect[payload].mean() > 0.9 and found.suspect.sum() < 160  # a zero is one upside down as well
     (undone,) = [row for row in found.settings["findings"] if row["undoing"]]
     assert undone["label"] == 1 and undone["restored"] > 0 and undone["strength"] > 0.5
 
