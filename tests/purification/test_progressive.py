@@ -737,7 +737,8 @@ def test_a_state_of_another_range_or_judge_is_refused(other, victim, tmp_path):
 
 def test_perturbations_may_be_held_in_a_sphere(victim, short):
     """`norm="l2"`: other radii, in units of the whole image, and other adversarial images than those of a cube."""
-    options = QUICK | {"clean": True, "patches": 0, "shared": 0, "adversarial_batches": (3,), "max_accuracy_loss": 1.0}
+    few = {"adversarial_batches": (3,), "plain_batches": (3,), "max_accuracy_loss": 1.0}
+    options = QUICK | few | {"clean": True, "patches": 0, "shared": 0}
     sphere, cube = (purify(victim.model, victim.store, norm=norm, **options) for norm in ("l2", "linf"))
     assert sphere.settings["norm"] == "l2" and sphere.settings["eps"] >= 0.5 > cube.settings["eps"]
     assert sphere.changed and not same(sphere.model, cube.model)

@@ -183,7 +183,9 @@ def test_of_a_large_class_some_are_held_at_once_and_all_come_back_in_order(monke
             return pixels
 
     monkeypatch.setattr(classes_module, "AT_ONCE", 8)
-    monkeypatch.setattr(classes_module, "_seen", lambda run, probe, looks, index: (index[:, None], -index[:, None]))
+    monkeypatch.setattr(
+        classes_module, "_seen", lambda run, probe, looks, index: (None, index[:, None], -index[:, None])
+    )
     classes = Classes(SimpleNamespace(seed=0), None, None, None, lambda x: 2 * x, (), (View(),), None)
     members = np.arange(100, 140, 2)
     whitened, view = classes.read(members)
@@ -200,15 +202,16 @@ def test_few_samples_are_looked_at_once_and_many_again(monkeypatch):
     store = open_images(TensorDataset(smooth(300, 16), torch.from_numpy(labels)), pixel_range=unit)
     run = SimpleNamespace(seed=0, store=store, processes=Processes())
     probe = Probe(store.shape, 3, torch.full((3,), 0.5), torch.full((3,), 0.2))
-    classes = Classes.of(run, probe, np.zeros((300, 3)), None)
-    members, again = classes.members(1), _seen(run, probe, classes.looks, classes.members(1))
+    classes = Classes.of(run, probe, None)
+    members, (answers, *again) = classes.members(1), _seen(run, probe, classes.looks, classes.members(1))
+    assert np.allclose(classes.answers[members], answers, atol=1e-2)
     with monkeypatch.context() as patched:
         patched.setattr(classes_module, "_seen", None)  # nothing asks the probe a second time
         for seen, wanted in zip(classes.seen(members), again, strict=True):
             assert np.allclose(seen, wanted, atol=1e-2)
         assert len(classes.seen(members, looking=False)) == 1
     monkeypatch.setattr(classes_module, "FITTED", 200)
-    many = Classes.of(run, probe, np.zeros((300, 3)), None)
+    many = Classes.of(run, probe, None)
     assert many.slots is None and np.array_equal(many.seen(members)[0], again[0])
 
 
@@ -234,7 +237,7 @@ def test_a_class_is_looked_at_once_and_the_second_time_says_the_same(monkeypatch
 
     def seen(run, probe, looks, index):
         asked.append(len(looks))
-        return [features[index], *(numbers[index] for _ in looks)]
+        return [None, features[index], *(numbers[index] for _ in looks)]
 
     monkeypatch.setattr(classes_module, "_seen", seen)
     labels = np.zeros(400, dtype=np.int64)
@@ -261,7 +264,7 @@ def test_classes_are_looked_into_at_once_as_one_by_one(monkeypatch):
     for threads in (1, 3):
         monkeypatch.setattr(classes_module, "MOST_THREADS", threads)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-        classes = Classes.of(run, probe, np.zeros((900, 3), dtype=np.float32), None)
+        classes = Classes.of(run, probe, None)
         found.append(classes.splits([2, 0, 1]))
     assert [*found[0]] == [*found[1]] == [2, 0, 1] and warnings.filters == filters
     for one, other in zip(*([part for some in parts.values() for part in some] for parts in found), strict=True):

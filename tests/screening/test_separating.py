@@ -16,6 +16,7 @@ from trainguard.screening import relearning, separating
 from trainguard.screening.finding import Finding
 from trainguard.screening.identification import Witness
 from trainguard.screening.opinion import Opinion
+from trainguard.screening.probe import Probe
 from trainguard.screening.separation import Split
 from trainguard.screening.settings import Settings
 
@@ -74,6 +75,22 @@ def test_what_a_probe_has_seen_more_of_is_taken_off_its_logits():
     probe.register_buffer("device", torch.zeros(1))
     answers, _ = Opinion.of(run, probe, np.log([0.9, 0.1]))(np.arange(20), 0)
     assert answers == pytest.approx(np.zeros((20, 2)), abs=0.02)
+
+
+def test_few_samples_are_asked_about_once_and_many_again(monkeypatch):
+    labels = torch.arange(300) % 3
+    images = torch.rand(300, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    store = open_images(TensorDataset(images, labels), pixel_range=PixelRange.from_mean_std((0.0,) * 3, (1.0,) * 3))
+    run = SimpleNamespace(store=store, seed=0, processes=None)
+    probe = Probe(store.shape, 3, torch.full((3,), 0.5), torch.full((3,), 0.2)).eval()
+    members, asked = np.arange(1, 300, 3), []
+    monkeypatch.setattr(probe, "maps", lambda images, maps=probe.maps: asked.append(len(images)) or maps(images))
+    once = Opinion.of(run, probe, np.zeros(3))
+    told = once(members, 1)
+    assert sum(asked) == 300
+    monkeypatch.setattr("trainguard.screening.opinion.FITTED", 299)
+    again = Opinion.of(run, probe, np.zeros(3))
+    assert np.allclose(again(members, 1)[0], told[0], atol=1e-2) and sum(asked) == 300 + 299 + 100
 
 
 @pytest.mark.parametrize(("comes_from", "found"), [(2, 1.0), (0, 0.0), (1, 0.0), (None, 0.0)])

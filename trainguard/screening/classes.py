@@ -15,9 +15,11 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
+from trainguard.errors import ModelError
 from trainguard.screening.bars import CROWDED, LEFT, like_nothing_else
 from trainguard.screening.finding import Finding
 from trainguard.screening.identification import Images, Witness, kinds_of
+from trainguard.screening.learning import logits
 from trainguard.screening.pipeline import Run
 from trainguard.screening.pixelview import Look, PixelView, looks_for
 from trainguard.screening.probe import Probe, Trained
@@ -73,18 +75,27 @@ class Classes:
     slots: np.ndarray | None = None
 
     @classmethod
-    def of(cls, run: Run, probe: Probe | Trained, answers: np.ndarray, images: Images) -> Classes:
-        """Learn the spread that all classes share from some samples of them."""
+    def of(cls, run: Run, probe: Probe | Trained, images: Images) -> Classes:
+        """Ask the probe, and learn the spread that all classes share from some samples of them.
+
+        Raises:
+            ModelError: what it answers is no number.
+        """
         store = run.store
         fitted = np.random.default_rng(run.seed).permutation(store.readable)[:FITTED]
         looks = looks_for(store.shape, len(fitted))
-        everything = features, *seen = _seen(run, probe, looks, fitted)
+        few = len(fitted) == len(store.readable)
+        answers, *everything = _seen(run, probe, looks, fitted)
+        answers = answers[np.argsort(fitted)] if few else logits(run, probe, store.readable)
+        if len(broken := store.readable[~np.isfinite(answers).all(1)]):
+            raise ModelError(f"the model gives NaN or infinite outputs on {store.name(broken[0])}: check what it does")
+        features, *seen = everything
         whitening = Whitening.fit(features, store.labels[fitted])
         views = [PixelView.fit(numbers, store.labels[fitted]) for numbers in seen]
         sizes = np.bincount(store.labels[store.readable], minlength=store.num_classes)
         fine = Surroundings.of(looks[-1], views[-1], seen[-1], store.labels[fitted]) if len(looks) > 1 else None
         classes = cls(run, probe, answers, images, whitening, looks, views, sizes, fine)
-        if len(fitted) < len(store.readable):
+        if not few:
             return classes
         slots = np.zeros(len(store), dtype=np.int64)
         slots[fitted] = np.arange(len(fitted))
@@ -205,7 +216,7 @@ class Classes:
         if self.slots is not None:
             rows = self.slots[members]
             return [numbers[rows] for numbers in (self.kept if looking else self.kept[:1])]
-        return _seen(self.run, self.probe, self.looks if looking else (), members)
+        return _seen(self.run, self.probe, self.looks if looking else (), members)[1:]
 
     def views_of(self, members: np.ndarray) -> list[np.ndarray]:
         """Samples of one class, whitened: the probe's features (n, D), and all that each look gives (n, P).
@@ -296,15 +307,16 @@ def witness_of(run: Run, probe: Probe | Trained, images: np.ndarray) -> Witness:
 
 
 def _seen(run: Run, probe: Probe | Trained, looks: Sequence[Look], index: np.ndarray) -> list[np.ndarray]:
-    """The probe's features (n, D) of the samples `index`, and what each look gives (n, P), from one pass over them."""
+    """The probe's logits (n, K) and features (n, D) of samples (n,), and what each look gives (n, P): in one pass."""
     images = run.store.batch(index[:1])
-    ends = np.cumsum([look(images).shape[1] for look in looks])
+    ends = np.cumsum([probe.num_classes, *(look(images).shape[1] for look in looks)])
 
     def everything(images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([*(look(images) for look in looks), probe.features(images).float()], 1)
+        answers, features = probe.logits_and_features(images)
+        return torch.cat([answers.float(), *(look(images) for look in looks), features.float()], 1)
 
-    *seen, features = np.split(outputs(everything, probe, run.store, index, run.processes), ends, axis=1)
-    return [features, *seen]
+    answers, *seen, features = np.split(outputs(everything, probe, run.store, index, run.processes), ends, axis=1)
+    return [answers, features, *seen]
 
 
 def over(part: float, rest: float) -> float:

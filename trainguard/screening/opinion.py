@@ -27,13 +27,15 @@ class Opinion:
         often: (K,) the logarithm of each class's share of what it learned from, taken off its logits (logit adjustment,
             Menon et al. 2021): else it would give few samples the label of a rare class, whatever they show.
         pool: (P,) the samples that are company.
-        search: among what the probe makes of these.
+        seen: what the probe makes of these, see `_seen`.
+        search: among the second of these.
     """
 
     run: Run
     probe: Probe
     often: np.ndarray
     pool: np.ndarray
+    seen: tuple[np.ndarray, np.ndarray]
     search: NearestNeighbors
 
     @classmethod
@@ -41,11 +43,16 @@ class Opinion:
         """Choose the company."""
         pool = np.random.default_rng(run.seed).permutation(run.store.readable)[:FITTED]
         search = NearestNeighbors(n_neighbors=min(NEIGHBOURS + 1, len(pool)), metric="euclidean")
-        return cls(run, probe, often, pool, search.fit(_seen(run, probe, pool)[1]))
+        seen = _seen(run, probe, pool)
+        return cls(run, probe, often, pool, seen, search.fit(seen[1]))
 
     def __call__(self, members: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
         """Of samples (n,) the logits (n, K), and the share (n,) of their nearest neighbours that have the label."""
-        answers, deep = _seen(self.run, self.probe, members)
+        if len(self.pool) == len(self.run.store.readable):  # all have been looked at
+            rows = np.argsort(self.pool)[np.searchsorted(self.run.store.readable, members)]
+            answers, deep = (each[rows] for each in self.seen)
+        else:
+            answers, deep = _seen(self.run, self.probe, members)
         near = self.pool[self.search.kneighbors(deep, return_distance=False)]
         others = near != members[:, None]  # a sample is no company for itself
         alike = (self.run.store.labels[near] == label) & others

@@ -36,6 +36,7 @@ class Probe(nn.Module):
     def __init__(self, shape: tuple[int, int, int], num_classes: int, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         channels, height, width = shape
+        self.num_classes = num_classes
         self.least = 16  # smaller images are enlarged, so that three halvings leave something
         stride = 2 ** max(0, math.ceil(math.log2(max(1.0, min(height, width) / SIDE))))
         w = WIDTH
@@ -74,7 +75,13 @@ class Probe(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         r"""(B, C, H, W) to (B, D): mean and maximum of the channels of the three last stages."""
-        return torch.cat([torch.cat([m.float().mean((2, 3)), m.float().amax((2, 3))], 1) for m in self.maps(images)], 1)
+        return self.logits_and_features(images)[1]
+
+    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Both from one pass."""
+        maps = self.maps(images)
+        seen = [torch.cat([m.float().mean((2, 3)), m.float().amax((2, 3))], 1) for m in maps]
+        return self.answer(maps[-1]), torch.cat(seen, 1)
 
 
 class Trained(nn.Module):
@@ -89,7 +96,7 @@ class Trained(nn.Module):
 
     def __init__(self, network: UnitPixels, num_classes: int, images: Tensor) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.num_classes = network, num_classes
         self._layer = classifier_layer(network, num_classes, images)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -98,12 +105,17 @@ class Trained(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         r"""(B, C, H, W) to (B, D)."""
+        return self.logits_and_features(images)[1]
+
+    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Both from one pass."""
         with watched(self._layer) as tap:
-            found = tap.read(self.network(images)).detach()
-        if found.shape[1] <= MOST_FEATURES:
-            return found
-        generator = torch.Generator().manual_seed(found.shape[1])
-        return found @ torch.randn(found.shape[1], MOST_FEATURES, generator=generator).to(found)
+            logits = self.network(images)
+            found = tap.read(logits).detach()
+        if found.shape[1] > MOST_FEATURES:
+            generator = torch.Generator().manual_seed(found.shape[1])
+            found = found @ torch.randn(found.shape[1], MOST_FEATURES, generator=generator).to(found)
+        return logits, found
 
 
 class _Residual(nn.Module):

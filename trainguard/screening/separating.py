@@ -15,7 +15,6 @@ import dataclasses
 
 import numpy as np
 
-from trainguard.errors import ModelError
 from trainguard.evidence import samples_for_map
 from trainguard.models import UnitPixels
 from trainguard.screening.consistency import consistency
@@ -43,11 +42,7 @@ def decide(run: Run) -> Decision:
     divergence = _scored(run, probe)
     images = bystanders(store, run.seed)
     with run.stage("partition"):
-        answers = logits(run, probe, index)
-        if len(broken := index[~np.isfinite(answers).all(1)]):
-            raise ModelError(f"the model gives NaN or infinite outputs on {store.name(broken[0])}: check what it does")
-        accuracy = float((answers.argmax(1) == labels[index]).mean())
-        *found, classes = suspicions(run, probe, divergence, answers, images)
+        *found, classes = suspicions(run, probe, divergence, images)
         findings, crowded_out = run.processes.broadcast(found)  # ranks may differ in the last bit
     candidates = [finding for finding in findings if finding.is_candidate(settings)]
     proposed, opinion = labels.copy(), None
@@ -57,7 +52,7 @@ def decide(run: Run) -> Decision:
     sizes = np.bincount(labels[index])[labels[index]]
     looked = float((sizes >= settings.least_members).mean())
     present = int((classes.sizes > 0).sum())  # a part of a data set may keep the names of all its classes
-    right = answers.argmax(1) == labels[index]
+    right = classes.answers.argmax(1) == labels[index]
     known = float(np.mean([right[labels[index] == label].mean() for label in np.flatnonzero(classes.sizes)]))
     verdict, confidence, reason, poisoned = verdict_of(findings, known, present, settings, looked)
     if opinion is not None and poisoned:
@@ -83,7 +78,7 @@ def decide(run: Run) -> Decision:
         confidence=confidence,
         reason=reason,
         target_classes=labels_of(poisoned),
-        details={"probe_accuracy": accuracy, "findings": [_row(f, run) for f in findings]},
+        details={"probe_accuracy": float(right.mean()), "findings": [_row(f, run) for f in findings]},
     )
 
 

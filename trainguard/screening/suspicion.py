@@ -23,7 +23,7 @@ LEFT_AT_LEAST = 0.2  # the same of parts that nothing else is like, however crow
 
 
 def suspicions(
-    run: Run, probe: Probe | Trained, divergence: np.ndarray, answers: np.ndarray, images: Images
+    run: Run, probe: Probe | Trained, divergence: np.ndarray, images: Images
 ) -> tuple[list[Finding], list[Finding], Classes]:
     """Every class in two, in several ways, its suspected part the upper one; and what they were read from.
 
@@ -36,11 +36,10 @@ def suspicions(
         run: the screening.
         probe: that learned everything.
         divergence: (N,) of Eq. 3.
-        answers: (M, K) its logits for the readable samples.
         images: see `bystanders`.
     """
     store, settings = run.store, run.settings
-    classes = Classes.of(run, probe, answers, images)
+    classes = Classes.of(run, probe, images)
     labels = [label for label in range(store.num_classes) if classes.sizes[label] >= settings.least_members]
     parts = classes.splits(labels)
     lines = [(label, part.line) for label in labels for part in parts[label] if part.is_candidate(settings)]
@@ -71,7 +70,7 @@ def suspicions(
                 finished=run.trained is not None,
             )
         found.append(finding)
-    return *judgeable([*found, *classes.undone.findings(answers, labels)], settings), classes
+    return *judgeable([*found, *classes.undone.findings(classes.answers, labels)], settings), classes
 
 
 def judgeable(findings: list[Finding], settings: Settings) -> tuple[list[Finding], list[Finding]]:
