@@ -198,7 +198,9 @@ def _add_screen(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--out", type=path, required=True, help="folder for the result and its report")
     parser.add_argument(
-        "--epochs", type=at_least_one, help="epochs of the training to come: they set how long probes learn"
+        "--epochs",
+        type=at_least_one,
+        help="of the training to come: they set how long probes learn (default: 24)",
     )
     parser.add_argument(
         "--budget", type=above_zero, default=0.5, help="share of its passes that the probes get (default: %(default)s)"

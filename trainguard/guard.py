@@ -42,7 +42,7 @@ class Guard:
     Args:
         accelerator: an `accelerate.Accelerator`, where training has one. Without, the processes of `torch.distributed`
             share the work if it is set up when the loader is protected, which all of them must do then.
-        epochs: how long the protected training will be; None leaves screening its own default length.
+        epochs: how long the protected training will be; None stands for 24 epochs.
         budget: what share of that training's passes the probes get; short trainings have a least that is more than it.
         seed: of everything random in screening.
         state_dir: folder that keeps what screening has done: killed, it goes on; ended, it is not made again.

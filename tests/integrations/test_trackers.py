@@ -64,7 +64,7 @@ def test_without_trackers_nothing_is_logged(monkeypatch):
     Guard(accelerator, progress=False).protect(DataLoader(data(), batch_size=8))
 
 
-SHORT = Settings(default_epochs=0.1, least_steps=8, least_epochs=0, most_steps=8, least_members=8)
+SHORT = Settings(default_epochs=0.2, least_steps=8, least_epochs=0, most_steps=8, least_members=8)
 
 
 def test_tensorboard_files_hold_every_probe_epoch_and_the_result(tmp_path, monkeypatch):

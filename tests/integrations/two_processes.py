@@ -77,7 +77,7 @@ def scores(processes):
 
 def screened(accelerator):
     """A whole screening, cut short."""
-    PRESETS["default"] = Settings(default_epochs=0.1, least_steps=8, least_epochs=0, most_steps=8, least_members=8)
+    PRESETS["default"] = Settings(default_epochs=0.2, least_steps=8, least_epochs=0, most_steps=8, least_members=8)
     result = trainguard.screen(TensorDataset(*data()), accelerator=accelerator, progress=False)
     return {"score": result.score, "keep": result.keep, "screened consistency": result.consistency}
 
@@ -125,7 +125,7 @@ def main(folder):
     processes = Processes.of(accelerator)
     torch.set_num_threads(1)
     if len(sys.argv) > 2:
-        PRESETS["default"] = Settings(default_epochs=0.1, least_steps=8, least_epochs=0, most_steps=8)
+        PRESETS["default"] = Settings(default_epochs=0.2, least_steps=8, least_epochs=0, most_steps=8)
         if processes.rank == 1:
             Processes.share = lambda *_: 1 / 0  # where nobody expects it
         trainguard.screen(TensorDataset(*data()), accelerator=accelerator, progress=False)

@@ -24,7 +24,7 @@ from trainguard.screening.settings import Settings
 from trainguard.screening.state import State
 from trainguard.training import at_once
 
-SHORT = dataclasses.replace(Settings(), least_steps=150, least_epochs=0, default_epochs=4)
+SHORT = dataclasses.replace(Settings(), least_steps=150, least_epochs=0, default_epochs=8)
 
 
 class Digits(Dataset):
@@ -118,6 +118,18 @@ def test_flagged_digits_get_their_own_label_back(poisoned, result):
     assert (result.proposed[flagged] == truth[flagged]).mean() > 0.5
     kept = result.keep
     assert (result.proposed[kept] == result.labels[kept]).all()
+
+
+def test_a_larger_budget_counts_whether_or_not_a_length_is_named():
+    settings, store = dataclasses.replace(SHORT, least_steps=1), open_images(Digits(rows=200))
+    for options, passes in (
+        ({"budget": 1.0}, 8),
+        ({"budget": 1.0, "epochs": 6}, 6),
+        ({"budget": 2.0, "epochs": 6}, 12),
+    ):
+        found = screen_images(store, settings=settings, progress=False, **options)
+        assert found.settings["spend"] == passes
+        assert sum(row["stage"] == "warm-up" for row in found.history) == round(passes * settings.warmup_share)
 
 
 def test_clean_digits_stay_whole():
@@ -264,7 +276,7 @@ def test_a_state_knows_its_classes_and_what_a_users_network_is_fed(few, monkeypa
 
 def test_a_users_network_that_draws_is_resumed_to_the_same_weights(few, tmp_path):
     """The paper's variant trains it: dropout and the like draw from the global stream."""
-    settings = dataclasses.replace(Settings.paper(), least_steps=20, least_epochs=0, default_epochs=4, iterations=1)
+    settings = dataclasses.replace(Settings.paper(), least_steps=20, least_epochs=0, default_epochs=8, iterations=1)
 
     def whole(**options):
         torch.manual_seed(0)
@@ -427,7 +439,7 @@ class Diverging(nn.Sequential):
 
 
 def test_a_network_that_diverges_is_no_evidence(few, tmp_path):
-    settings = dataclasses.replace(Settings.paper(), least_steps=10, least_epochs=0, default_epochs=2)
+    settings = dataclasses.replace(Settings.paper(), least_steps=10, least_epochs=0, default_epochs=4)
     with pytest.raises(ModelError, match=r"training diverged in epoch 1 of warm-up: the loss is nan.*default preset"):
         screen_images(few, Diverging(), settings=settings, progress=False, state_dir=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["screening.json"]
@@ -487,7 +499,7 @@ def test_the_papers_variant_runs_on_the_users_architecture_and_leaves_it_alone(p
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10)
     )
-    settings = dataclasses.replace(Settings.paper(), least_steps=100, least_epochs=0, default_epochs=4)
+    settings = dataclasses.replace(Settings.paper(), least_steps=100, least_epochs=0, default_epochs=8)
     found = screen_images(poisoned[1], model, settings=settings, progress=False)
     iterations = [row for row in found.history if "trusted" in row]
     assert [round(row["trusted"], 2) for row in iterations] == [0.05, 0.1, 0.15, 0.2]

@@ -133,7 +133,7 @@ def screen_images(
         store: the images and labels.
         model: a copy of the user's model that may be trained (only the paper's variant does); None for the probe alone.
         settings: what decides; None for the defaults.
-        epochs: length of the protected run; None for `settings.default_epochs` epoch-equivalents in all.
+        epochs: length of the protected run; None for `settings.default_epochs`.
         budget: share of the protected run's passes that the probes get, see `learning.recipe_for`.
         seed: of everything random.
         processes: the ranks; None for one.
@@ -154,7 +154,7 @@ def screen_images(
 
     settings = settings or Settings()
     processes = processes or Processes()
-    spend = settings.default_epochs if epochs is None else budget * epochs
+    spend = budget * (settings.default_epochs if epochs is None else epochs)
     made_with = settings.to_dict() | {"seed": seed, "epochs": epochs, "budget": budget, "spend": spend}
     made_with["classes"] = store.num_classes
     if trained and model is not None:

@@ -53,7 +53,7 @@ def screen(
     Args:
         dataset: map-style torch data set giving (image, label) or a dict, or a Hugging Face `Dataset`.
         model: the model to be trained, a function that builds one, or a timm name; None checks nothing against it.
-        epochs: how long the training on these data will be; None leaves screening its own default length.
+        epochs: how long the training on these data will be; None stands for 24 epochs.
         budget: what share of that training's passes the probes get; short trainings have a least that is more than it.
         seed: of everything random in screening.
         accelerator: an `accelerate.Accelerator`, to share the work among its processes.

@@ -14,7 +14,7 @@ class Settings:
 
     Attributes:
         variant: `"separation"`: trainguard's own; `"paper"`: AdvrBD as published.
-        default_epochs: epoch-equivalents of forward and backward passes where the caller names no `epochs`.
+        default_epochs: length of the protected run where the caller names no `epochs`.
         warmup_share: of them for the probe that learns everything, the trigger included. Measured: at 8 of 15 epochs on
             10,000 images the trigger separates inside its class for every attack of the drill.
         warmup_shift: random translation of its images, as a share of their side. Smaller than `shift`: a trigger lies
@@ -68,7 +68,7 @@ class Settings:
     """
 
     variant: Literal["separation", "paper"] = "separation"
-    default_epochs: float = 12.0
+    default_epochs: float = 24.0
     warmup_share: float = 0.55
     warmup_shift: float = 0.0625
     relearn_share: float = 0.3
